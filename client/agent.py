@@ -113,7 +113,7 @@ class _Line:
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
         self.status = ""  # logged when the connection is up
-        self._said = False
+        self._announced = False
         self._delay = _FIRST_DELAY
 
     def check(self) -> bool:
@@ -132,7 +132,7 @@ class _Line:
     def stands(self) -> None:
         """Log that the connection is up. It may not last, so the delay is not reset."""
         log.info("online at %s; %s", self._place.settings.server, self.status)
-        self._said = False
+        self._announced = False
 
     def works(self) -> None:
         """Note that a message got through: if the connection breaks now, the delay starts over."""
@@ -140,9 +140,9 @@ class _Line:
 
     def broke(self, error: Exception) -> None:
         """Log once that the connection is down."""
-        if not self._said:
+        if not self._announced:
             log.warning("%s; retrying until it answers", error)
-        self._said = True
+        self._announced = True
 
     def delay(self) -> float:
         """Return how many seconds to wait: longer each time, and randomised per agent."""

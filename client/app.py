@@ -40,21 +40,21 @@ from transport.messages import (
     TRAIN,
     UNDO,
     Agreed,
+    ContributorSet,
     Delivery,
     Keys,
     Letter,
     Order,
     Pairs,
-    Reached,
+    ProofRequest,
     Ready,
+    RoundOutcome,
     Shared,
-    Shown,
     Suspect,
-    ToProve,
     Trained,
     Undo,
 )
-from transport.reports import LARGEST_EPSILON, Told
+from transport.reports import LARGEST_EPSILON, ReportedNumbers
 from transport.run_messages import read_manifest
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _answering(
             return reply(
                 Error(FAILED, "the site's agent failed with an unexpected error; see the site's own log"), message
             )
-        site.said.pop(message.metadata.message_type, None)
+        site.last_errors.pop(message.metadata.message_type, None)
         return response
 
     return answered
@@ -134,24 +134,24 @@ def _of_run(kind: MessageKind[Q, R], answer: Callable[[AdmittedRun, Q], R]) -> C
 
 def _of_round(kind: MessageKind[P, R], answer: Callable[[Round, P], R]) -> Callable[[Site, Message], R]:
     """Answer a message about a plan, whose run is admitted before anything else is read."""
-    return _of_run(kind, lambda admitted, asked: answer(admitted.round(read_plan(asked.plan)), asked))
+    return _of_run(kind, lambda admitted, request: answer(admitted.round(read_plan(request.plan)), request))
 
 
 def _log(site: Site | None, message: Message, error: BaseException) -> None:
     """Log an error in one sentence, unless only its numbers have changed: the server repeats its messages."""
-    kind, said = message.metadata.message_type, sentence(error)
-    before = site.said.get(kind, "") if site else ""
-    if re.sub(r"\d", "", before) != re.sub(r"\d", "", said):
-        log.warning("%s: %s", kind, said)
+    kind, text = message.metadata.message_type, sentence(error)
+    before = site.last_errors.get(kind, "") if site else ""
+    if re.sub(r"\d", "", before) != re.sub(r"\d", "", text):
+        log.warning("%s: %s", kind, text)
     if site:
-        site.said[kind] = said
+        site.last_errors[kind] = text
     log.debug("%s", kind, exc_info=error)
 
 
 def query(site: Site, message: Message) -> Ready:
     """Answer whether this site takes part."""
-    admitted, asked = admit(site, read_manifest(message.content)), QUERY.read(message.content)
-    readiness = get_ready(admitted, message.metadata.dst_node_id, asked.head, asked.sent)
+    admitted, request = admit(site, read_manifest(message.content)), QUERY.read(message.content)
+    readiness = get_ready(admitted, message.metadata.dst_node_id, request.head, request.sent)
     return Ready(readiness, admitted.ledger.sign_head())
 
 
@@ -173,17 +173,17 @@ def share_secrets(site: Site, pairs: Pairs) -> Shared:
     return Shared(site.keyring.own_letters(keys), site.keyring.paired_with(keys))
 
 
-def agree_on_contributors(current: Round, shown: Shown) -> Agreed:
+def agree_on_contributors(current: Round, question: ContributorSet) -> Agreed:
     """Sign the set of contributors to a masked sum, and return the seeds of masks shared with absent sites."""
-    return Agreed(*agree(current, shown.contributions))
+    return Agreed(*agree(current, question.contributions))
 
 
-def reveal_mask(current: Round, shown: Shown) -> bytes:
+def reveal_mask(current: Round, question: ContributorSet) -> bytes:
     """Reveal the seed of this site's mask, once all contributors have signed their set."""
-    return reveal(current, shown.contributions, shown.signatures, shown.summed)
+    return reveal(current, question.contributions, question.signatures, question.summed)
 
 
-def prove_length(current: Round, request: ToProve) -> bytes:
+def prove_length(current: Round, request: ProofRequest) -> bytes:
     """Prove that the norm of this site's update is within the run's limit."""
     return prove(current, request.total, request.signatures, request.summed)
 
@@ -200,7 +200,7 @@ def train(current: Round, order: Order) -> Trained:
     return Trained(update, _report(current), current.ledger.sign_head())
 
 
-def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> Reached | Refusal:
+def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> RoundOutcome | Refusal:
     """Open a round's sum, keep the model, sign its digest and vote; if a masked sum does not open, say why."""
     site, plan = admitted.site, delivery.sums[0].plan
     try:
@@ -213,7 +213,7 @@ def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> Reached | Re
         keep_receipt(site, read_plan(plan), delivery.receipt)
     own = vote(admitted, checkpoint)
     metrics = shared(look(admitted, checkpoint), site.settings.policy)
-    return Reached(vouch(site, plan, checkpoint), Told(metrics), own)
+    return RoundOutcome(vouch(site, plan, checkpoint), ReportedNumbers(metrics), own)
 
 
 def undo_round(admitted: AdmittedRun, request: Undo) -> str:
@@ -222,17 +222,17 @@ def undo_round(admitted: AdmittedRun, request: Undo) -> str:
     return undo(admitted, question, request.votes).digest
 
 
-def _report(admitted: AdmittedRun) -> Told:
+def _report(admitted: AdmittedRun) -> ReportedNumbers:
     """Return what the policy lets out with an update. Omit what cannot be computed: the update is charged already."""
     if "epsilon" not in admitted.site.settings.policy.disclose:
-        return Told()
+        return ReportedNumbers()
     try:
         spent = admitted.ledger.spent(admitted.limit.delta)
     except Exception as error:  # whatever an accountant raises
         log.warning("the update is sent without the ε spent, which could not be computed: %s", sentence(error))
         log.debug("ε", exc_info=error)
-        return Told()
-    return Told({"epsilon": spent} if spent <= LARGEST_EPSILON else {})  # without noise, it is infinite
+        return ReportedNumbers()
+    return ReportedNumbers({"epsilon": spent} if spent <= LARGEST_EPSILON else {})  # without noise, it is infinite
 
 
 _ANSWERS: dict[MessageKind[Any, Any], Callable[[Site, Message], Any]] = {

@@ -50,7 +50,7 @@ def check_site(path: Path) -> Iterator[Finding]:
 def _keys(place: SiteFolder) -> str:
     """Check that the site's keys are there, are private, belong together, and are those in the roster."""
     keys = place.settings.keys
-    private = [place.path(each) for each in (keys.tls_key, keys.signing_key, keys.sealing_key)]
+    private = [place.path(key) for key in (keys.tls_key, keys.signing_key, keys.sealing_key)]
     for path in private:
         read_file(path)
     check_private(*private)

@@ -38,7 +38,7 @@ class SiteContext:
         """The site's records, and how to read them."""
         return self.place.source
 
-    def check_count(self, count: int, what: str) -> None:
+    def check_count(self, count: int, purpose: str) -> None:
         """Check that a run has records to work on.
 
         Raises:
@@ -46,7 +46,7 @@ class SiteContext:
         """
         if count == 0:
             held_out = self.settings.data.held_out
-            msg = f"{self.records_path}: held_out = {held_out:g} leaves no records {what}; change it, or add records"
+            msg = f"{self.records_path}: held_out = {held_out:g} leaves no records {purpose}; change it, or add records"
             raise DataError(msg)
 
 

@@ -61,8 +61,8 @@ def begin(folder: Path, invitation: Invitation) -> bytes:
     write_atomically(folder / _DEFAULT.authority, invitation.authority.encode())
     tls = read_tls_key(folder / _DEFAULT.tls_key)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, invitation.site)])
-    asked = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls, hashes.SHA256())
-    pem = asked.public_bytes(Encoding.PEM).decode()
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls, hashes.SHA256())
+    pem = request.public_bytes(Encoding.PEM).decode()
     return write_request(JoinRequest(invitation.site, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 

@@ -59,7 +59,7 @@ class Site(Works):
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
         # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
         self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
-        self.said: dict[str, str] = {}  # the last error for each kind of message
+        self.last_errors: dict[str, str] = {}  # the last error for each kind of message
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists keys for {self.name} that are not this site's keys; join again"

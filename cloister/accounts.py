@@ -111,15 +111,15 @@ def verify(path: Path, heads: Sequence[str] = ()) -> dict[str, Any]:
         CloisterError: if there is no ledger, or one is incomplete, not signed by the site, or older than a head.
     """
     place = read_site(path)
-    ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists() or each.last_kept()]
+    ledgers = [file for file in (place.ledger, place.held_out_ledger) if file.path.exists() or file.last_kept()]
     if not ledgers:
         msg = (
             f"{place.ledger.path}: there is no ledger: nothing was ever charged for this lineage, or the file is "
             "missing"
         )
         raise ConfigError(msg)
-    verified = [_verified(each) for each in ledgers]
-    had = set().union(*(each.entries().heads for each in ledgers))
+    verified = [_verified(ledger) for ledger in ledgers]
+    had = set().union(*(ledger.entries().heads for ledger in ledgers))
     for head in heads:
         if head.lower() not in had:
             msg = (
@@ -141,7 +141,8 @@ def _verified(ledger: Ledger) -> dict[str, Any]:
         "signed_by": ledger.public_key.public_bytes_raw().hex(),
         "last_head_kept": ledger.last_kept(),
         "adopted": [
-            {"entries": each.entries, "signed_by": each.key or None, "time": each.time} for each in entries.adoptions
+            {"entries": adoption.entries, "signed_by": adoption.key or None, "time": adoption.time}
+            for adoption in entries.adoptions
         ],
     }
 
@@ -158,13 +159,13 @@ def adopt(path: Path, old_key: Path | None) -> list[dict[str, Any]]:
     """
     place = read_site(path)
     before = read_signing_key(old_key).public_key() if old_key else None
-    ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists()]
+    ledgers = [file for file in (place.ledger, place.held_out_ledger) if file.path.exists()]
     if not ledgers:
         msg = f"{place.ledger.path}: there is no ledger to adopt; copy it there first"
         raise ConfigError(msg)
-    for each in ledgers:
-        each.adopt(before)
-    return [_verified(each) for each in ledgers]
+    for ledger in ledgers:
+        ledger.adopt(before)
+    return [_verified(ledger) for ledger in ledgers]
 
 
 def plan(path: Path, run: Path) -> dict[str, Any]:

@@ -40,14 +40,14 @@ def follow(processes: Processes, federation: Federation, show: Callable[[dict[st
         RunError: if a process ends before the run, or nothing happens for minutes.
     """
     path = event_log_path(federation)
-    shown, last = 0, time.monotonic()
+    printed, last = 0, time.monotonic()
     while True:
         ended = processes.ended()
         events = read_events(path)
-        for event in events[shown:]:
+        for event in events[printed:]:
             show(event)
             last = time.monotonic()
-        shown = len(events)
+        printed = len(events)
         if events and events[-1]["event"] in {"finished", "failed"}:
             return
         for name in ended:

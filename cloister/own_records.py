@@ -37,11 +37,11 @@ def report(site: Path, task: str | None, progress: Callable[[int], None]) -> dic
     if not chosen:
         msg = f"{place.folder}: its policy allows no task that trains, so there is nothing to check"
         raise ConfigError(msg)
-    found = [inspect(place, name, progress) for name in chosen]
+    tasks = [inspect(place, name, progress) for name in chosen]
     return {
         "site": place.settings.site,
         "file": str(place.source.path),
         "source": place.source.options.name if place.source.options else None,
-        "usable": not any(each["problem_count"] for each in found),
-        "tasks": found,
+        "usable": not any(findings["problem_count"] for findings in tasks),
+        "tasks": tasks,
     }

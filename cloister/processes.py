@@ -122,7 +122,7 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    usual = {number: signal.signal(number, lambda given, _: held.append(given)) for number in _ENDING}
+    usual = {number: signal.signal(number, lambda received, _: held.append(received)) for number in _ENDING}
     try:
         yield
     finally:

@@ -62,14 +62,14 @@ def read_toml(path: Path, into: type[T]) -> T:
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"at line (\d+), column (\d+)", str(error))
         line, column = (int(place[1]), int(place[2])) if place else (text.count("\n") + 1, 1)
-        what = str(error).partition(" (at")[0]
-        raise ConfigError(_point(path, text, line, column - 1, 1, f"not valid TOML: {what.lower()}")) from error
+        problem = str(error).partition(" (at")[0]
+        raise ConfigError(_point(path, text, line, column - 1, 1, f"not valid TOML: {problem.lower()}")) from error
     except RecursionError as error:
         msg = f"{path}: nested too deeply for a settings file; settings have two levels at most"
         raise ConfigError(msg) from error
     except ValidationError as error:
         # A misspelt key is also a missing one; report the misspelling, which helps more.
-        first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN)
+        first = min(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN)
         raise ConfigError(_explain(path, text, first, into)) from error
     except ValueError as error:  # Python refuses integers of thousands of digits
         msg = f"{path}: {str(error).partition(';')[0]}; write a smaller number"
@@ -135,9 +135,9 @@ def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
     return _point(path, text, line, column, len(keys[-1]) if keys else 1, message)
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str | None:
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return a question that names the known name nearest to a given one, or None if none is near."""
-    near = get_close_matches(given, list(known), n=1)
+    near = get_close_matches(word, list(known), n=1)
     return f"did you mean `{near[0]}`?" if near else None
 
 
@@ -148,13 +148,13 @@ def _resolve(into: Any, path: list[str]) -> tuple[list[str], list[str]]:  # noqa
     """
     keys, known = list[str](), list[str]()
     for part in path:
-        classes = [each for each in get_args(into) or (into,) if dataclasses.is_dataclass(each)]
-        chosen = [each for each in classes if getattr(each, "name", None) == part]
+        classes = [option for option in get_args(into) or (into,) if dataclasses.is_dataclass(option)]
+        chosen = [kind for kind in classes if getattr(kind, "name", None) == part]
         if len(classes) > 1 and chosen:
             into = chosen[0]
             continue
         keys.append(part)
-        known = [field.name for each in classes for field in dataclasses.fields(each)]
+        known = [field.name for kind in classes for field in dataclasses.fields(kind)]
         into = get_type_hints(classes[0]).get(part) if classes else None
     return keys, known
 
@@ -178,9 +178,9 @@ def _locate(text: str, keys: list[str]) -> tuple[int, int]:
 def _point(path: Path, text: str, line: int, column: int, width: int, message: str) -> str:
     place = f"{path}:{line}  "
     lines = text.splitlines()
-    shown = lines[line - 1] if line <= len(lines) else ""
-    left = max(0, column - _SHOWN // 2) if len(shown) > _SHOWN else 0
+    excerpt = lines[line - 1] if line <= len(lines) else ""
+    left = max(0, column - _SHOWN // 2) if len(excerpt) > _SHOWN else 0
     # Control characters could control the terminal; one dot for each keeps the caret in place.
-    shown = "".join(each if each.isprintable() else "·" for each in shown[left : left + _SHOWN])
+    excerpt = "".join(character if character.isprintable() else "·" for character in excerpt[left : left + _SHOWN])
     width = max(1, min(width, _SHOWN))
-    return f"{place}{shown}\n{' ' * (len(place) + column - left)}{'^' * width} {message}"
+    return f"{place}{excerpt}\n{' ' * (len(place) + column - left)}{'^' * width} {message}"

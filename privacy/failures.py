@@ -61,28 +61,28 @@ def raised(error: BaseException, module: str = "") -> str:
     """
     kind = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{kind} at {_shown(error.filename)}:{error.lineno}"
+        return f"{kind} at {_relative(error.filename)}:{error.lineno}"
     frames = list(_frames(error.__traceback__))
     package = module.partition(".")[0]
-    own = [each for each in frames if package and each[0].partition(".")[0] == package]
+    own = [frame for frame in frames if package and frame[0].partition(".")[0] == package]
     if not (own or frames):
         return kind
     _, file, line = (own or frames)[-1]
-    return f"{kind} at {_shown(file)}:{line}"
+    return f"{kind} at {_relative(file)}:{line}"
 
 
 def _frames(trace: TracebackType | None) -> list[tuple[str, str, int]]:
     """Return module, file and line of every frame that has a file, outermost first."""
-    found = []
+    frames = []
     while trace is not None:
         frame = trace.tb_frame
         if not frame.f_code.co_filename.startswith("<"):
-            found.append((str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename, trace.tb_lineno))
+            frames.append((str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    return found
+    return frames
 
 
-def _shown(file: str) -> str:
+def _relative(file: str) -> str:
     """Return a file's path relative to Cloister's root folder or to the working folder, if it is below one of them."""
     for folder in (_ROOT, Path.cwd()):
         if file.startswith(f"{folder}{os.sep}"):
@@ -96,12 +96,12 @@ def reason(error: OSError) -> str:
     >>> reason(FileNotFoundError(2, "No such file or directory", "run.toml"))
     'no such file or directory'
     """
-    said = (error.strerror or "it cannot be used").strip()
-    return said[:1].lower() + said[1:]
+    text = (error.strerror or "it cannot be used").strip()
+    return text[:1].lower() + text[1:]
 
 
 def _of_system(error: OSError) -> str:
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    place = "".join(each if each.isprintable() else "·" for each in name) + ": " * bool(name)
+    place = "".join(character if character.isprintable() else "·" for character in name) + ": " * bool(name)
     advice = _ADVICE.get(error.errno or 0, "check the file and its disk")
     return f"{place}{reason(error)}; {advice}"

@@ -187,7 +187,7 @@ def size_of(path: Path) -> int:
 
 def lost(path: Path) -> bool:
     """Return whether a path or its folder is a dangling link, for example to a disk that is not mounted."""
-    return any(each.is_symlink() and not each.exists() for each in (path, path.parent))
+    return any(part.is_symlink() and not part.exists() for part in (path, path.parent))
 
 
 def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:

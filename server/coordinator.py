@@ -251,7 +251,9 @@ class Coordinator:
         return self.folder / "invitations" / f"{number}.json"
 
 
-def found(folder: Path, consortium: str, host: str, port: int = PORT, listen: Address | None = None) -> Coordinator:
+def create_consortium(
+    folder: Path, consortium: str, host: str, port: int = PORT, listen: Address | None = None
+) -> Coordinator:
     """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
 
     Args:

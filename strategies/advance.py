@@ -66,9 +66,9 @@ def advance(
     for start in range(0, vector.size, BLOCK):
         part = slice(start, start + BLOCK)
         known = {name: values[part] for name, values in state.vectors.items()}
-        given = Mean(vector[part].astype(np.float64), weights, run)
+        means = Mean(vector[part].astype(np.float64), weights, run)
         with np.errstate(all="ignore"):  # checked below
-            new_part, kept = algorithm.apply(model.vector[part].astype(np.float64), known, given)
+            new_part, kept = algorithm.apply(model.vector[part].astype(np.float64), known, means)
             if new_part.shape != vector[part].shape or kept.keys() != after.keys():
                 msg = f"{type(algorithm).__name__} returns a model or a state with another shape; correct its `apply`"
                 raise ProtocolError(msg)

@@ -55,9 +55,11 @@ class Attention:
         """Whether the server waits for a node's reply to a message of this kind."""
         return not self._silent.get(node, set()) & {_ANY, kind}
 
-    def asked(self, kind: str) -> set[int]:
+    def unanswered(self, kind: str) -> set[int]:
         """Return the nodes that have not answered a pushed message of this kind yet."""
-        return {each.metadata.dst_node_id for each in self._open.values() if each.metadata.message_type == kind}
+        return {
+            message.metadata.dst_node_id for message in self._open.values() if message.metadata.message_type == kind
+        }
 
     def see(self, online: AbstractSet[int]) -> None:
         """Note which nodes are online. A node that comes back is waited for again, once."""
@@ -70,10 +72,10 @@ class Attention:
                 forgiven |= kinds
                 self._away.discard(node)
         now = time.time()
-        for name, said in [(name, each.metadata) for name, each in self._open.items()]:
-            if said.created_at + said.ttl < now:
+        for name, metadata in [(name, message.metadata) for name, message in self._open.items()]:
+            if metadata.created_at + metadata.ttl < now:
                 del self._open[name]
-                self.silent(said.dst_node_id, said.message_type)
+                self.silent(metadata.dst_node_id, metadata.message_type)
 
     def silent(self, node: int, kind: str) -> None:
         """Note that a node left a message unanswered."""
@@ -86,7 +88,7 @@ class Attention:
     def push(self, grid: Grid, messages: list[Message]) -> set[str]:
         """Send messages without waiting for replies, which `take` collects later; return their ids."""
         grid.push_messages(messages)
-        sent = {each.metadata.message_id: each for each in messages}
+        sent = {message.metadata.message_id: message for message in messages}
         self._open |= sent
         return set(sent)
 
@@ -95,13 +97,13 @@ class Attention:
         late, self._late = self._late, []
         yield from late
         for reply in grid.pull_messages(list(self._open)) if self._open else ():
-            asked = self._open.get(reply.metadata.reply_to_message_id)
-            if asked is None or (node := _source(reply, asked)) is None:
+            message = self._open.get(reply.metadata.reply_to_message_id)
+            if message is None or (node := _source(reply, message)) is None:
                 continue
-            del self._open[asked.metadata.message_id]
+            del self._open[message.metadata.message_id]
             if reply.metadata.src_node_id == node:  # otherwise the grid reports that no reply will come
-                self._spoke(node, asked.metadata.message_type)
-            yield asked, reply
+                self._spoke(node, message.metadata.message_type)
+            yield message, reply
 
     def send(self, grid: Grid, messages: Iterable[Message], least: int = 0) -> list[Message]:
         """Begin an exchange: push messages to nodes that were silent, and return the messages to wait for.
@@ -112,14 +114,18 @@ class Attention:
             least: if fewer nodes than this are responsive, wait for all.
         """
         messages = list(messages)
-        waited = [each for each in messages if self.waits_for(each.metadata.dst_node_id, each.metadata.message_type)]
+        waited = [
+            message
+            for message in messages
+            if self.waits_for(message.metadata.dst_node_id, message.metadata.message_type)
+        ]
         pushed = set[str]()
         if len(waited) < least:
             waited = messages
         elif len(waited) < len(messages):
             kind = messages[0].metadata.message_type
-            busy = self.asked(kind) | {each.metadata.dst_node_id for each in waited}
-            pushed = self.push(grid, [each for each in messages if each.metadata.dst_node_id not in busy])
+            busy = self.unanswered(kind) | {message.metadata.dst_node_id for message in waited}
+            pushed = self.push(grid, [message for message in messages if message.metadata.dst_node_id not in busy])
         self._exchange = _Exchange(waited, pushed, time.monotonic() + self.seconds)
         return waited
 
@@ -132,14 +138,14 @@ class Attention:
             enough: whether the exchange may end without the nodes that are not waited for.
         """
         exchange, answered = self._exchange, set[int]()
-        by_node = {each.metadata.dst_node_id: each for each in exchange.waited}
-        by_name = {each.metadata.message_id: each for each in exchange.waited}
+        by_node = {message.metadata.dst_node_id: message for message in exchange.waited}
+        by_name = {message.metadata.message_id: message for message in exchange.waited}
         for reply in replies:
-            said = reply.metadata
-            message = by_node.get(said.src_node_id) or by_name.get(said.reply_to_message_id)
+            metadata = reply.metadata
+            message = by_node.get(metadata.src_node_id) or by_name.get(metadata.reply_to_message_id)
             if message is None or (node := _source(reply, message)) is None:
                 continue  # nobody asked for it
-            if said.src_node_id == node:
+            if metadata.src_node_id == node:
                 answered.add(node)
                 self._spoke(node, message.metadata.message_type)
             yield node, reply

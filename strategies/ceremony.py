@@ -63,7 +63,7 @@ class Ceremony:
         self._members, self._letters, self._event_log = members, letters, event_log
         self._masked = masked
         self._wanted = new_epoch
-        self._asked = 0
+        self._last_epoch = 0
         self._failures: dict[str, int] = {}  # sites that failed to lead are asked last
         self._heard = set[str]()  # sites that had no keys and have led since
         self._parted: dict[str, int] = {}  # how often a site was left out because a shared secret was missing
@@ -132,17 +132,17 @@ class Ceremony:
                 held.setdefault((epoch, fingerprint), []).append(site)
         if not held:
             return 0, "", []
-        (epoch, fingerprint), holders = max(held.items(), key=lambda each: (len(each[1]), each[0]))
+        (epoch, fingerprint), holders = max(held.items(), key=lambda group: (len(group[1]), group[0]))
         return epoch, fingerprint, holders
 
     def _lead(self, grid: Grid, leader: str) -> None:
         # Above every credible epoch, for this roster or another: epochs never go back. A number is never reused
         # either: a leader whose answer was lost holds its own keys under that number.
         seen = self._members.latest.values()
-        self._asked = epoch = next_epoch(seen, max(self._letters.latest, self._asked))
+        self._last_epoch = epoch = next_epoch(seen, max(self._letters.latest, self._last_epoch))
         message = self._message(leader, LEAD, epoch)
         half = self._members.attention.seconds / 2  # leaves time for another leader
-        replies = [each for _, each in self._members.attention.ask(grid, [message], lambda: False, half)]
+        replies = [reply for _, reply in self._members.attention.ask(grid, [message], lambda: False, half)]
         if not replies:
             msg = "it did not answer when asked to lead"
             raise ProtocolError(msg)
@@ -160,8 +160,8 @@ class Ceremony:
         }
         names = members.names()
         for number in range(max(map(len, missing.values()), default=0)):  # oldest first, all sites at once
-            letters = {site: each[number] for site, each in missing.items() if len(each) > number}
-            messages = [self._message(site, ACCEPT, Letter(*each)) for site, each in letters.items()]
+            letters = {site: sealed[number] for site, sealed in missing.items() if len(sealed) > number}
+            messages = [self._message(site, ACCEPT, Letter(*letter)) for site, letter in letters.items()]
             for node, reply in members.attention.ask(grid, messages):
                 try:
                     self._note(names[node], ACCEPT.read_reply(content_of(reply)))
@@ -181,20 +181,20 @@ class Ceremony:
         if not self._masked:
             return epoch, keys, sites
         for _ in range(_TRIES):
-            missing = {site: [each for each in sites if each < site and each not in members.pairs[site]]
+            missing = {site: [name for name in sites if name < site and name not in members.pairs[site]]
                        for site in sites}  # fmt: skip
             letters = {site: self._letters.pairs_to(keys, site, senders) for site, senders in missing.items()}
             # If letters are lost here, ask their senders for new ones.
             lost = {sender for site, senders in missing.items() for sender in set(senders) - set(letters[site])}
-            asked = [site for site in sites if letters[site] or site in lost]
-            if not asked:
+            receivers = [site for site in sites if letters[site] or site in lost]
+            if not receivers:
                 break
-            self._share(grid, keys, {site: letters[site] for site in asked})
+            self._share(grid, keys, {site: letters[site] for site in receivers})
         return epoch, keys, self._connected(sites)
 
     def _share(self, grid: Grid, keys: str, letters: Mapping[str, Mapping[str, bytes]]) -> None:
         members, names = self._members, self._members.names()
-        messages = [self._message(site, PAIRS, Pairs(keys, each)) for site, each in letters.items()]
+        messages = [self._message(site, PAIRS, Pairs(keys, letter)) for site, letter in letters.items()]
         for node, reply in members.attention.ask(grid, messages):
             try:
                 shared = PAIRS.read_reply(content_of(reply))
@@ -210,7 +210,7 @@ class Ceremony:
         """
         pairs, left = self._members.pairs, list(sites)
         while True:
-            lacks = {site: [each for each in left if each != site and not (each in pairs[site] and site in pairs[each])]
+            lacks = {site: [name for name in left if name != site and not (name in pairs[site] and site in pairs[name])]
                      for site in left}  # fmt: skip
             worst = max(lacks, key=lambda site: (len(lacks[site]), -self._parted.get(site, 0), site), default="")
             if not lacks.get(worst):

@@ -1,6 +1,6 @@
 """The server's half of encrypted federated averaging: a Flower `Strategy` that adds updates that it cannot read.
 
-Where Flower passes "the model" from round to round, this strategy passes the encrypted sum. A round:
+The arrays that Flower passes from round to round stay empty: the server has no model. A round:
 
 1. Plan:  ask which sites are ready, and bind cohort, model, deadline and minimum into a plan (`configure_train`).
 2. Add:   verify each update as it arrives, add it modulo q, close at the deadline (`aggregate_train`).
@@ -27,7 +27,7 @@ from privacy.run.plan import read_plan
 from strategies.attention import Attention
 from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
-from strategies.judging import Court
+from strategies.judging import LiarFinder
 from strategies.masking import Masking, next_attempt
 from strategies.membership import UNOPENED, Membership
 from strategies.metrics import averaged
@@ -38,7 +38,7 @@ from transport.flower import FAILED, REFUSED
 from transport.mask_messages import Refusal
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
-from transport.run_messages import content_of, sum_from_arrays, sum_to_arrays
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -83,8 +83,9 @@ class EncryptedStrategy(Strategy):
         self._voting = Voting(self._members, self._manifest.settings)
         proofs = self._manifest.settings.encryption.update_norm is not None
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
-        self._court, self._bodies = Court(self._members, colluding), Bodies(event_log.folder)
+        self._liar_finder, self._bodies = LiarFinder(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)
+        self._sum: EncryptedSum | None = None  # released, and not sent to the sites yet
         self._seconds = cohort.round_deadline_seconds
         self._there: list[str] = []  # sites present when the round was planned
         self._failures = 0
@@ -148,13 +149,13 @@ class EncryptedStrategy(Strategy):
         messages = []
         for site in present:
             sums = self._event_log.missing(self._members.models[site])
-            current.bytes_down += sum(each.size for each in sums)
+            current.bytes_down += sum(total.size for total in sums)
             messages.append(self._order(site, plan, sums))
         return self._attention.send(grid, messages, cohort.minimum)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
                         ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
-        """Verify and add updates as they arrive; return the encrypted sum, or None below the minimum."""
+        """Verify and add updates as they arrive; release their sum, unless it is below the minimum."""
         del server_round
         current, plan = self._round, self._round.plan
         if plan is None:
@@ -163,18 +164,19 @@ class EncryptedStrategy(Strategy):
         total = self._collect(plan, replies)
         current.contributors = total.sites
         try:
-            result = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
+            self._sum = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
-        self._release(result)
-        return sum_to_arrays(result), None
+        self._release(self._sum)
+        return None, None
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
                            grid: Grid) -> Iterable[Message]:  # fmt: skip
         """Deliver the sum to every site of the cohort that can open it."""
-        del server_round, config
-        return self._deliver(grid, sum_from_arrays(arrays)) if self._round.released else []
+        del server_round, arrays, config
+        total, self._sum = self._sum, None  # its bytes are in memory until the messages are sent, and no longer
+        return self._deliver(grid, total) if total else []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Adopt the model that most sites arrived at, and average the metrics that they report.
@@ -189,7 +191,7 @@ class EncryptedStrategy(Strategy):
             return None
         self._voting.begin()
         models, reports, refusals = self._hear(replies)
-        while len(refusals) > len(models) and self._court.is_convinced(refusals):
+        while len(refusals) > len(models) and self._liar_finder.is_convinced(refusals):
             result = self._repeat(refusals)
             if result is None:
                 return None
@@ -222,19 +224,19 @@ class EncryptedStrategy(Strategy):
                 self._selection.sound(current.contributors)
             return figures
         self._voting.undo(self._grid, list(self._members.nodes))
-        before = self._selection.found
+        before = self._selection.excluded
         self._selection.spoiled(current.contributors)
-        found = [site for site in self._selection.found if site not in before]
+        excluded = [site for site in self._selection.excluded if site not in before]
         reason = "undone: too many sites voted that its model is worse"
-        if found:
-            reason += f"; {', '.join(found)} spoiled this round and earlier ones, and is left out from now on"
+        if excluded:
+            reason += f"; {', '.join(excluded)} spoiled this round and earlier ones, and is left out from now on"
         elif not self._selection.can_part(self._there):
             reason += "; the site responsible cannot be identified, because the minimum cohort can spare no site"
             self._failures += 1
             current.problems |= dict.fromkeys(
                 current.contributors, "its round was undone; this site or another contributor is responsible"
             )
-        return {**figures, "reason": reason, "found": found}
+        return {**figures, "reason": reason, "found": excluded}
 
     def _release(self, result: EncryptedSum) -> None:
         self._event_log.release(result)
@@ -295,7 +297,7 @@ class EncryptedStrategy(Strategy):
             return None
         for site in refusals:
             current.problems.pop(site)
-        liars = self._court.liars(self._grid, plan, self._bodies, current.contributors, refusals)
+        liars = self._liar_finder.liars(self._grid, plan, self._bodies, current.contributors, refusals)
         self._members.expel(liars)
         current.problems |= liars
         left = [site for site in current.contributors if site not in liars]
@@ -345,7 +347,7 @@ class EncryptedStrategy(Strategy):
         self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"
-            if self._members.nodes[site] in self._attention.asked(MessageType.TRAIN):
+            if self._members.nodes[site] in self._attention.unanswered(MessageType.TRAIN):
                 problems[site] = (
                     "no update yet; it failed an earlier round, so rounds do not wait for it until it sends an update"
                 )

@@ -133,7 +133,7 @@ def _kept(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
     if isinstance(value, str):
         return plain(value, _LONGEST)
     if isinstance(value, dict):
-        return {plain(str(name)): _kept(each) for name, each in value.items()}
+        return {plain(str(name)): _kept(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_kept(each) for each in value]
+        return [_kept(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

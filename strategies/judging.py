@@ -38,7 +38,7 @@ _WRONG = "the code or tag of its update was wrong; it is left out"
 _SLANDER = "it reported a correct update as wrong; it is left out"
 
 
-class Court:
+class LiarFinder:
     """Finds liars, wherever more sites agree than may collude."""
 
     def __init__(self, members: Membership, colluding_sites: int) -> None:
@@ -63,10 +63,10 @@ class Court:
         Raises:
             RunError: if the server did not add up what it was sent.
         """
-        ((why, _),) = Counter(each.why for each in refusals.values()).most_common(1)
+        ((why, _),) = Counter(refusal.why for refusal in refusals.values()).most_common(1)
         if why == CODES:
             return self._judged(grid, plan, bodies, sites)
-        named = Counter(liar for each in refusals.values() if why == SEEDS for liar in each.liars)
+        named = Counter(liar for refusal in refusals.values() if why == SEEDS for liar in refusal.liars)
         return {site: _FALSE_SEED for site in sites if named[site] > self._colluding}
 
     def _judged(self, grid: Grid, plan: RoundPlan, bodies: Bodies, sites: Sequence[str]) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Court:
             if judge in liars:
                 continue
             ends = time.monotonic() + self._members.attention.seconds
-            for site in (each for each in sites if each not in liars):
+            for site in (member for member in sites if member not in liars):
                 body = bodies.find(site)
                 verdict = self._ask(grid, plan, body, [judge]).get(judge)
                 if verdict is None or time.monotonic() > ends:  # silent or slow: another site judges
@@ -101,9 +101,9 @@ class Court:
         self, grid: Grid, plan: RoundPlan, body: SignedUpdate, site: str, accusation: Accusation, sites: Sequence[str]
     ) -> dict[str, str]:
         """Have all others judge a body that one site rejected; return the liar: its sender or the accuser."""
-        others = [each for each in sites if each != accusation.site]
+        others = [member for member in sites if member != accusation.site]
         verdicts = self._ask(grid, plan, body, others, accusation)
-        right = sum(each.right for each in verdicts.values())
+        right = sum(verdict.right for verdict in verdicts.values())
         if 1 + len(verdicts) - right > self._colluding:
             return {site: _WRONG}
         return {accusation.site: _SLANDER} if right > self._colluding else {}

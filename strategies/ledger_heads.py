@@ -40,7 +40,7 @@ class LedgerHeads:
         """Write changes to the file, if there are any."""
         if self._saved:
             return
-        stored = {site: {"head": each.head, "signature": each.signature.hex()} for site, each in self._heads.items()}
+        stored = {site: {"head": head.head, "signature": head.signature.hex()} for site, head in self._heads.items()}
         write_atomically(self._path, json.dumps(stored, indent=1, sort_keys=True).encode() + b"\n")
         self._saved = True
 
@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[str, SignedHead]:
     try:
         stored = json.loads(read_file(path))
         return {
-            str(site): SignedHead(str(each["head"]), bytes.fromhex(each["signature"])) for site, each in stored.items()
+            str(site): SignedHead(str(head["head"]), bytes.fromhex(head["signature"])) for site, head in stored.items()
         }
     except FileNotFoundError:
         return {}

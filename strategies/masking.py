@@ -23,7 +23,7 @@ from privacy.crypto.masking import disputes, verify_pairs, verify_seed
 from privacy.crypto.norm_signature import subject_of, verify_proof
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.run.plan import read_plan
-from transport.messages import AGREE, PROVE, REVEAL, Shown, ToProve
+from transport.messages import AGREE, PROVE, REVEAL, ContributorSet, ProofRequest
 from transport.run_messages import content_of
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ class Masking:
             self._note(withheld, current, "proof")
         return result.total
 
-    def _note(self, withheld: dict[str, str], current: OpenRound, what: str) -> None:
+    def _note(self, withheld: dict[str, str], current: OpenRound, part_name: str) -> None:
         current.problems |= withheld
         self._selection.withheld(withheld, current.number)
-        check_all_shown(withheld, current.number, what)
+        check_all_shown(withheld, current.number, part_name)
 
     def _agreed(self, grid: Grid, total: RunningSum) -> tuple[AgreedSum, dict[str, str]]:
         """Have a sum's contributors agree on their set; return the agreed sum, and why sites are not part of it."""
@@ -121,9 +121,9 @@ def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, headers: Mapping[str, UpdateHeader]
 ) -> tuple[AgreedSum, dict[str, str]]:
     """Have all contributors sign their set; return the agreed sum, and why some did not sign."""
-    question = Shown(members.manifest, total.plan, total.contributions)
-    plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
-    absent, digest = absent_from(plan, shown), set_digest(shown)
+    question = ContributorSet(members.manifest, total.plan, total.contributions)
+    plan, headers_by_site = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
+    absent, digest = absent_from(plan, headers_by_site), set_digest(headers_by_site)
 
     def check(site: str, agreed: Agreed) -> None:
         check_signed(plan, digest, site, agreed.signature, members.roster)
@@ -141,7 +141,7 @@ def add_reveals(
 ) -> tuple[AgreedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
-    question = Shown(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
+    question = ContributorSet(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
 
     def check(site: str, seed: bytes) -> None:
         verify_seed(seed, plan, headers[site].mask, members.roster.member(site).verification_key)
@@ -158,9 +158,9 @@ def add_proofs(
     """Ask all contributors for norm proofs; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
     bare = replace(total, c0=(), codes=b"", c1=())
-    question = ToProve(members.manifest, bare, agreed.signatures, total.digest)
-    shown = {site: part.header for site, part in _by_site(headers, total)}
-    subject = subject_of(plan.digest, set_digest(shown), total.digest)
+    question = ProofRequest(members.manifest, bare, agreed.signatures, total.digest)
+    headers_by_site = {site: part.header for site, part in _by_site(headers, total)}
+    subject = subject_of(plan.digest, set_digest(headers_by_site), total.digest)
 
     def check(site: str, proof: bytes) -> None:
         verify_proof(proof, subject, members.roster.member(site).verification_key)
@@ -169,7 +169,7 @@ def add_proofs(
     return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
 
 
-def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None:
+def check_all_shown(problems: Mapping[str, str], number: int, part_name: str) -> None:
     """Check that a masked sum can be opened.
 
     Raises:
@@ -178,7 +178,7 @@ def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None
     if problems:
         sites = ", ".join(problems)
         msg = (
-            f"round {number}: without the {what} of {sites} the sum cannot be opened; "
+            f"round {number}: without the {part_name} of {sites} the sum cannot be opened; "
             "the next round starts from its model"
         )
         raise ProtocolError(msg)

@@ -22,7 +22,7 @@ from privacy.run.plan import read_plan
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting_events import Waiting
 from transport.mask_messages import REFUSAL, Refusal
-from transport.messages import EVALUATE, QUERY, Delivery, Query, Reached
+from transport.messages import EVALUATE, QUERY, Delivery, Query, RoundOutcome
 from transport.run_messages import OPENED, Readiness, content_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Membership:
             RunError: if too few sites start from the same model.
         """
         begun = time.monotonic()
-        asked, waiting = dict[int, float](), Waiting(self.event_log, begun)
+        times, waiting = dict[int, float](), Waiting(self.event_log, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
             self.attention.see(online)
@@ -91,21 +91,21 @@ class Membership:
                     self._read(grid, message, reply)
             here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
-            unheard = self.attention.asked(MessageType.QUERY) & strangers
+            unheard = self.attention.unanswered(MessageType.QUERY) & strangers
             # A site that refused may have been fixed meanwhile: ask it again if the round needs it.
             new = {
                 node for node in strangers - unheard
-                if node not in asked or (len(here) < minimum and now - asked[node] > min(1.0, seconds / 10))
+                if node not in times or (len(here) < minimum and now - times[node] > min(1.0, seconds / 10))
             }  # fmt: skip
             if new:
-                asked |= dict.fromkeys(new, now)
+                times |= dict.fromkeys(new, now)
                 for node in new:
                     self._ask(grid, node)
                 continue
             awaited = {node for node in unheard if self.attention.waits_for(node, MessageType.QUERY)}
             if now - begun < GRACE * seconds:
-                awaited |= unheard & asked.keys()
-            everybody = self.begun or len(here) + len(strangers & asked.keys() - unheard) >= len(self.listed)
+                awaited |= unheard & times.keys()
+            everybody = self.begun or len(here) + len(strangers & times.keys() - unheard) >= len(self.listed)
             if now - begun > seconds or (len(here) >= minimum and everybody and not awaited):
                 break
             needed = minimum if self.begun else len(self.listed)
@@ -181,14 +181,14 @@ class Membership:
             self.doubt(site)
             self.models.pop(site, None)
 
-    def read_outcome(self, site: str, plan: bytes, reply: Message) -> Reached | Refusal:
+    def read_outcome(self, site: str, plan: bytes, reply: Message) -> RoundOutcome | Refusal:
         """Return a site's signed outcome of a plan's sum: the model it reached, or why it did not open the sum.
 
         Raises:
             CloisterError: if the reply holds no outcome, or its signature is wrong.
         """
         outcome = EVALUATE.read_reply(content_of(reply))
-        word, kind = (outcome.opened, OPENED) if isinstance(outcome, Reached) else (outcome, REFUSAL)
+        word, kind = (outcome.opened, OPENED) if isinstance(outcome, RoundOutcome) else (outcome, REFUSAL)
         key = self.roster.member(site).verification_key
         verify(key, kind, word.signed_part(digest("plan", plan)), word.signature)
         return outcome
@@ -217,8 +217,8 @@ class Membership:
         if agreed and list(models.values()).count(agreed) <= self.liars:
             agreed = None
         if agreed is None and len(models) > 2 * self.liars:
-            each = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(models.items()))
-            msg = f"round {round_number} left the sites with different models: {each}; the run was stopped"
+            digests = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(models.items()))
+            msg = f"round {round_number} left the sites with different models: {digests}; the run was stopped"
             raise RunError(msg)
         for site in list(self.nodes):
             if agreed and models.get(site) == agreed:

@@ -20,7 +20,7 @@ def averaged(reports: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int
     {'loss': 0.4, 'accuracy': 1.0}
     """
     averages = {}
-    for name, _ in Counter(name for each in reports.values() for name in each).most_common(MOST_METRICS):
+    for name, _ in Counter(name for report in reports.values() for name in report).most_common(MOST_METRICS):
         parts = [(sizes.get(site, 0), metrics[name]) for site, metrics in reports.items() if name in metrics]
         if whole := sum(size for size, _ in parts):
             averages[name] = sum(size * value for size, value in parts) / whole

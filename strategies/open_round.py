@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from privacy.run.manifest import Manifest
-    from transport.reports import Told
+    from transport.reports import ReportedNumbers
 
 _LISTED = 5  # problems that a message lists
 
@@ -33,7 +33,7 @@ class OpenRound:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def hear(self, site: str, report: Told) -> Mapping[str, float]:
+    def hear(self, site: str, report: ReportedNumbers) -> Mapping[str, float]:
         """Return the numbers that a site reported with its reply; note if some were left out."""
         if report.dropped:
             self.problems[site] = report.dropped
@@ -54,8 +54,8 @@ class OpenRound:
         Raises:
             RunError: if no round has been released, or the same sites gave the same reasons in the previous round.
         """
-        given, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
-        if self.released or not given < least <= given + len(self.refused):
+        count, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
+        if self.released or not count < least <= count + len(self.refused):
             return  # nothing was charged, others were missing that may return, or it failed later
         if not started or (not before.released and self.refused == before.refused):
             msg = (

@@ -75,7 +75,7 @@ def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
         near = f"; {hint}" if (hint := did_you_mean(name, shipped())) else ""
         limit = f"allows only those that ship, {', '.join(shipped())}{near}"
     else:
-        limit = "says strategies = [" + ", ".join(f'"{each}"' for each in allowed) + "]"
+        limit = "says strategies = [" + ", ".join(f'"{method}"' for method in allowed) + "]"
     msg = (
         f"{site} does not allow the strategy {name}: its policy {limit}; change the run, or let the site change its "
         "policy"
@@ -106,7 +106,7 @@ def algorithm_of(manifest: Manifest, site: str) -> Algorithm:
 
 def parameters_of(kind: type[Algorithm]) -> tuple[str, ...]:
     """Return the names of an algorithm's parameters."""
-    return tuple(each.name for each in fields(kind))  # type: ignore[arg-type]  # `find` accepts only dataclasses
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]  # `find` accepts only dataclasses
 
 
 @cache
@@ -121,7 +121,7 @@ def find(name: str) -> type[Algorithm]:
     if ":" in name:
         module, _, attribute = name.partition(":")
         return _imported(name, module, attribute)
-    offered = {each.name: each for each in entry_points(group=GROUP)}
+    offered = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in offered:
         return _imported(name, offered[name].module, offered[name].attr)
     known = sorted({*shipped(), *offered})
@@ -132,7 +132,7 @@ def find(name: str) -> type[Algorithm]:
 
 def _class_of(module: str, name: str) -> type[Algorithm]:
     members = vars(importlib.import_module(module)).items()
-    return next(found for key, found in members if key.lower() == name)  # type: ignore[no-any-return]  # found by name
+    return next(member for key, member in members if key.lower() == name)  # type: ignore[no-any-return]  # found by name
 
 
 def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
@@ -146,7 +146,7 @@ def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
         raise ConfigError(msg) from error
     methods = ("check", "initial", "local", "keep", "apply")
     if not (isinstance(imported, type) and is_dataclass(imported)) or not all(
-        hasattr(imported, each) for each in methods
+        hasattr(imported, method) for method in methods
     ):
         msg = f"the strategy {name} is not an algorithm; derive a dataclass from cloister.Algorithm"
         raise ConfigError(msg)
@@ -156,13 +156,13 @@ def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
 def _make(strategy: Mapping[str, Parameter]) -> Algorithm:
     name = str(strategy["name"])
     kind = find(name)
-    given = {key: value for key, value in strategy.items() if key not in _NOT_PARAMETERS}
+    parameters = {key: value for key, value in strategy.items() if key not in _NOT_PARAMETERS}
     known = parameters_of(kind)
-    for key in given:
+    for key in parameters:
         if key not in known:
             raise ConfigError(_no_parameter(name, key, known))
     try:
-        return _adapter(kind).validate_json(json.dumps(given))
+        return _adapter(kind).validate_json(json.dumps(parameters))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -37,8 +37,8 @@ class SealedKeys:
         """Return leader and letter of this roster's later epochs, as sealed to a site, oldest first."""
         return [
             (leader, read_file(path))
-            for each, version, leader, path in sorted(self._files.get(site, ()))
-            if each > epoch and version == roster
+            for number, version, leader, path in sorted(self._files.get(site, ()))
+            if number > epoch and version == roster
         ]
 
     def keep_pairs(self, keys: str, sender: str, letters: Mapping[str, bytes]) -> None:

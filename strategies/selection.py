@@ -60,9 +60,9 @@ class Selection:
         self._suspicion.sound(sites)
 
     @property
-    def found(self) -> tuple[str, ...]:
+    def excluded(self) -> tuple[str, ...]:
         """The sites found to spoil rounds: left out from now on."""
-        return self._suspicion.found
+        return self._suspicion.excluded
 
     def can_part(self, present: Collection[str]) -> bool:
         """Whether a round can spare one of the present sites, so that its outcome tells something."""
@@ -77,9 +77,9 @@ class Selection:
         problems |= {site: _DISPUTES for site in present if site in self._quarrelsome}
         present = [site for site in present if site not in self._quarrelsome]
         suspects = set(present) - set(trusted := self._suspicion.choose(present, self._minimum))
-        problems |= {site: _FOUND if site in self.found else _SUSPECTED for site in suspects}
+        problems |= {site: _FOUND if site in self.excluded else _SUSPECTED for site in suspects}
         present = trusted
-        busy = self._members.attention.asked(MessageType.TRAIN)  # with an earlier round
+        busy = self._members.attention.unanswered(MessageType.TRAIN)  # with an earlier round
         in_turn = {sorted(pair)[number % 2] for pair in self._disputes if set(pair) <= set(present)}
         reliable = [site for site in present if self._left_out.get(site, 0) < number and site not in in_turn]
         chosen = self._enough(reliable, present)

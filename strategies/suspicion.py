@@ -50,7 +50,7 @@ class Suspicion:
         self._place = {site: place for place, site in enumerate(sorted(sites))}
         self._names = sorted(sites)
         self._more = liars  # liars that may still be found
-        self.found: tuple[str, ...] = ()
+        self.excluded: tuple[str, ...] = ()
         sets = [(), *_sets(len(sites), liars)]  # the first: nobody lies
         self._members = np.zeros((len(sets), len(sites)), bool)
         for row, members in enumerate(sets):
@@ -79,14 +79,14 @@ class Suspicion:
         Returns:
             None of the sites found; at least the minimum of the others, if there are enough.
         """
-        trusted = [site for site in present if site not in self.found]
+        trusted = [site for site in present if site not in self.excluded]
         room = len(trusted) - minimum
         out = self._rivals(trusted, room) or self._suspects(trusted, room)
         return [site for site in trusted if site not in out]
 
     def can_part(self, present: Collection[str], minimum: int) -> bool:
         """Whether a round can spare one of the present sites; if not, its outcome tells nothing."""
-        return len(set(present) - set(self.found)) > minimum
+        return len(set(present) - set(self.excluded)) > minimum
 
     def _rivals(self, trusted: Collection[str], room: int) -> set[str]:
         """Return suspects other than the site that stands out, first those that could have spoiled all rounds."""
@@ -121,7 +121,7 @@ class Suspicion:
             rows = self._members[:, place]
             if likely[place] < _FOUND or not self._unexplained[~rows].all():
                 return
-            self.found, self._more = (*self.found, self._names[place]), self._more - 1
+            self.excluded, self._more = (*self.excluded, self._names[place]), self._more - 1
             self._members, self._unexplained = self._members[rows], self._unexplained[rows]
             self._score = np.maximum(self._score[rows] - self._score[rows][0], 0.0)
             self._members[:, place] = False

@@ -18,11 +18,11 @@ class Waiting:
 
     event_log: EventLog
     last: float
-    said: dict[str, str] = field(default_factory=dict)
+    reported: dict[str, str] = field(default_factory=dict)
 
     def say(self, here: list[str], minimum: int, problems: dict[str, str], absent: dict[str, str]) -> None:
         """Record who is here, how many are needed and what is missing, if it is new or time to repeat it."""
         now = time.monotonic()
-        if problems != self.said or now - self.last > _SECONDS:
-            self.last, self.said = now, dict(problems)
+        if problems != self.reported or now - self.last > _SECONDS:
+            self.last, self.reported = now, dict(problems)
             self.event_log.record("waiting", sites=here, minimum=minimum, problems=absent | problems)

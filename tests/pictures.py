@@ -31,8 +31,8 @@ class Net(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.norm(self.backbone(inputs)).mean((2, 3)))
-        return found
+        outputs: Tensor = self.head(self.norm(self.backbone(inputs)).mean((2, 3)))
+        return outputs
 
 
 class Pictures(Tiny):

@@ -39,7 +39,7 @@ def words() -> Records:
     return drawn * (torch.arange(LENGTH) < torch.arange(8).unsqueeze(1) % 5 + 1), torch.arange(8) % CLASSES
 
 
-class Made(Task):
+class Toy(Task):
     """A classifier of `vectors`, but for what a test puts in its place."""
 
     def __init__(
@@ -82,8 +82,8 @@ class Through(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layers(self._before(inputs))
-        return found
+        outputs: Tensor = self.layers(self._before(inputs))
+        return outputs
 
 
 def head() -> nn.Module:
@@ -95,7 +95,7 @@ def complaint(task: Task) -> str:
     """What the guard says of a task, without its name."""
     with pytest.raises(TaskError) as caught:
         check_task(task, "package:Class")
-    name, _, said = str(caught.value).partition(": ")
+    name, _, message = str(caught.value).partition(": ")
     assert name == "package:Class"
-    assert len(said.splitlines()) == 1
-    return said
+    assert len(message.splitlines()) == 1
+    return message

@@ -77,16 +77,16 @@ def listed() -> dict[str, str]:
 
 def our_own_names() -> set[str]:
     """Names that our source defines or assigns anywhere."""
-    found = set()
+    names = set()
     for tree in sources().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                found.add(node.name)
+                names.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                found.add(node.attr)
+                names.add(node.attr)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                found.add(node.id)
-    return found
+                names.add(node.id)
+    return names
 
 
 def of_library(module: str | None) -> bool:
@@ -149,7 +149,7 @@ def test_every_internal_that_the_source_uses_is_listed_and_every_one_listed_is_u
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "name"),
     [
         ("from torch.nn.modules.module import _global_hooks", "torch.nn.modules.module._global_hooks"),
         ("from torch.nn import _reduction", "torch.nn._reduction"),
@@ -160,9 +160,9 @@ def test_every_internal_that_the_source_uses_is_listed_and_every_one_listed_is_u
         ("from torch import nn\nx = vars(y).get('_backward_hooks')", "_backward_hooks"),
     ],
 )
-def test_the_search_finds_a_use_however_it_is_written(text: str, found: str) -> None:
+def test_the_search_finds_every_way_to_use_a_name(text: str, name: str) -> None:
     tree = ast.parse(text)
-    assert [*imported(tree), *mentioned(tree)] == [found]
+    assert [*imported(tree), *mentioned(tree)] == [name]
 
 
 def test_every_row_of_the_list_names_a_test_that_is_here() -> None:
@@ -178,11 +178,14 @@ def test_a_message_reads_run_and_node_from_the_task_identity(monkeypatch: pytest
         monkeypatch.setattr(TaskIdentity, name, None)
     with pytest.raises(RuntimeError, match="not set"):
         Message(RecordDict(), 12, "train")
-    made = []
+    metadata = []
     for number in (7, 8):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, number, number + 10
-        made.append(Message(RecordDict(), 12, "train").metadata)
-    assert [(each.run_id, each.src_node_id, each.dst_node_id) for each in made] == [(7, 17, 12), (8, 18, 12)]
+        metadata.append(Message(RecordDict(), 12, "train").metadata)
+    assert [(message.run_id, message.src_node_id, message.dst_node_id) for message in metadata] == [
+        (7, 17, 12),
+        (8, 18, 12),
+    ]
 
 
 def test_a_message_has_the_id_that_is_written_to_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,14 +236,14 @@ class Scale(nn.Module):
 
 def test_opacus_finds_samplers_through_the_class_of_the_module() -> None:
     def sampler(layer: Scale, activations: list[torch.Tensor], backprops: torch.Tensor) -> dict[object, torch.Tensor]:
-        asked.append(layer)
+        layers.append(layer)
         return {layer.by: activations[0] * backprops}
 
-    asked: list[Scale] = []
+    layers: list[Scale] = []
     own = type("Own", (GradSampleModule,), {"GRAD_SAMPLERS": {Scale: sampler}})
     for kind in (GradSampleModule, own):
         kind(Scale())(torch.ones(2, 3)).sum().backward()
-    assert len(asked) == 1
+    assert len(layers) == 1
 
 
 def test_opacus_samples_an_embedding_record_by_record() -> None:
@@ -250,7 +253,7 @@ def test_opacus_samples_an_embedding_record_by_record() -> None:
     assert samples.tolist() == [[[1, 1], [1, 1], [0, 0], [0, 0]], [[0, 0], [2, 2], [0, 0], [0, 0]]]
 
 
-def test_opacus_remembers_of_a_pass_what_we_forget_for_it() -> None:
+def test_opacus_keeps_state_of_a_pass_that_we_delete() -> None:
     inputs, layer = torch.rand(2, 3), nn.Linear(3, 1, bias=False)
     model: Any = GradSampleModule(layer, loss_reduction="sum")
     weight: Any = layer.weight  # to which Opacus adds attributes
@@ -323,7 +326,7 @@ def test_a_module_computes_with_the_tensors_in_its_table() -> None:
 
 
 @pytest.mark.parametrize("padding", [(1, 2), "same", "valid"])
-def test_a_convolution_tells_how_it_pads(padding: tuple[int, int] | str) -> None:
+def test_a_convolution_states_its_padding(padding: tuple[int, int] | str) -> None:
     layer, inputs = nn.Conv2d(1, 1, (3, 5), padding=padding), torch.rand(1, 1, 5, 6)
     padded = functional.pad(inputs, layer._reversed_padding_repeated_twice)
     assert torch.equal(layer(inputs), functional.conv2d(padded, layer.weight, layer.bias))
@@ -362,13 +365,13 @@ def test_torch_asks_a_mode_about_every_function_of_tensors() -> None:
     computed = torch.ones(3, requires_grad=True) * 2
     with pytest.raises(RuntimeError, match="graph leaves"):
         deepcopy([computed])
-    asked: list[object] = []
+    functions: list[object] = []
 
     class Copying(TorchFunctionMode):
         @override
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
-            asked.append(func)
+            functions.append(func)
             return "copied" if func is torch.Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
     scores, column = torch.zeros(1, 2), torch.zeros(1, 1)
@@ -396,9 +399,9 @@ def test_torch_asks_a_mode_about_every_function_of_tensors() -> None:
     with Copying():
         assert deepcopy([computed]) == ["copied"]
         for func, use in uses.items():
-            asked.clear()
+            functions.clear()
             use()
-            assert func in asked
+            assert func in functions
 
 
 def test_torch_calls_back_after_every_step() -> None:

@@ -41,6 +41,6 @@ def test_every_path_in_the_readme_exists() -> None:
 
 
 def test_the_output_in_the_readme_fits_a_terminal() -> None:
-    shown = re.search(r"\$ make demo\n(.*?)```", README, re.DOTALL)
-    assert shown
-    assert max(map(len, shown[1].splitlines())) <= 80
+    match = re.search(r"\$ make demo\n(.*?)```", README, re.DOTALL)
+    assert match
+    assert max(map(len, match[1].splitlines())) <= 80

@@ -68,15 +68,15 @@ def _imports(path: Path, *, types: bool = False) -> set[str]:
         for statement in branch.body
         for node in ast.walk(statement)
     }
-    found = set()
+    modules = set()
     for node in ast.walk(tree):
         if id(node) in for_types and not types:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

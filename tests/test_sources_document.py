@@ -48,16 +48,16 @@ INSERT INTO condition_occurrence VALUES (1, 201826)
 
 
 def section(heading: str) -> str:
-    found = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
-    assert found, heading
-    return found[1]
+    match = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert match, heading
+    return match[1]
 
 
 def block(language: str, *headings: str) -> str:
     """The first block of a language in the first of these sections that has one."""
     for heading in headings:
-        if found := re.search(rf"```{language}\n(.*?)```", section(heading), re.DOTALL):
-            return found[1]
+        if block_ := re.search(rf"```{language}\n(.*?)```", section(heading), re.DOTALL):
+            return block_[1]
     raise AssertionError(headings)
 
 
@@ -126,10 +126,10 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 @pytest.fixture
 def module() -> Iterator[ModuleType]:
     """A module of tasks, as a site would have installed it."""
-    made = ModuleType("records_example")
-    sys.modules[made.__name__] = made
-    yield made
-    del sys.modules[made.__name__]
+    module_ = ModuleType("records_example")
+    sys.modules[module_.__name__] = module_
+    yield module_
+    del sys.modules[module_.__name__]
 
 
 def test_there_is_an_example_for_every_source() -> None:
@@ -145,6 +145,6 @@ def test_the_task_reads_the_records_of_the_source(source: str, module: ModuleTyp
     )
     (tmp_path / "site.toml").write_text(SETTINGS.format(data=data, task=f"{module.__name__}:{task}"), encoding="utf-8")
     WRITERS[source](tmp_path)
-    found = inspect(read_site(tmp_path), f"{module.__name__}:{task}")
-    assert found["problems"] == []
-    assert found["records"] == 2
+    report = inspect(read_site(tmp_path), f"{module.__name__}:{task}")
+    assert report["problems"] == []
+    assert report["records"] == 2

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 def signed(*, rate: float = 1.0, steps: int = 1, noise: float = 0.0, norm: float = 1.0) -> Manifest:
     """Sign a run with these parameters and a learning rate of 1."""
-    asked = run_settings(privacy=Privacy(max_grad_norm=norm, noise_multiplier=noise))
-    return make_manifest(replace(asked, training=Training(steps_per_round=steps, sample_rate=rate, learning_rate=1.0)))[
-        0
-    ]
+    settings = run_settings(privacy=Privacy(max_grad_norm=norm, noise_multiplier=noise))
+    return make_manifest(
+        replace(settings, training=Training(steps_per_round=steps, sample_rate=rate, learning_rate=1.0))
+    )[0]
 
 
 def summed(
@@ -40,5 +40,5 @@ def summed(
     before = parameters_to_vector(module.parameters()).detach().double()
     train(task, module, records, size, manifest, randomness or Randomness.fresh())
     moved = before - parameters_to_vector(module.parameters()).detach().double()
-    found: NDArray[np.float64] = (moved * max(1.0, training.sample_rate * size)).numpy()
-    return found
+    sum_: NDArray[np.float64] = (moved * max(1.0, training.sample_rate * size)).numpy()
+    return sum_

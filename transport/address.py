@@ -53,7 +53,7 @@ def read_address(text: str, *, listening: bool = False) -> Address:
     wrong = None
     if "://" in text:
         wrong = f"leave out {text.partition('://')[0]}://"
-    elif any(each.isspace() or not each.isprintable() for each in text):
+    elif any(character.isspace() or not character.isprintable() for character in text):
         wrong = "leave out spaces and invisible characters"
     elif not text.isascii():
         wrong = "write a name with other letters in its ASCII form, which starts with xn--"

@@ -29,8 +29,8 @@ class Cutter:
         if size > len(self._left):
             msg = "it announces longer arrays than follow"
             raise ValueError(msg)
-        taken, self._left = bytes(self._left[:size]), self._left[size:]
-        return taken
+        part, self._left = bytes(self._left[:size]), self._left[size:]
+        return part
 
     def finish(self) -> None:
         """Check that nothing is left.

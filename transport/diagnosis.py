@@ -59,9 +59,9 @@ def findings(checks: Iterable[tuple[str, Callable[[], str]]], *, until: tuple[st
         until: checks without which the later ones make no sense; if one fails, the rest is left out.
     """
     for name, examine in checks:
-        found = _find(name, examine)
-        yield found
-        if found.state == "failed" and name in until:
+        finding = _find(name, examine)
+        yield finding
+        if finding.state == "failed" and name in until:
             return
 
 
@@ -98,12 +98,12 @@ def days_left(ends: dict[str, float]) -> str:
         AuthenticityError: if something has expired.
         Worrying: if something expires within `SOON_DAYS`.
     """
-    what, end = min(ends.items(), key=lambda each: each[1])
+    document, end = min(ends.items(), key=lambda pair: pair[1])
     left, date = (end - time.time()) / _DAY, f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d}"
     if left < 0:
-        msg = f"the {what} expired on {date}; ask the coordinator for a new one"
+        msg = f"the {document} expired on {date}; ask the coordinator for a new one"
         raise AuthenticityError(msg)
-    text = f"the {what} is valid until {date}, for {left:.0f} more days"
+    text = f"the {document} is valid until {date}, for {left:.0f} more days"
     if left < SOON_DAYS:
         msg = f"{text}; ask the coordinator for a new one"
         raise Worrying(msg)
@@ -186,14 +186,14 @@ def _issuer(server: str) -> str:
 def _places(server: str) -> list[tuple[int, tuple[str, int]]]:
     address = read_address(server)
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
         msg = (
             f"{address.host} cannot be resolved here ({(error.strerror or str(error)).lower()}); check `server` in "
             "site.toml, or ask your network team for its name"
         )
         raise UnreachableError(msg) from error
-    return list(dict.fromkeys((family, place) for family, _, _, _, place in found))  # type: ignore[misc]  # of TCP
+    return list(dict.fromkeys((family, place) for family, _, _, _, place in addresses))  # type: ignore[misc]  # of TCP
 
 
 def _why(error: OSError) -> str:

@@ -56,23 +56,23 @@ def field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
     return value
 
 
-def check_names(values: list[Any], what: str) -> None:
+def check_names(values: list[Any], field_name: str) -> None:
     """Check that a list holds distinct site names.
 
     Raises:
         MalformedError: if it holds anything else.
     """
     if len(set(map(str, values))) != len(values) or not all(
-        isinstance(each, str) and re.fullmatch(SITE, each) for each in values
+        isinstance(value, str) and re.fullmatch(SITE, value) for value in values
     ):
-        lacks(what)
+        lacks(field_name)
 
 
-def lacks(what: str) -> NoReturn:
+def lacks(field_name: str) -> NoReturn:
     """Report that a message lacks a field, or holds it in another form.
 
     Raises:
         MalformedError: always.
     """
-    msg = f"a message lacks {what}, or has it in another form; run the same version everywhere"
+    msg = f"a message lacks {field_name}, or has it in another form; run the same version everywhere"
     raise MalformedError(msg)

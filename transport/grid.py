@@ -174,11 +174,11 @@ class StreamingGrid(Grid):
         """Poll for one reply at a time: Flower's grids fetch the bodies of all requested replies at once."""
         while sent:
             for message_id in list(sent):
-                for found in self._grid.pull_messages([message_id]):
+                for pulled in self._grid.pull_messages([message_id]):
                     message = sent.pop(message_id)
                     # Flower's own errors (a lost node, an expired message) come from the server's node.
-                    lost = found.has_error() and found.metadata.src_node_id != message.metadata.dst_node_id
-                    yield reply(found.error, message) if lost else found
+                    lost = pulled.has_error() and pulled.metadata.src_node_id != message.metadata.dst_node_id
+                    yield reply(pulled.error, message) if lost else pulled
             left = deadline - time.monotonic()
             if left <= 0:
                 return

@@ -130,11 +130,11 @@ def read_revealed(content: RecordDict) -> bytes:
     return sealed
 
 
-def pack_to_prove(manifest: bytes, shown: EncryptedSum, agreed: Mapping[str, bytes], summed: str) -> RecordDict:
+def pack_to_prove(manifest: bytes, total: EncryptedSum, agreed: Mapping[str, bytes], summed: str) -> RecordDict:
     """Show a site a sum without its ciphertexts, and ask it to prove the norm of its update."""
     return RecordDict({
         "run": ConfigRecord({"manifest": manifest, "sum": summed}),
-        "sum": sum_to_arrays(shown),
+        "sum": sum_to_arrays(total),
         "agreed": ConfigRecord(dict(agreed)),
     })  # fmt: skip
 

@@ -1,17 +1,17 @@
 """Every kind of message between the server and a site: question, answer, and the encoding of both.
 
-    kind           the server sends                         a site answers
-    query          Query        does it take part?          Ready
-    query.lead     a number     make keys for this epoch    Keys, with a letter for each member
-    query.accept   Letter       keys from a leader          Keys
-    query.pairs    Pairs        mask secrets from others    Shared
-    train          Order        train a round               Trained
-    query.agree    Shown        who contributed             Agreed
-    query.reveal   Shown        reveal the seed of a mask   the sealed seed, signed
-    query.prove    ToProve      prove an update's norm      the proof, signed
-    evaluate       Delivery     open a sum                  Reached or, if the sum is masked, a Refusal
-    query.judge    Suspect      is this update right?       Verdict
-    query.undo     Undo         undo a round, by votes      digest of the previous model
+    kind           the server sends                           a site answers
+    query          Query          does it take part?          Ready
+    query.lead     a number       make keys for this epoch    Keys, with a letter for each member
+    query.accept   Letter         keys from a leader          Keys
+    query.pairs    Pairs          mask secrets from others    Shared
+    train          Order          train a round               Trained
+    query.agree    ContributorSet who contributed             Agreed
+    query.reveal   ContributorSet reveal the seed of a mask   the sealed seed, signed
+    query.prove    ProofRequest   prove an update's norm      the proof, signed
+    evaluate       Delivery       open a sum                  RoundOutcome or, if the sum is masked, a Refusal
+    query.judge    Suspect        is this update right?       Verdict
+    query.undo     Undo           undo a round, by votes      digest of the previous model
 
 All messages except those about keys carry the signed manifest. A site checks it before it reads the rest.
 """
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from transport import key_messages, mask_messages, run_messages, vote_messages
 from transport.ledger_head import find_head, put_head, read_head
 from transport.receipts import find_receipt, put_receipt
-from transport.reports import Told
+from transport.reports import ReportedNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,12 +121,12 @@ class Trained:
     """An update, and the numbers that its site's policy lets it report."""
 
     update: SignedUpdate
-    report: Told = field(default_factory=Told)
+    report: ReportedNumbers = field(default_factory=ReportedNumbers)
     head: SignedHead | None = None  # of its ledger
 
 
 @dataclass(frozen=True)
-class Shown:
+class ContributorSet:
     """The contributors to a plan's sum; to reveal a mask, also their signatures and the sum's digest."""
 
     manifest: bytes
@@ -145,7 +145,7 @@ class Agreed:
 
 
 @dataclass(frozen=True)
-class ToProve:
+class ProofRequest:
     """A sum without its ciphertexts."""
 
     manifest: bytes
@@ -169,11 +169,11 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Reached:
+class RoundOutcome:
     """The outcome of opening a sum, with the metrics that the site's policy lets it report, and its vote, if any."""
 
     opened: Opened
-    metrics: Told = field(default_factory=Told)
+    metrics: ReportedNumbers = field(default_factory=ReportedNumbers)
     vote: Vote | None = None
 
 
@@ -234,24 +234,24 @@ def _read_trained(content: RecordDict) -> Trained:
     return Trained(*run_messages.read_update(content), find_head(content))
 
 
-def _pack_shown(shown: Shown) -> RecordDict:
+def _pack_shown(question: ContributorSet) -> RecordDict:
     return mask_messages.pack_contributors(
-        shown.manifest, shown.plan, shown.contributions, shown.signatures, shown.summed
+        question.manifest, question.plan, question.contributions, question.signatures, question.summed
     )
 
 
-def _read_set(content: RecordDict) -> Shown:
-    return Shown(run_messages.read_manifest(content), *mask_messages.read_contributors(content))
+def _read_set(content: RecordDict) -> ContributorSet:
+    return ContributorSet(run_messages.read_manifest(content), *mask_messages.read_contributors(content))
 
 
-def _read_shown(content: RecordDict) -> Shown:
-    shown = run_messages.read_manifest(content), *mask_messages.read_contributors(content)
-    return Shown(*shown, mask_messages.read_signatures(content), mask_messages.read_summed(content))
+def _read_shown(content: RecordDict) -> ContributorSet:
+    start = run_messages.read_manifest(content), *mask_messages.read_contributors(content)
+    return ContributorSet(*start, mask_messages.read_signatures(content), mask_messages.read_summed(content))
 
 
-def _read_to_prove(content: RecordDict) -> ToProve:
+def _read_to_prove(content: RecordDict) -> ProofRequest:
     manifest, total = run_messages.read_manifest(content), run_messages.read_sum(content)
-    return ToProve(manifest, total, mask_messages.read_signatures(content), mask_messages.read_summed(content))
+    return ProofRequest(manifest, total, mask_messages.read_signatures(content), mask_messages.read_summed(content))
 
 
 def _pack_delivery(delivery: Delivery) -> RecordDict:
@@ -264,21 +264,21 @@ def _read_delivery(content: RecordDict) -> Delivery:
     return Delivery(manifest, [run_messages.take_sum(content)], receipt)
 
 
-def _pack_outcome(outcome: Reached | Refusal) -> RecordDict:
-    if isinstance(outcome, Reached):
+def _pack_outcome(outcome: RoundOutcome | Refusal) -> RecordDict:
+    if isinstance(outcome, RoundOutcome):
         return vote_messages.put_vote(run_messages.pack_opened(outcome.opened, outcome.metrics.numbers), outcome.vote)
     return mask_messages.pack_refusal(outcome)
 
 
-def _read_outcome(content: RecordDict) -> Reached | Refusal:
+def _read_outcome(content: RecordDict) -> RoundOutcome | Refusal:
     if refusal := mask_messages.find_refusal(content):
         return refusal
-    return Reached(*run_messages.read_opened(content), vote_messages.find_vote(content))
+    return RoundOutcome(*run_messages.read_opened(content), vote_messages.find_vote(content))
 
 
 QUERY = MessageKind[Query, Ready](
     "query",
-    lambda asked: put_head(run_messages.pack_query(asked.manifest, asked.sent), asked.head), _read_query,
+    lambda query: put_head(run_messages.pack_query(query.manifest, query.sent), query.head), _read_query,
     lambda ready: put_head(run_messages.pack_readiness(ready.readiness), ready.head), _read_ready,
 )  # fmt: skip
 LEAD = MessageKind[int, Keys]("query.lead", key_messages.pack_lead, key_messages.read_lead, _pack_keys, _read_led)
@@ -297,23 +297,23 @@ PAIRS = MessageKind[Pairs, Shared](
 TRAIN = MessageKind[Order, Trained](
     "train",
     lambda order: put_head(run_messages.pack_train(order.manifest, order.plan, order.sums), order.head), _read_order,
-    lambda made: put_head(run_messages.pack_update(made.update, made.report.numbers), made.head), _read_trained,
+    lambda reply: put_head(run_messages.pack_update(reply.update, reply.report.numbers), reply.head), _read_trained,
 )  # fmt: skip
-AGREE = MessageKind[Shown, Agreed](
+AGREE = MessageKind[ContributorSet, Agreed](
     "query.agree", _pack_shown, _read_set,
     lambda agreed: mask_messages.pack_agreed(agreed.signature, agreed.sealed),
     lambda content: Agreed(*mask_messages.read_agreed(content)),
 )  # fmt: skip
-REVEAL = MessageKind[Shown, bytes](
+REVEAL = MessageKind[ContributorSet, bytes](
     "query.reveal", _pack_shown, _read_shown, mask_messages.pack_revealed, mask_messages.read_revealed
 )
-PROVE = MessageKind[ToProve, bytes](
+PROVE = MessageKind[ProofRequest, bytes](
     "query.prove",
-    lambda asked: mask_messages.pack_to_prove(asked.manifest, asked.total, asked.signatures, asked.summed),
+    lambda query: mask_messages.pack_to_prove(query.manifest, query.total, query.signatures, query.summed),
     _read_to_prove,
     mask_messages.pack_proof, mask_messages.read_proof,
 )  # fmt: skip
-EVALUATE = MessageKind[Delivery, Reached | mask_messages.Refusal](
+EVALUATE = MessageKind[Delivery, RoundOutcome | mask_messages.Refusal](
     "evaluate", _pack_delivery, _read_delivery, _pack_outcome, _read_outcome
 )
 JUDGE = MessageKind[Suspect, mask_messages.Verdict](
@@ -324,7 +324,7 @@ JUDGE = MessageKind[Suspect, mask_messages.Verdict](
 )  # fmt: skip
 UNDO = MessageKind[Undo, str](
     "query.undo",
-    lambda asked: vote_messages.pack_votes(asked.manifest, asked.round, asked.before, asked.after, asked.votes),
+    lambda undo: vote_messages.pack_votes(undo.manifest, undo.round, undo.before, undo.after, undo.votes),
     lambda content: Undo(run_messages.read_manifest(content), *vote_messages.read_votes(content)),
     vote_messages.pack_undone, vote_messages.read_undone,
 )  # fmt: skip

@@ -210,5 +210,5 @@ def _value(value: pb.Value) -> Any:  # noqa: ANN401 - whatever scalar or list th
     if field is None:
         msg = "a record contains a value without content"
         raise ValueError(msg)
-    found = getattr(value, field)
-    return list(found.items) if field in _LISTS else found
+    item = getattr(value, field)
+    return list(item.items) if field in _LISTS else item

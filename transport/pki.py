@@ -193,9 +193,11 @@ def check_server_certificate(path: Path, authority: Path) -> None:
         KeyFileError: if they cannot; says why.
     """
     certificate, issuer = read_certificate(path), read_certificate(authority)
-    for file, each in ((authority, issuer), (path, certificate)):
-        if not each.not_valid_before_utc <= datetime.now(UTC) < each.not_valid_after_utc:
-            begins, ends = (f"{time:%Y-%m-%d %H:%M}" for time in (each.not_valid_before_utc, each.not_valid_after_utc))
+    for file, signed in ((authority, issuer), (path, certificate)):
+        if not signed.not_valid_before_utc <= datetime.now(UTC) < signed.not_valid_after_utc:
+            begins, ends = (
+                f"{time:%Y-%m-%d %H:%M}" for time in (signed.not_valid_before_utc, signed.not_valid_after_utc)
+            )
             msg = (
                 f"{file}: this certificate is valid from {begins} to {ends} UTC, not now: it has expired, or this "
                 "machine's clock is wrong; ask the coordinator for a new one, or set the clock"

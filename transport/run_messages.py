@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-    from transport.reports import Told
+    from transport.reports import ReportedNumbers
 
 _MAX_SUMS = 10_000
 _SUM = ("plan", "codes", "contributions", "c0", "c1", "proof")  # the arrays of a sum; the last three are numbered
@@ -143,7 +143,7 @@ def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict
     return put_signed(RecordDict({"report": MetricRecord(dict(report))}), update)
 
 
-def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
+def read_update(content: RecordDict) -> tuple[SignedUpdate, ReportedNumbers]:
     """Read a signed update, and the valid part of the report beside it."""
     signed, report = read_signed(content), read_report(content)
     if has_unreadable_head(content):
@@ -190,7 +190,7 @@ def pack_opened(opened: Opened, metrics: Mapping[str, float]) -> RecordDict:
     return RecordDict({OPENED: ConfigRecord(asdict(opened)), "metrics": MetricRecord(dict(metrics))})
 
 
-def read_opened(content: RecordDict) -> tuple[Opened, Told]:
+def read_opened(content: RecordDict) -> tuple[Opened, ReportedNumbers]:
     """Read the outcome of opening a sum, and the valid metrics beside it."""
     fields: dict[str, type] = {"model": str, "update_bound": float, "signature": bytes}
     opened = Opened(**{name: field(content, OPENED, name, kind) for name, kind in fields.items()})
@@ -201,7 +201,7 @@ def read_opened(content: RecordDict) -> tuple[Opened, Told]:
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
-    """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
+    """Put a sum into arrays, for a message or a file; the bytes of ciphertexts and codes are not copied."""
     arrays = {"plan": total.plan, "codes": total.codes, "contributions": _join(total.contributions)}
     for name, chunks in (("c0", total.c0), ("c1", total.c1), ("proof", total.proofs)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
@@ -231,8 +231,10 @@ def _join(contributions: Sequence[Contribution]) -> bytes:
     """Put all contributions into one array: with a thousand sites, separate arrays would take most of a round."""
     return b"".join(
         _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
-        for each in contributions
-        for parts in [(each.header, each.signature, each.seeds, each.reveal, each.pairs)]
+        for contribution in contributions
+        for parts in [
+            (contribution.header, contribution.signature, contribution.seeds, contribution.reveal, contribution.pairs)
+        ]
     )
 
 
@@ -250,15 +252,15 @@ def _split(data: bytes) -> Iterator[Contribution]:
 
 
 def _time(content: RecordDict, record: str, name: str) -> float:
-    found = field(content, record, name, float)
-    if not 0 <= found <= LATEST:
+    seconds = field(content, record, name, float)
+    if not 0 <= seconds <= LATEST:
         lacks(f"{record}.{name}")
-    return found
+    return seconds
 
 
-def _check_bound(bound: float, what: str) -> None:
+def _check_bound(bound: float, field_name: str) -> None:
     if not 0 < bound < math.inf:
-        lacks(what)
+        lacks(field_name)
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

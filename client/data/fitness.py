@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from client.data.inputs import Inputs, call, device_of, mapped, move, named, rows, singles
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.watching import watched
 from client.gradients.loss import RecordLoss
 from client.task.probe import Example, one_a_record
@@ -58,7 +58,7 @@ def load_records(task: Task, name: str, example: Example, source: Source, data: 
     path = source.path
     with foreign(name, f"load() of {path}", DataError):
         loaded: Any = task.load_from(source)
-    return taken(loaded, name, example, path, data)
+    return check_loaded(loaded, name, example, path, data)
 
 
 class Fitness:
@@ -83,12 +83,12 @@ class Fitness:
             problem = self._problem(inputs, targets)
             if problem is None:
                 continue
-            for number, one in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
-                if (found := self._problem(*one)) is not None:
-                    place = f"{self._part(*one)} of record {numbers[start + number]}"
-                    raise DataError(self._said(path, place, found))
+            for number, record in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
+                if (sentence := self._problem(*record)) is not None:
+                    place = f"{self._part(*record)} of record {numbers[start + number]}"
+                    raise DataError(self._sentence(path, place, sentence))
             first, last = numbers[start], numbers[start + len(targets) - 1]
-            raise DataError(self._said(path, f"records {first} to {last}", problem))
+            raise DataError(self._sentence(path, f"records {first} to {last}", problem))
 
     def check_metrics(self, records: Records, path: Path, names: Collection[str]) -> None:
         """Compute the metrics of every record separately, as an evaluation does.
@@ -107,7 +107,7 @@ class Fitness:
                         msg = f"{self._name}: some records lack the metric {min(missing)!r}; return it for all"
                         raise TaskError(msg)
 
-    def _said(self, path: Path, place: str, problem: str) -> str:
+    def _sentence(self, path: Path, place: str, problem: str) -> str:
         return (
             f"{path}: {self._name} cannot use {place}, in the order in which its load() returns them: the loss "
             f"{problem}; correct the record, or leave it out"
@@ -135,7 +135,7 @@ class Fitness:
                 outputs, targets = call(self._module, inputs).cpu(), targets.cpu()
                 # A mean over the batch may hide a record that has no loss of its own: `ignore_index`.
                 losses = self._task.loss(outputs, targets), self._losses.losses(outputs, targets)
-                return None if all(bool(each.isfinite().all()) for each in losses) else "is not finite"
+                return None if all(bool(loss.isfinite().all()) for loss in losses) else "is not finite"
         except (CloisterError, KeyboardInterrupt):
             raise
         except BaseException as error:

@@ -26,15 +26,15 @@ Loaded = Batch | tuple[Inputs, Tensor, Persons] | Dataset[Any] | tuple[Dataset[A
 """What a task's `load` may return."""
 
 
-def as_inputs(found: object) -> Inputs | None:
+def as_inputs(value: object) -> Inputs | None:
     """Return what a task calls inputs in one of the three forms; None if it is something else."""
-    if isinstance(found, Tensor):
-        return found
-    if isinstance(found, Mapping):
-        named = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
-        return named if found and len(named) == len(found) else None
-    if isinstance(found, tuple | list) and found and all(isinstance(each, Tensor) for each in found):
-        return tuple(found)
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        named = {key: value for key, value in value.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        return named if value and len(named) == len(value) else None
+    if isinstance(value, tuple | list) and value and all(isinstance(part, Tensor) for part in value):
+        return tuple(value)
     return None
 
 
@@ -44,8 +44,8 @@ def mapped(function: Callable[..., Tensor], first: Inputs, *others: Inputs) -> I
     if isinstance(first, Tensor):
         return function(first, *rest)
     if isinstance(first, dict):
-        return {name: function(each, *(other[name] for other in rest)) for name, each in first.items()}
-    return tuple(function(*each) for each in zip(first, *rest, strict=True))
+        return {name: function(tensor, *(other[name] for other in rest)) for name, tensor in first.items()}
+    return tuple(function(*same_place) for same_place in zip(first, *rest, strict=True))
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
@@ -60,8 +60,8 @@ def named(inputs: Inputs) -> dict[str, Tensor]:
     if isinstance(inputs, Tensor):
         return {"inputs": inputs}
     if isinstance(inputs, dict):
-        return {f"input `{name}`": each for name, each in inputs.items()}
-    return {f"input {number}": each for number, each in enumerate(inputs, 1)}
+        return {f"input `{name}`": tensor for name, tensor in inputs.items()}
+    return {f"input {number}": tensor for number, tensor in enumerate(inputs, 1)}
 
 
 def count(inputs: Inputs) -> int:
@@ -76,7 +76,7 @@ def device_of(inputs: Inputs) -> torch.device:
 
 def rows(inputs: Inputs, chosen: Tensor | slice) -> Inputs:
     """Return the inputs of some records: indices `(k,)`, booleans `(n,)`, or a slice."""
-    return mapped(lambda each: each[chosen], inputs)
+    return mapped(lambda tensor: tensor[chosen], inputs)
 
 
 def singles(inputs: Inputs) -> list[Inputs]:
@@ -86,7 +86,7 @@ def singles(inputs: Inputs) -> list[Inputs]:
 
 def move(inputs: Inputs, device: torch.device) -> Inputs:
     """Return the inputs on a device."""
-    return mapped(lambda each: each.to(device), inputs)
+    return mapped(lambda tensor: tensor.to(device), inputs)
 
 
 def copied(inputs: Inputs) -> Inputs:
@@ -96,7 +96,7 @@ def copied(inputs: Inputs) -> Inputs:
 
 def joined(parts: list[Inputs]) -> Inputs:
     """Return the records of several batches as one."""
-    return mapped(lambda *each: torch.cat(each), *parts)
+    return mapped(lambda *group: torch.cat(group), *parts)
 
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:  # noqa: ANN401 - whatever the model returns

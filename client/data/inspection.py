@@ -10,7 +10,7 @@ import torch
 from client.data.columns import Category, Column, Date, Flag, Number
 from client.data.fitness import Fitness, load_records
 from client.data.held_out import split_held_out
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.site_records import InMemory
 from client.data.sources.chunks import Problem
 from client.data.sources.table_tensors import Counts, Declared, Findings, read_tensors
@@ -85,11 +85,11 @@ class _Inspection:
         """
         if self.table is None:
             return
-        found = read_tensors(self.table, declared, self.findings, self.progress)
+        tensors_read = read_tensors(self.table, declared, self.findings, self.progress)
         if not self.findings.problem_count:
-            persons = [] if found.persons is None else [found.persons]
-            loaded = (found.inputs, found.targets, *persons)
-            self._take(taken(loaded, self.name, example, self.table.path), fitness)
+            persons = [] if tensors_read.persons is None else [tensors_read.persons]
+            loaded = (tensors_read.inputs, tensors_read.targets, *persons)
+            self._take(check_loaded(loaded, self.name, example, self.table.path), fitness)
 
     def _take_images(self, images: ImageRecords, example: Example, fitness: Fitness) -> None:
         """Read every image, and compute its loss.
@@ -99,12 +99,12 @@ class _Inspection:
         """
         batch = list[tuple[int, Any]]()
         for index in range(len(images)):
-            found = images.try_read(index)
-            if isinstance(found, Problem):
-                self.findings.add([found])
+            item = images.try_read(index)
+            if isinstance(item, Problem):
+                self.findings.add([item])
                 self.findings.records -= 1
             else:
-                batch.append((index, found))
+                batch.append((index, item))
             if batch and (len(batch) == _AT_ONCE or index == len(images) - 1):
                 inputs, targets = (torch.stack(parts) for parts in zip(*(record for _, record in batch), strict=True))
                 records = InMemory(*example.check(inputs, targets, images.table.path))
@@ -113,7 +113,7 @@ class _Inspection:
             self.progress(index + 1)
         if not self.findings.problem_count:
             loaded = images if images.persons is None else (images, images.persons)
-            self.own = taken(loaded, self.name, example, images.table.path)
+            self.own = check_loaded(loaded, self.name, example, images.table.path)
 
     def _take(self, own: OwnRecords, fitness: Fitness) -> None:
         """Compute the loss of every record.
@@ -134,7 +134,7 @@ class _Inspection:
 
     def _sentences(self) -> list[str]:
         table = self.table
-        return [each.sentence(table.path, table.row) for each in self.findings.problems] if table else []
+        return [problem.sentence(table.path, table.row) for problem in self.findings.problems] if table else []
 
     def _described(self, columns: Sequence[Column], role: str) -> list[dict[str, Any]]:
         return [_described(column, self.findings.counts.get(column.name, Counts()), role) for column in columns]

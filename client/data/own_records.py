@@ -65,7 +65,7 @@ class OwnRecords:
         return used, kept
 
 
-def taken(loaded: Any, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:  # noqa: ANN401 - whatever a task returns
+def check_loaded(loaded: Any, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:  # noqa: ANN401 - whatever a task returns
     """Check what a task's `load` returned: records of the example's form, at least one; those in memory are finite.
 
     Args:
@@ -91,13 +91,13 @@ def taken(loaded: Any, name: str, example: Example, path: Path, data: Data | Non
     return OwnRecords(records, people(persons[0], len(records), name, path) if persons else None)
 
 
-def people(found: object, count: int, name: str, path: Path) -> People:
+def people(value: object, count: int, name: str, path: Path) -> People:
     """Return the persons that `load` returned after the records.
 
     Raises:
         DataError: if there is not one whole number or text for each of `count` records.
     """
-    persons = People.named(found)
+    persons = People.named(value)
     if persons is None:
         msg = (
             f"{path}: what the load() of {name} returns after the records does not name persons; return one whole "
@@ -120,24 +120,24 @@ def _in_memory(inputs: object, targets: object, example: Example, path: Path) ->
             "same number of both, at least one"
         )
         raise DataError(msg)
-    for what, part in (*named(records.inputs).items(), ("target", records.targets)):
-        if (place := _not_finite(what, part)) is not None:
+    for label, part in (*named(records.inputs).items(), ("target", records.targets)):
+        if (place := _not_finite(label, part)) is not None:
             msg = f"{path}: {place}, as the task read it, is not finite; correct the record, or the task's scaling"
             raise DataError(msg)
     return records
 
 
-def _not_finite(what: str, part: Tensor) -> str | None:
+def _not_finite(label: str, part: Tensor) -> str | None:
     """Return the place of the first number that is not finite."""
     odd = torch.isfinite(part).logical_not().nonzero()
     if not len(odd):
         return None
-    row, *column = (int(each) + 1 for each in odd[0])
-    what = "input" if what == "inputs" else what
+    row, *column = (int(position) + 1 for position in odd[0])
+    label = "input" if label == "inputs" else label
     numbers = ", ".join(map(str, column))
     if not column:
-        return f"the {what} of record {row}"
-    return f"{what} {numbers} of record {row}" if " " not in what else f"value {numbers} of {what} of record {row}"
+        return f"the {label} of record {row}"
+    return f"{label} {numbers} of record {row}" if " " not in label else f"value {numbers} of {label} of record {row}"
 
 
 def _stored(dataset: Dataset[Any], name: str, example: Example, path: Path, data: Data | None) -> Stored:

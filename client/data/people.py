@@ -26,22 +26,22 @@ class People:
     of: NDArray[np.intp]  # (n,): the person of each record
 
     @classmethod
-    def named(cls, found: object) -> People | None:
+    def named(cls, value: object) -> People | None:
         """Return persons from what `load` returned: whole numbers or texts `(n,)`; None if it is anything else.
 
         >>> People.named(["ann", "bob", "ann"]).of
         array([0, 1, 0])
         """
         try:
-            names = np.asarray(found.cpu().numpy() if isinstance(found, Tensor) else found)
+            names = np.asarray(value.cpu().numpy() if isinstance(value, Tensor) else value)
         except (TypeError, ValueError, RuntimeError):
             return None
         if names.ndim != 1 or (names.size and names.dtype.kind not in "iuSUO"):
             return None
-        if names.dtype.kind == "O" and not all(isinstance(each, str | int) for each in names):
+        if names.dtype.kind == "O" and not all(isinstance(name, str | int) for name in names):
             return None
         numbers: dict[object, int] = {}
-        of = [numbers.setdefault(each, len(numbers)) for each in names.tolist()]
+        of = [numbers.setdefault(name, len(numbers)) for name in names.tolist()]
         return cls(np.array(of, np.intp))
 
     def first(self, most: int) -> NDArray[np.intp]:

@@ -111,9 +111,9 @@ class _Line:
         start, stop = span
         left = max(0, min(start - _SHOWN // 2, len(self.text) - _SHOWN))
         # Control characters could drive the terminal; one dot for each keeps the carets in place.
-        shown = "".join(c if c.isprintable() else "·" for c in self.text[left : left + _SHOWN])
+        excerpt = "".join(c if c.isprintable() else "·" for c in self.text[left : left + _SHOWN])
         carets = " " * (start - left) + "^" * max(1, min(stop, left + _SHOWN) - start)
-        return DataError(f"{self.path}:{self.number}: {message}\n    {shown}\n    {carets}\n{advice}")
+        return DataError(f"{self.path}:{self.number}: {message}\n    {excerpt}\n    {carets}\n{advice}")
 
 
 @dataclass(frozen=True)

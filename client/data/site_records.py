@@ -148,16 +148,16 @@ def predictions(model: nn.Module, records: Records, at_once: int) -> tuple[Tenso
     Raises:
         DataError: if a record cannot be read.
     """
-    found = []
+    batches = []
     with torch.no_grad():
         for _, (inputs, targets) in records.in_order(len(records) if records.in_memory else at_once):
-            found.append((call(model, inputs), targets))
-    if len(found) == 1:
-        return found[0]
-    return torch.cat([outputs for outputs, _ in found]), torch.cat([targets for _, targets in found])
+            batches.append((call(model, inputs), targets))
+    if len(batches) == 1:
+        return batches[0]
+    return torch.cat([outputs for outputs, _ in batches]), torch.cat([targets for _, targets in batches])
 
 
 def pooled(several: Sequence[Records]) -> InMemory:
     """Read several sites' records into one."""
-    batches = [each.whole() for each in several]
+    batches = [findings.whole() for findings in several]
     return InMemory(joined([inputs for inputs, _ in batches]), torch.cat([targets for _, targets in batches]))

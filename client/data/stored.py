@@ -42,7 +42,7 @@ _CHUNK = 16  # records that a process reads at a time
 class Unreadable:
     """What is wrong with a record that cannot be used."""
 
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ class Reader(Dataset[Any]):
         """Return inputs and targets `(k, ...)`, or what is wrong with the first record that cannot be used."""
         inputs, targets = list[Inputs](), list[Tensor]()
         for index in indices:
-            one = self._one(index)
-            if isinstance(one, Unreadable):
-                return one
-            inputs.append(one[0])
-            targets.append(one[1])
+            record = self._one(index)
+            if isinstance(record, Unreadable):
+                return record
+            inputs.append(record[0])
+            targets.append(record[1])
         if not targets:
             return rows(self.example.inputs, slice(0)), self.example.targets[:0]
-        return mapped(lambda *each: torch.stack(each), *inputs), torch.stack(targets)
+        return mapped(lambda *parts: torch.stack(parts), *inputs), torch.stack(targets)
 
     def _one(self, index: int) -> Batch | Unreadable:
         """Return one record, without the dimension that counts records."""
         where = f"{self.path}: record {index + 1} (index {index}) of {self.task}'s data set"
         try:
-            found: Any = self.dataset[index]
+            item: Any = self.dataset[index]
         except KeyboardInterrupt:
             raise
         except CloisterError as error:
@@ -85,17 +85,17 @@ class Reader(Dataset[Any]):
                 raise MemoryError from error
             reason = raised(error, self.task.partition(":")[0])
             return Unreadable(f"{where} cannot be read: it raises {reason}; correct the record, or leave it out")
-        if not isinstance(found, tuple | list) or len(found) != 2:  # noqa: PLR2004 - inputs and target
+        if not isinstance(item, tuple | list) or len(item) != 2:  # noqa: PLR2004 - inputs and target
             return Unreadable(f"{where} is not a pair; return (inputs, target) from its __getitem__")
-        inputs, target = _inputs(found[0], self.example.inputs), _tensor(found[1], self.example.targets)
+        inputs, target = _inputs(item[0], self.example.inputs), _tensor(item[1], self.example.targets)
         if inputs is None or target is None or not self._fits(inputs, target):
-            read = f"{_form(found[0], inputs)} and {_form(found[1], target)}"
+            read = f"{_form(item[0], inputs)} and {_form(item[1], target)}"
             wanted = f"{form_of(self.example.inputs)} and {form_of(self.example.targets)}"
             return Unreadable(f"{where} is {read}, but the example has {wanted}; correct one of the two")
-        for what, part in (*named(inputs).items(), ("target", target)):
+        for label, part in (*named(inputs).items(), ("target", target)):
             if not bool(part.isfinite().all()):
                 return Unreadable(
-                    f"{where} has numbers in its {what} that are not finite; correct the record, or the task's scaling"
+                    f"{where} has numbers in its {label} that are not finite; correct the record, or the task's scaling"
                 )
         return mapped(Tensor.detach, inputs), target.detach()
 
@@ -107,13 +107,13 @@ class Reader(Dataset[Any]):
         )
 
 
-def _inputs(found: Any, example: Inputs) -> Inputs | None:  # noqa: ANN401 - whatever a data set returns
+def _inputs(value: Any, example: Inputs) -> Inputs | None:  # noqa: ANN401 - whatever a data set returns
     """Return one record's inputs in the form of the example, if they are tensors, arrays or numbers."""
     if isinstance(example, Tensor):
-        return _tensor(found, example)
+        return _tensor(value, example)
     try:
         keys = list(example) if isinstance(example, dict) else range(len(example))
-        parts = [_tensor(found[key], example[key]) for key in keys] if len(found) == len(keys) else [None]  # type: ignore[index]
+        parts = [_tensor(value[key], example[key]) for key in keys] if len(value) == len(keys) else [None]  # type: ignore[index]
     except (KeyError, IndexError, TypeError):
         return None
     if any(part is None for part in parts):
@@ -121,23 +121,23 @@ def _inputs(found: Any, example: Inputs) -> Inputs | None:  # noqa: ANN401 - wha
     return dict(zip(keys, parts, strict=True)) if isinstance(example, dict) else tuple(parts)  # type: ignore[arg-type]  # none is None
 
 
-def _tensor(found: object, example: Tensor) -> Tensor | None:
+def _tensor(value: object, example: Tensor) -> Tensor | None:
     """Return a tensor; a plain number gets the type of the example's."""
-    if isinstance(found, Tensor):
-        return found
-    if isinstance(found, np.ndarray | np.generic):
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
         try:
-            return torch.as_tensor(found)
+            return torch.as_tensor(value)
         except TypeError:  # texts and objects
             return None
-    if isinstance(found, bool | int) or (isinstance(found, float) and example.is_floating_point()):
-        return torch.tensor(found, dtype=example.dtype)
+    if isinstance(value, bool | int) or (isinstance(value, float) and example.is_floating_point()):
+        return torch.tensor(value, dtype=example.dtype)
     return None
 
 
-def _form(found: object, read: Inputs | None) -> str:
+def _form(value: object, read: Inputs | None) -> str:
     """Return the form of a record's part, as if it were a batch of one."""
-    return form_of(found) if read is None else form_of(mapped(lambda each: each.unsqueeze(0), read))
+    return form_of(value) if read is None else form_of(mapped(lambda tensor: tensor.unsqueeze(0), read))
 
 
 def _same(batch: object) -> object:
@@ -169,7 +169,7 @@ class Feed:
             yield from self._read_ahead(parts)
             return
         for part in parts:
-            yield self._found(self.reader.__getitems__(part))
+            yield self._checked(self.reader.__getitems__(part))
 
     def _read_ahead(self, parts: list[list[int]]) -> Iterator[Batch]:
         chunks = [[part[at : at + _CHUNK] for at in range(0, len(part), _CHUNK)] for part in parts]
@@ -178,10 +178,10 @@ class Feed:
         try:
             batches = iter(self._loader)
             for of_part in chunks:
-                found = [self._found(next(batches)) for _ in of_part]
-                if not found:
-                    found = [self._found(self.reader.__getitems__([]))]
-                yield joined([inputs for inputs, _ in found]), torch.cat([targets for _, targets in found])
+                loaded = [self._checked(next(batches)) for _ in of_part]
+                if not loaded:
+                    loaded = [self._checked(self.reader.__getitems__([]))]
+                yield joined([inputs for inputs, _ in loaded]), torch.cat([targets for _, targets in loaded])
         except (CloisterError, MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -208,9 +208,9 @@ class Feed:
         )
 
     @staticmethod
-    def _found(batch: Batch | Unreadable) -> Batch:
+    def _checked(batch: Batch | Unreadable) -> Batch:
         if isinstance(batch, Unreadable):
-            raise DataError(batch.said)
+            raise DataError(batch.text)
         return batch
 
 

@@ -74,9 +74,9 @@ class ClippedSum:
         self.mode.fill(inputs, targets)
         self.optimizer.clip_and_accumulate()
         parameters: list[Any] = list(self.optimizer.params)  # to which Opacus adds attributes
-        gradient = sketch([each.summed_grad for each in parameters])
-        for each in parameters:
-            each.summed_grad = None
+        gradient = sketch([parameter.summed_grad for parameter in parameters])
+        for parameter in parameters:
+            parameter.summed_grad = None
         self.optimizer.zero_grad(set_to_none=True)
         self.mode.dropped = dropped
         return gradient
@@ -118,7 +118,7 @@ def _check_sum(clipped: ClippedSum, records: Batch, rng: torch.Generator, *, hal
             tolerance = _SAME_SHAPE
             rest = [summed(order.where(first, swapped)), summed(swapped.where(first, order)), -summed(swapped)]
     apart = whole - torch.stack(rest).sum(0)
-    largest = max(float(each.norm()) for each in (whole, *rest))
+    largest = max(float(gradient.norm()) for gradient in (whole, *rest))
     if float(apart.norm()) > tolerance * largest + clipped.least:
         msg = f"a record's contribution to an update depends on the other records of its batch; {ALONE}"
         raise InteractionError(msg)
@@ -145,8 +145,8 @@ def check_mode(task: Task, model: nn.Module, records: Records | Batch, order: Te
     first, rng = next(parts), torch.Generator().manual_seed(0)
     with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
         norms = [
-            float(clipped.of(*one, 0).norm())
-            for one in zip(singles(first[0])[:_ALONE], first[1][:_ALONE].split(1), strict=True)
+            float(clipped.of(*record, 0).norm())
+            for record in zip(singles(first[0])[:_ALONE], first[1][:_ALONE].split(1), strict=True)
         ]
         check_batch(clipped, (rows(first[0], slice(_AT_ONCE)), first[1][:_AT_ONCE]), rng)
     middle = sorted(norms)[len(norms) // 2]

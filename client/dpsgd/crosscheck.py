@@ -36,22 +36,22 @@ class _Prv(Accountant):
         if not _bearable(entries, delta):
             return math.nan
         accountant = PRVAccountant()
-        accountant.history = [(each.noise_multiplier, each.sample_rate, each.steps) for each in entries]
+        accountant.history = [(entry.noise_multiplier, entry.sample_rate, entry.steps) for entry in entries]
         with warnings.catch_warnings():
             # It warns that its first bound on the spread of losses, from RDP, could be tighter.
             warnings.simplefilter("ignore")
-            found = accountant.get_epsilon(delta, eps_error=_ERROR, delta_error=_DELTA_ERROR * delta)
-        return max(0.0, float(found))
+            epsilon = accountant.get_epsilon(delta, eps_error=_ERROR, delta_error=_DELTA_ERROR * delta)
+        return max(0.0, float(epsilon))
 
 
 def _bearable(entries: Entries, delta: float) -> bool:
     low, high = _NOISE
     if delta < _LEAST_DELTA or len(entries) > _MOST_KINDS:
         return False
-    if not all(low <= each.noise_multiplier <= high for each in entries):
+    if not all(low <= entry.noise_multiplier <= high for entry in entries):
         return False
     # Its mesh and its width (section 5 of the paper), the latter from a bound on ε at the error of δ.
-    steps = sum(each.steps for each in entries)
+    steps = sum(entry.steps for entry in entries)
     mesh = _ERROR / math.sqrt(steps * math.log(12 / delta / _DELTA_ERROR) / 2)
     width = 2 * (3 + RDP.of_record(entries, delta * _DELTA_ERROR / 4))
     return width / mesh * len(entries) <= _MOST_POINTS

@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from privacy.run.optimizer import Optimizer
 
 
-def make_optimizer(asked: Optimizer, parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(settings: Optimizer, parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Optimizer:
     """Return a new optimizer for these parameters."""
-    if isinstance(asked, Sgd):
+    if isinstance(settings, Sgd):
         return torch.optim.SGD(
             parameters,
             lr=learning_rate,
-            momentum=asked.momentum,
-            nesterov=asked.nesterov,
-            weight_decay=asked.weight_decay,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
         )
-    kind = torch.optim.Adam if asked.name == "adam" else torch.optim.AdamW
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     return kind(
         parameters,
         lr=learning_rate,
-        betas=(asked.beta_1, asked.beta_2),
-        eps=asked.epsilon,
-        weight_decay=asked.weight_decay,
+        betas=(settings.beta_1, settings.beta_2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
     )
 
 

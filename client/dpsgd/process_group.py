@@ -111,7 +111,7 @@ class ProcessGroup:
         digests = [torch.empty_like(own) for _ in range(self.size)]
         with self.talking():
             distributed.all_gather(digests, own, group=self._waiting)
-        if any(not torch.equal(each, own) for each in digests):
+        if any(not torch.equal(other, own) for other in digests):
             msg = (
                 "this site's processes read different records; start them again, and leave the file unchanged while "
                 "they run"
@@ -252,7 +252,7 @@ def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], pat
     folder = private(Path(known.get("folder").decode()))
     store = distributed.FileStore(str(folder / "store"), size)  # type: ignore[attr-defined]  # torch's list lacks it
     store.set(str(rank), "here")
-    store.wait([str(each) for each in range(size)], _PATIENCE)
+    store.wait([str(number) for number in range(size)], _PATIENCE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     waiting: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)  # torch's types allow other return values

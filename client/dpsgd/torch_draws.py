@@ -85,16 +85,16 @@ class Draws(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
+        options = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            outputs = func(*args, **given)
+            outputs = func(*args, **options)
             if isinstance(outputs, Tensor) and outputs.dtype in {torch.bfloat16, torch.float16}:
                 self.rounding = max(self.rounding, torch.finfo(outputs.dtype).eps)
             return outputs
         self.by_rejection |= func.overloadpacket.__name__.endswith(_BY_REJECTION)
-        own, named = torch.default_generator, given.get("generator")  # torch may wrap the same generator anew
+        own, named = torch.default_generator, options.get("generator")  # torch may wrap the same generator anew
         before, theirs = own.get_state(), (named or own).get_state()
-        outputs = func(*args, **given)
+        outputs = func(*args, **options)
         if torch.equal(before, own.get_state()):  # nothing was drawn, or not from torch's own
             self.foreign |= not torch.equal(theirs, (named or own).get_state())
             return outputs
@@ -102,31 +102,35 @@ class Draws(TorchDispatchMode):
         if not self._still:
             return outputs
         own.set_state(before)
-        return _constant(func, args, given, outputs)
+        return _constant(func, args, options, outputs)
 
 
-def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> Any:  # noqa: ANN401 - torch's
+def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:  # noqa: ANN401 - torch's
     """Replace drawn values by constants that depend on the distribution's parameters, not on the shape or the time."""
     match func.overloadpacket.__name__:
         case "bernoulli" | "bernoulli_":  # its arguments may be probabilities; nothing is dropped
-            return found.fill_(1)
+            return result.fill_(1)
         case "multinomial":
             return args[0].topk(args[1], -1).indices
-        case "normal" if any(isinstance(each, Tensor) for each in args):
-            return found.copy_(sum(args[1:], args[0]))  # mean plus standard deviation
-    tensors = sum(isinstance(each, Tensor) for each in args)
-    if not isinstance(found, Tensor) or tensors > 1 or func.overloadpacket.__name__ == "randperm":
-        return found
+        case "normal" if any(isinstance(argument, Tensor) for argument in args):
+            return result.copy_(sum(args[1:], args[0]))  # mean plus standard deviation
+    tensors = sum(isinstance(argument, Tensor) for argument in args)
+    if not isinstance(result, Tensor) or tensors > 1 or func.overloadpacket.__name__ == "randperm":
+        return result
     one_of = [
-        each.new_empty(_SAMPLE) if isinstance(each, Tensor) else [_SAMPLE] if isinstance(each, list) else each
-        for each in args
+        argument.new_empty(_SAMPLE)
+        if isinstance(argument, Tensor)
+        else [_SAMPLE]
+        if isinstance(argument, list)
+        else argument
+        for argument in args
     ]
     before = torch.default_generator.get_state()
     seed_cpu(0)
     value = func(*one_of, **kwargs).max()
     torch.default_generator.set_state(before)
     with torch.no_grad():
-        return found.fill_(value)
+        return result.fill_(value)
 
 
 def check_draws(watched: list[Draws]) -> None:

@@ -168,7 +168,11 @@ def take_part(task: Task, model: nn.Module, records: Records | Batch, order: Ord
         DeviceError: if the group has lost a process.
     """
     no_noise = Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
-    offset = torch.zeros(sum(each.numel() for each in shared(model, task.local).values())) if order.offset else None
+    offset = (
+        torch.zeros(sum(parameter.numel() for parameter in shared(model, task.local).values()))
+        if order.offset
+        else None
+    )
     with group.round():
         _take_steps(task, model, records_of(records), order, no_noise, offset, group=group)
 
@@ -227,10 +231,10 @@ def _within(task: Task, model: nn.Module, computing: Computing, choice: Choice) 
         (rows, memory_of(task, model, _made_up(task, model), choice, computing.precision, rows)) for rows in _MEASURED
     )
     limit = computing.memory_mb * 1_000_000
-    found = rows_within(limit, (few, some), (many, more), MOST_RECORDS)
-    if found == 1 and some - (more - some) * (few - 1) // (many - few) > limit:
+    size = rows_within(limit, (few, some), (many, more), MOST_RECORDS)
+    if size == 1 and some - (more - some) * (few - 1) // (many - few) > limit:
         log.warning("a single record's gradients take more than memory_mb = %d", computing.memory_mb)
-    return found
+    return size
 
 
 def _try(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> None:
@@ -332,10 +336,12 @@ class _Correction:
 
     def __init__(self, parameters: list[Tensor], proximal: float, offset: Tensor | None) -> None:
         self._parameters, self._proximal = parameters, proximal
-        self._start = [each.detach().clone() for each in parameters] if proximal else []
-        self._offset = None if offset is None else offset.split([each.numel() for each in parameters])
+        self._start = [parameter.detach().clone() for parameter in parameters] if proximal else []
+        self._offset = None if offset is None else offset.split([parameter.numel() for parameter in parameters])
         if self._offset:
-            self._offset = [part.to(each).view_as(each) for part, each in zip(self._offset, parameters, strict=True)]
+            self._offset = [
+                part.to(parameter).view_as(parameter) for part, parameter in zip(self._offset, parameters, strict=True)
+            ]
 
     @torch.no_grad()
     def __call__(self, *_: object) -> None:

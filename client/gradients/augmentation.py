@@ -37,7 +37,7 @@ class Augmentation:
         Raises:
             TaskError: if the task returns records of another form.
         """
-        copies = mapped(lambda each: each.repeat_interleave(self.copies, 0), inputs)
+        copies = mapped(lambda tensor: tensor.repeat_interleave(self.copies, 0), inputs)
         return augmented(self.task, copies, generator_of(targets.device)), targets.repeat_interleave(self.copies, 0)
 
 
@@ -51,15 +51,15 @@ def augmented(task: Task, inputs: Inputs, generator: torch.Generator) -> Inputs:
     return checked(task.augment(inputs, generator), form)
 
 
-def checked(found: object, form: object) -> Inputs:
+def checked(value: object, form: object) -> Inputs:
     """Return what an `augment` made of inputs of this form.
 
     Raises:
         TaskError: if that is not records of the same form.
     """
-    inputs = as_inputs(found)
+    inputs = as_inputs(value)
     if inputs is None or exact_form(inputs) != form:
-        kind = type(found).__name__ if inputs is None else exact_form(inputs)
+        kind = type(value).__name__ if inputs is None else exact_form(inputs)
         msg = f"its augment() turns {form} into {kind}; return as many records of the same shape, type and device"
         raise TaskError(msg)
     return mapped(torch.Tensor.detach, inputs)
@@ -71,7 +71,7 @@ def exact_form(inputs: Inputs) -> str:
     >>> exact_form(torch.zeros(5, 4))
     'inputs torch.float32 (5, 4) on cpu'
     """
-    forms = ((name, each.dtype, tuple(each.shape), each.device) for name, each in named(inputs).items())
+    forms = ((name, tensor.dtype, tuple(tensor.shape), tensor.device) for name, tensor in named(inputs).items())
     return ", ".join(f"{name} {dtype} {shape} on {device}" for name, dtype, shape, device in forms)
 
 

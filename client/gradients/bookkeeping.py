@@ -71,12 +71,12 @@ class BookKeeping(GradientMode):
     def per_record(self, inputs: Inputs, targets: Tensor) -> list[RecordGradients | None]:
         called = self._run(inputs, targets)
         with torch.no_grad():
-            found = {
+            gradients = {
                 id(parameter): gradient
                 for layer in called
                 for parameter, gradient in KNOWN[type(layer)](layer, called[layer])
             }
-        return [found.get(id(parameter)) for parameter in self.trained]  # None: the outputs do not depend on it
+        return [gradients.get(id(parameter)) for parameter in self.trained]  # None: the outputs do not depend on it
 
     def _run(self, inputs: Inputs, targets: Tensor) -> dict[nn.Module, list[Call]]:
         """Run the model forward and backward; return every layer's calls, in float32."""

@@ -120,7 +120,8 @@ class Expected:
                     most = [_TOLERANCE * size + _NOISE * self.bound for size in expected.sizes]
                     far = [not one <= other for one, other in zip(off, most, strict=True)]
                 if any(far):
-                    names: list[str] = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
+                    named_parameters = mode._module.named_parameters()  # noqa: SLF001 - Opacus's
+                    names: list[str] = [name for name, parameter in named_parameters if parameter.requires_grad]
                     return names[far.index(True)]
         return None
 
@@ -161,15 +162,15 @@ def _by_autograd(
         for single in (_in_one_pass if draws else _one_by_one)(model, loss, (rows(records[0], part), records[1][part])):
             factor, finite = clip_factors(torch.tensor(_norm(single)) ** 2, bound)
             if finite:
-                gradients = [each + float(factor) * own for each, own in zip(gradients, single, strict=True)]
-                sizes = [each + float(factor) * _norm([own]) for each, own in zip(sizes, single, strict=True)]
+                gradients = [gradient + float(factor) * own for gradient, own in zip(gradients, single, strict=True)]
+                sizes = [size + float(factor) * _norm([own]) for size, own in zip(sizes, single, strict=True)]
     return Sum(gradients, sizes)
 
 
 def _one_by_one(model: nn.Module, loss: RecordLoss, records: Batch) -> Iterator[list[Tensor]]:
     """Yield every record's gradients, parameter by parameter, from one pass per record."""
-    for one in zip(singles(records[0]), records[1].split(1), strict=True):
-        yield from _in_one_pass(model, loss, one)
+    for record in zip(singles(records[0]), records[1].split(1), strict=True):
+        yield from _in_one_pass(model, loss, record)
 
 
 def _in_one_pass(model: nn.Module, loss: RecordLoss, records: Batch) -> Iterator[list[Tensor]]:
@@ -179,14 +180,14 @@ def _in_one_pass(model: nn.Module, loss: RecordLoss, records: Batch) -> Iterator
     for number in range(len(back)):
         own = torch.zeros_like(back)
         own[number] = back[number]
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             outputs, trainable(model), own, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        yield list(found)
+        yield list(gradients)
 
 
 def _norm(gradients: list[Tensor]) -> float:
-    squares = [torch.linalg.vector_norm(each, dtype=torch.float64).square() for each in gradients]
+    squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64).square() for gradient in gradients]
     return float(torch.stack(squares).sum().sqrt())
 
 

@@ -115,7 +115,7 @@ def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor | None
 
 def _is_mean(settings: dict[str, object]) -> bool:
     """Return whether a loss is the mean, and its other settings are the default, None."""
-    return settings.pop("reduction", "mean") == "mean" and all(each is None for each in settings.values())
+    return settings.pop("reduction", "mean") == "mean" and all(setting is None for setting in settings.values())
 
 
 _SUMS: dict[Any, Callable[..., Tensor | None]] = {

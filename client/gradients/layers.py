@@ -27,10 +27,10 @@ LayerGradients = list[tuple[Tensor, RecordGradients]]  # parameters, each with t
 def _linear(layer: nn.Linear, calls: Sequence[Call]) -> LayerGradients:
     if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row per record, the usual case
         outer = Outer(*calls[0])
-        found: LayerGradients = [(layer.weight, outer)]
+        pairs: LayerGradients = [(layer.weight, outer)]
         if layer.bias is not None:
-            found.append((layer.bias, outer.bias))
-        return found
+            pairs.append((layer.bias, outer.bias))
+        return pairs
     inputs, gradients = (_joined([_in_rows(call[side]) for call in calls], 1) for side in (0, 1))
     return _affine(layer, inputs.transpose(1, 2).unsqueeze(1), gradients.transpose(1, 2).unsqueeze(1))
 
@@ -47,8 +47,8 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call]) -> LayerGradients:
     """Return a convolution's gradients: it is a linear map of patches, with one row per position of the output."""
-    inputs = _joined([_patches(layer, each) for each, _ in calls], 2)
-    gradients = _joined([each.flatten(2) for _, each in calls], 2)
+    inputs = _joined([_patches(layer, inputs) for inputs, _ in calls], 2)
+    gradients = _joined([back.flatten(2) for _, back in calls], 2)
     return _affine(layer, inputs.unflatten(1, (layer.groups, -1)), gradients.unflatten(1, (layer.groups, -1)))
 
 
@@ -67,19 +67,21 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
 
 def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients: Tensor) -> LayerGradients:
     """Return the gradients of weight and bias, given `(n, groups, d, t)` and `(n, groups, p, t)`."""
-    found: LayerGradients = []
+    pairs: LayerGradients = []
     if inputs.shape[1] == inputs.shape[3] == 1:
-        found.append((layer.weight, Outer(inputs[:, 0, :, 0], gradients[:, 0, :, 0])))
+        pairs.append((layer.weight, Outer(inputs[:, 0, :, 0], gradients[:, 0, :, 0])))
     else:
-        found.append((layer.weight, Product(inputs, gradients)))
+        pairs.append((layer.weight, Product(inputs, gradients)))
     if layer.bias is not None:
-        found.append((layer.bias, Rows(gradients.sum(3) if gradients.shape[3] > 1 else gradients)))
-    return found
+        pairs.append((layer.bias, Rows(gradients.sum(3) if gradients.shape[3] > 1 else gradients)))
+    return pairs
 
 
 def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> LayerGradients:
-    indices = _joined([each.reshape(len(each), -1) for each, _ in calls], 1)  # one per record may have no dimension
-    gradients = _joined([_in_rows(each) for _, each in calls], 1)
+    indices = _joined(
+        [inputs.reshape(len(inputs), -1) for inputs, _ in calls], 1
+    )  # one per record may have no dimension
+    gradients = _joined([_in_rows(back) for _, back in calls], 1)
     if layer.padding_idx is not None:  # that row is never trained, so its gradient belongs to no norm
         gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
     return [(layer.weight, Places.looked_up(indices, gradients, layer.num_embeddings))]
@@ -114,10 +116,10 @@ def _scaled(
     normalise: Callable[[Tensor], Tensor],
     over_rows: Callable[[Tensor], Tensor],
 ) -> LayerGradients:
-    found: LayerGradients = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
+    pairs: LayerGradients = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
     if (bias := getattr(layer, "bias", None)) is not None:
-        found.append((bias, Rows(sum(over_rows(back) for _, back in calls))))  # type: ignore[arg-type]  # never 0
-    return found
+        pairs.append((bias, Rows(sum(over_rows(back) for _, back in calls))))  # type: ignore[arg-type]  # never 0
+    return pairs
 
 
 KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], LayerGradients]] = {

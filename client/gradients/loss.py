@@ -46,8 +46,8 @@ class RecordLoss:
         with torch.enable_grad():
             held = outputs.detach().float().requires_grad_()
             total = self.known_sum(held, targets)
-            (found,) = torch.autograd.grad(self.losses(held, targets).sum() if total is None else total, held)
-        return found
+            (gradients,) = torch.autograd.grad(self.losses(held, targets).sum() if total is None else total, held)
+        return gradients
 
     def known_sum(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Return the sum of the records' losses, a scalar that depends on nothing else; None if they are not known.
@@ -62,11 +62,11 @@ class RecordLoss:
         """Return each record's own loss `(n,)`."""
         if self._can_be_mapped:
             try:
-                found: Tensor = self._mapped(outputs, targets)
+                losses: Tensor = self._mapped(outputs, targets)
             except RuntimeError as error:  # for instance, the loss branches on values
                 if is_memory(error):
                     raise
                 self._can_be_mapped = False
             else:
-                return found
-        return torch.stack([self.of_one(*each) for each in zip(outputs, targets, strict=True)])
+                return losses
+        return torch.stack([self.of_one(*record) for record in zip(outputs, targets, strict=True)])

@@ -56,7 +56,10 @@ def peak(device: torch.device, run: Callable[[], object]) -> int:
     profiler: Any = profiled.profiler  # None before the context
     events: list[Any] = profiler.kineto_results.events()
     now = most = 0
-    for event in sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()):
+    for event in sorted(
+        (allocation for allocation in events if allocation.name() == "[memory]"),
+        key=lambda allocation: allocation.start_ns(),
+    ):
         now += event.nbytes()
         most = max(most, now)
     return most
@@ -74,6 +77,6 @@ def rows_within(limit: int, few: tuple[int, int], many: tuple[int, int], most: i
     >>> rows_within(1000, (2, 300), (6, 500), 256), rows_within(100, (2, 300), (6, 500), 256)
     (16, 1)
     """
-    each = max(1.0, (many[1] - few[1]) / (many[0] - few[0]))
-    fixed = few[1] - each * few[0]
-    return max(1, min(most, int((limit - fixed) // each)))
+    per_row = max(1.0, (many[1] - few[1]) / (many[0] - few[0]))
+    fixed = few[1] - per_row * few[0]
+    return max(1, min(most, int((limit - fixed) // per_row)))

@@ -36,7 +36,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def own(part: nn.Module) -> list[nn.Parameter]:
     """Return a module's own trained parameters, without those of its parts."""
-    return [each for each in part._parameters.values() if each is not None and each.requires_grad]  # noqa: SLF001 - torch's
+    return [parameter for parameter in part._parameters.values() if parameter is not None and parameter.requires_grad]  # noqa: SLF001 - torch's
 
 
 def layers_of(model: nn.Module) -> list[int]:
@@ -91,7 +91,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                 raise TaskError(msg)
         if self.augmentation and self.augmentation.copies > 1:
             with torch.no_grad():
-                gradients = [each and each.averaged(self.augmentation.copies) for each in gradients]
+                gradients = [gradient and gradient.averaged(self.augmentation.copies) for gradient in gradients]
         self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm, self.layers)
         if len(targets) and not self.values_a_record:
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(targets)
@@ -161,7 +161,7 @@ def refuse_packed(model: nn.Module) -> list[RemovableHandle]:
     """
 
     def refuse(layer: nn.Module, inputs: tuple[object, ...]) -> None:
-        if any(isinstance(each, PackedSequence) for each in inputs):
+        if any(isinstance(tensor, PackedSequence) for tensor in inputs):
             msg = f"{type(layer).__name__} is given packed sequences, which it sorts; pass padded ones"
             raise TaskError(msg)
 

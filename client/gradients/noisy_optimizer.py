@@ -58,7 +58,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     def _draws_ahead(self) -> bool:
         """Whether another device computes the gradients, or torch leaves this process a core."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        return cores > torch.get_num_threads() or any(each.device.type != "cpu" for each in self.params)
+        return cores > torch.get_num_threads() or any(parameter.device.type != "cpu" for parameter in self.params)
 
     @property
     def _scale(self) -> float:
@@ -74,12 +74,12 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     def _room(self) -> Tensor:
         """Return memory for a step's noise, `(values,)`. Do not call it in a pass, which may freeze parameters."""
         parameters = self.params
-        size = sum(each.numel() for each in parameters)
+        size = sum(parameter.numel() for parameter in parameters)
         if self._noise.numel() != size:
-            double = any(each.dtype is torch.float64 for each in parameters)
+            double = any(parameter.dtype is torch.float64 for parameter in parameters)
             self._noise = torch.empty(size, dtype=torch.float64 if double else torch.float32)
-            parts = self._noise.split([each.numel() for each in parameters])
-            self._parts = [part.view(each.shape) for part, each in zip(parts, parameters, strict=True)]
+            parts = self._noise.split([parameter.numel() for parameter in parameters])
+            self._parts = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
         return self._noise
 
     def _draw(self, room: Tensor) -> None:

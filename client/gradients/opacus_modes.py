@@ -45,9 +45,11 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
     def rearrange_grad_samples(self, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
         """Give samplers float32 tensors with one row per record."""
         activations, backprops = super().rearrange_grad_samples(**kwargs)
-        for each in (*activations, backprops):
-            check_rows(len(each), self._records)
-        return [each.float() if each.is_floating_point() else each for each in activations], backprops.float()
+        for tensor in (*activations, backprops):
+            check_rows(len(tensor), self._records)
+        return [
+            activation.float() if activation.is_floating_point() else activation for activation in activations
+        ], backprops.float()
 
     @override
     def per_record(self, inputs: Inputs, targets: Tensor) -> list[RecordGradients | None]:

@@ -41,7 +41,7 @@ class RecordGradients(ABC):
     @property
     def values(self) -> int:
         """The number of values that it keeps in memory."""
-        return sum(each.numel() for each in vars(self).values() if isinstance(each, Tensor))
+        return sum(tensor.numel() for tensor in vars(self).values() if isinstance(tensor, Tensor))
 
     @abstractmethod
     def squares(self) -> Tensor:
@@ -68,8 +68,8 @@ def _flat(rows: Tensor) -> Tensor:
 def _squares(rows: Tensor) -> Tensor:
     rows = _flat(rows)
     if rows.shape[1] <= _BLOCK:
-        found: Tensor = torch.linalg.vector_norm(rows, dim=1).double().square()
-        return found
+        short_squares: Tensor = torch.linalg.vector_norm(rows, dim=1).double().square()
+        return short_squares
     whole = rows.shape[1] - rows.shape[1] % _BLOCK
     norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _BLOCK)), dim=2)
     squares: Tensor = norms.double().square().sum(1)
@@ -131,7 +131,7 @@ class Outer(RecordGradients):
     @override
     def averaged(self, copies: int) -> Product:
         inputs, gradients = (
-            each.unflatten(0, (-1, copies)).transpose(1, 2).unsqueeze(1) for each in (self.inputs, self.gradients)
+            tensor.unflatten(0, (-1, copies)).transpose(1, 2).unsqueeze(1) for tensor in (self.inputs, self.gradients)
         )
         return Product(inputs, gradients / copies)
 
@@ -157,7 +157,7 @@ class Product(RecordGradients):
 
     def _in_parts(self) -> Iterator[Rows]:
         for gradients, inputs in zip(
-            *(each.split(self._at_a_time) for each in (self.gradients, self.inputs)), strict=True
+            *(tensor.split(self._at_a_time) for tensor in (self.gradients, self.inputs)), strict=True
         ):
             yield Rows(gradients @ inputs.transpose(2, 3))
 
@@ -193,7 +193,8 @@ class Product(RecordGradients):
     @override
     def averaged(self, copies: int) -> Product:
         inputs, gradients = (
-            each.unflatten(0, (-1, copies)).permute(0, 2, 3, 1, 4).flatten(3) for each in (self.inputs, self.gradients)
+            tensor.unflatten(0, (-1, copies)).permute(0, 2, 3, 1, 4).flatten(3)
+            for tensor in (self.inputs, self.gradients)
         )
         return Product(inputs, gradients / copies)
 

@@ -27,8 +27,8 @@ def begin_by_record(model: nn.Module) -> list[RemovableHandle]:
 def _begin(
     layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
-    inputs, state = given.get("input"), given.get("hx")
+    arguments = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+    inputs, state = arguments.get("input"), arguments.get("hx")
     if not isinstance(inputs, Tensor):  # packed sequences cannot be mapped over records
         return None
     if state is None:

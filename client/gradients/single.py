@@ -33,8 +33,8 @@ class Single(GradientMode):
 
     @override
     def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
-        found = [self._of_one(*each) for each in zip(singles(inputs), targets.split(1), strict=True)]
-        return [Rows(torch.stack(each).float()) for each in zip(*found, strict=True)]
+        by_record = [self._of_one(*record) for record in zip(singles(inputs), targets.split(1), strict=True)]
+        return [Rows(torch.stack(gradients).float()) for gradients in zip(*by_record, strict=True)]
 
     def _of_one(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, ...]:
         outputs = self.outputs(inputs)

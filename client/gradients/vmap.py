@@ -46,9 +46,9 @@ class Vmap(GradientMode):
         if self._in_one is None:
             self._in_one = self._can_be_one(rows(inputs, slice(1)), targets[:1])
         samples = (self._of_losses if self._in_one else self._of_outputs)(inputs, targets)
-        for each in samples:
-            check_rows(len(each), len(targets))
-        return [Rows(each.float()) for each in samples]
+        for sample in samples:
+            check_rows(len(sample), len(targets))
+        return [Rows(gradients.float()) for gradients in samples]
 
     def _can_be_one(self, inputs: Inputs, targets: Tensor) -> bool:
         """Return whether one record's loss can be mapped as a whole. The trial does not advance the generator."""
@@ -76,7 +76,7 @@ class Vmap(GradientMode):
 
         Torch does not allow a reduced precision here.
         """
-        own = [each.detach().expand(len(targets), *each.shape).requires_grad_() for each in self.trained]
+        own = [parameter.detach().expand(len(targets), *parameter.shape).requires_grad_() for parameter in self.trained]
         outputs = torch.func.vmap(self._output, randomness="different")(own, inputs)
         gradients: Sequence[Tensor] = torch.autograd.grad(
             outputs, own, self.loss.gradients(outputs, targets), allow_unused=True, materialize_grads=True
@@ -85,7 +85,7 @@ class Vmap(GradientMode):
 
     def _output(self, values: Sequence[Tensor], record: Inputs) -> Tensor:
         with self.autocast(record), self._in_place_of_parameters(values):
-            outputs: Tensor = call(self, mapped(lambda each: each.unsqueeze(0), record))
+            outputs: Tensor = call(self, mapped(lambda tensor: tensor.unsqueeze(0), record))
         check_rows(len(outputs), 1)
         return outputs[0].float()
 

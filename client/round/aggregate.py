@@ -128,7 +128,7 @@ def _mean(
         # only what a member did: the code (MAC) stops anything that the server does by itself.
         # This is on disk before it is sent, or a restarted agent would give a lying server one more try.
         for liar in liars:
-            accuse(site.commitments, plan.run, liar, next(sha256(each.header).hexdigest() for each, header in
+            accuse(site.commitments, plan.run, liar, next(sha256(part.header).hexdigest() for part, header in
                    zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
         site.commitments.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)

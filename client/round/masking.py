@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from client.round.admission import Round
     from client.site import Site
-    from client.state.outbox import Made
+    from client.state.outbox import OutboxEntry
     from privacy.codec.envelope import Contribution
     from privacy.crypto.summation import EncryptedSum
     from privacy.run.plan import RoundPlan
@@ -87,7 +87,7 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
         AuthenticityError, MalformedError: if a header is invalid.
     """
     site, plan = current.site, current.plan
-    mask, headers = _shown(current, contributions)
+    mask, headers = _verified(current, contributions)
     signature = agreement.agree(site.commitments, plan, headers, site.signing_key)
     absent = agreement.absent_from(plan, headers)
     if not absent:
@@ -108,7 +108,7 @@ def reveal(
         AuthenticityError, MalformedError: if a header is invalid, or a contributor did not sign this set.
     """
     site, plan = current.site, current.plan
-    mask, headers = _shown(current, contributions)
+    mask, headers = _verified(current, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
     if current.settings.encryption.update_norm is not None:
         fix_sum(site.commitments, plan, summed)
@@ -142,12 +142,12 @@ def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], 
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
-    kept = cast("Made", site.outbox.last(plan.run))  # `reveal` checked it
+    kept = cast("OutboxEntry", site.outbox.last(plan.run))  # `reveal` checked it
     lengths = Lengths(plan, headers, summed, seeds, packing, update_norm)
     return lengths.prove(site, _unmasked(site, kept), site.keyring.shared_with(plan.keys, headers, site.name))
 
 
-def _unmasked(site: Site, kept: Made) -> Iterator[NDArray[np.uint64]]:
+def _unmasked(site: Site, kept: OutboxEntry) -> Iterator[NDArray[np.uint64]]:
     """Decrypt an update of this site, and return it as it was packed."""
     keys, plan = site.keyring.find(kept.plan.keys), kept.plan
     nonces = {site.name: json.loads(kept.update.header)["nonce"]}
@@ -160,7 +160,7 @@ def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
     return Masks(site.keyring.shared_with(plan.keys, plan.cohort, site.name), seed, plan, site.name)
 
 
-def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes, dict[str, bytes]]:
+def _verified(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes, dict[str, bytes]]:
     """Check the contributions before revealing a seed; return this site's own, and all headers by site."""
     site, plan = current.site, current.plan
     kept = site.outbox.masked(plan)

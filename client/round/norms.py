@@ -106,10 +106,10 @@ class Lengths:
         if len(total.proofs) != len(self._headers):
             msg = "the sum comes without the norm proofs of its updates"
             raise AuthenticityError(msg)
-        shown = dict[str, bytes]()
+        proofs = dict[str, bytes]()
         for name, signed in zip(self._headers, total.proofs, strict=True):
-            shown[name] = verify_proof(signed, self._subject, site.roster.member(name).verification_key)
-        read = read_proofs(self._statements.values(), shown)
+            proofs[name] = verify_proof(signed, self._subject, site.roster.member(name).verification_key)
+        read = read_proofs(self._statements.values(), proofs)
         liars += [name for name in self._headers if name not in read]
         if liars:
             msg = f"{', '.join(liars)} sent no valid proof that the norm of the update is within the run's update_norm"

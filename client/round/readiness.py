@@ -112,10 +112,12 @@ def check_dates(site: Site, seconds: float) -> None:
     certificate = site.place.tls.certificate
     if certificate.exists():  # under Flower's own engines, connections are Flower's
         ends["TLS certificate"] = read_certificate(certificate).not_valid_after_utc.timestamp()
-    for what, end in ends.items():
+    for paper, end in ends.items():
         if end < time.time() + seconds:
             date = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            msg = f"{site.name}'s {what} expires on {date}, before a round could end; ask the coordinator for a new one"
+            msg = (
+                f"{site.name}'s {paper} expires on {date}, before a round could end; ask the coordinator for a new one"
+            )
             raise RefusedError(msg)
 
 

@@ -43,12 +43,12 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """The digest on which all sites must agree: of the model, and of the mean and state if there are any."""
-        found = self.model.digest
+        digest = self.model.digest
         if self.average:
-            found = sha256(b"cloister average" + bytes.fromhex(found + self.average)).hexdigest()
+            digest = sha256(b"cloister average" + bytes.fromhex(digest + self.average)).hexdigest()
         if self.state.digest:
-            found = sha256(b"cloister checkpoint" + bytes.fromhex(found + self.state.digest)).hexdigest()
-        return found
+            digest = sha256(b"cloister checkpoint" + bytes.fromhex(digest + self.state.digest)).hexdigest()
+        return digest
 
 
 class CheckpointStore:
@@ -95,9 +95,9 @@ class CheckpointStore:
             raise KeyFileError(msg)
         return Checkpoint(run, number, model, bound, average, averaged), state
 
-    def keep(self, name: str, run: str, other: CheckpointStore) -> None:
+    def keep(self, name: str, run: str, store: CheckpointStore) -> None:
         """Keep a run's model in another store too; before the run's first round, remove it there."""
-        path, kept = self.path(name, run), other.path(name, run)
+        path, kept = self.path(name, run), store.path(name, run)
         if path.exists():
             link_atomically(path, kept)
         else:

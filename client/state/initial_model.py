@@ -118,7 +118,7 @@ def _read(path: Path, untrained: Model, digest: str) -> tuple[Model, _Note]:
 def _note(file: ModelFile) -> _Note:
     try:
         note = json.loads((file.metadata() or {})[NOTE])
-        found = _Note(str(note["run"]), str(note.get("frozen", "")), str(note.get("source", "")))
-        return found if all(_DIGEST.fullmatch(each) for each in found) else _Note()
+        parsed = _Note(str(note["run"]), str(note.get("frozen", "")), str(note.get("source", "")))
+        return parsed if all(_DIGEST.fullmatch(digest) for digest in parsed) else _Note()
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return _Note()

@@ -47,22 +47,22 @@ class LocalParameters(PendingFiles):
         if not run or not shapes or not path.exists():
             return None
         try:
-            found = load(read_file(path))
+            values = load(read_file(path))
         except (SafetensorError, KeyError, ValueError, OverflowError) as error:
             msg = f"{path}: this file is damaged ({type(error).__name__}); restore it from the site's backup"
             raise KeyFileError(msg) from error
-        if {name: (each.shape, each.dtype) for name, each in found.items()} != {
+        if {name: (array.shape, array.dtype) for name, array in values.items()} != {
             name: (shape, np.dtype("<f4")) for name, shape in shapes
-        } or not all(np.isfinite(each).all() for each in found.values()):
+        } or not all(np.isfinite(array).all() for array in values.values()):
             msg = (
                 f"{path}: this file does not have the parameters that this run's task keeps at the site; restore it "
                 "from the site's backup, or move it aside to start them again"
             )
             raise KeyFileError(msg)
-        return found
+        return values
 
     def keep(self, plan: RoundPlan, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Keep a round's new parameters as pending, before its update is sent."""
         if values:
-            data = save({name: np.ascontiguousarray(each) for name, each in values.items()})
+            data = save({name: np.ascontiguousarray(value) for name, value in values.items()})
             write_atomically(self.begin(plan), data)

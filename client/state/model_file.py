@@ -61,7 +61,7 @@ def parts_of(file: ModelFile, layout: Layout) -> Layout:
     """Return the parts of a layout of which a file has tensors: what is trained, the constants, or both."""
     names = set(file.keys())
     shapes = layout.shapes if names & {name for name, _ in layout.shapes} else ()
-    constants = layout.constants if names & {each.name for each in layout.constants if each.saved} else ()
+    constants = layout.constants if names & {constant.name for constant in layout.constants if constant.saved} else ()
     return Layout(shapes, constants) if shapes or constants else layout
 
 
@@ -90,8 +90,10 @@ def read_vector(file: ModelFile, layout: Layout) -> NDArray[np.float32]:
 def read_constants(file: ModelFile, layout: Layout) -> Layout:
     """Return the layout with the constants of a file without a misfit; constants that are not saved do not change."""
     constants = (
-        Constant.of(each.name, each.dtype, each.shape, bytes_of(file.get_tensor(each.name))) if each.saved else each
-        for each in layout.constants
+        Constant.of(constant.name, constant.dtype, constant.shape, bytes_of(file.get_tensor(constant.name)))
+        if constant.saved
+        else constant
+        for constant in layout.constants
     )
     return replace(layout, constants=tuple(constants))
 
@@ -118,7 +120,7 @@ def _write(path: Path, vector: NDArray[np.float32], layout: Layout, notes: Mappi
     header = json.dumps({**({"__metadata__": dict(notes)} if notes else {}), **_describe(layout)}).encode()
     header += b" " * (-len(header) % 8)
     values = np.ascontiguousarray(vector, dtype="<f4")
-    before, after = ([each.values.data for each in part] for part in _constants_around(layout))
+    before, after = ([constant.values.data for constant in part] for part in _constants_around(layout))
     write_atomically(path, len(header).to_bytes(8, "little"), header, *before, values.data, *after)
 
 
@@ -128,7 +130,8 @@ def _describe(layout: Layout) -> dict[str, dict[str, Any]]:
     start = 0
     trained = [(name, "F32", shape, _FLOAT * math.prod(shape)) for name, shape in layout.shapes]
     before, after = (
-        [(each.name, each.dtype, each.shape, each.values.size) for each in part] for part in _constants_around(layout)
+        [(constant.name, constant.dtype, constant.shape, constant.values.size) for constant in part]
+        for part in _constants_around(layout)
     )
     for name, dtype, shape, size in (*before, *trained, *after):
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start := start + size]}
@@ -137,8 +140,10 @@ def _describe(layout: Layout) -> dict[str, dict[str, Any]]:
 
 def _constants_around(layout: Layout) -> tuple[list[Constant], list[Constant]]:
     """Return the saved constants before and after the trained parameters: wider types first, to align each tensor."""
-    saved = sorted((each for each in layout.constants if each.saved), key=_width, reverse=True)
-    return [each for each in saved if _width(each) > _FLOAT], [each for each in saved if _width(each) <= _FLOAT]
+    saved = sorted((constant for constant in layout.constants if constant.saved), key=_width, reverse=True)
+    return [constant for constant in saved if _width(constant) > _FLOAT], [
+        constant for constant in saved if _width(constant) <= _FLOAT
+    ]
 
 
 def _width(constant: Constant) -> int:

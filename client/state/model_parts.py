@@ -66,9 +66,9 @@ def kept_values(module: nn.Module, local: Sequence[str]) -> dict[str, NDArray[np
     Raises:
         MalformedError: if a value is not finite.
     """
-    own = {name: np.array(each.detach().cpu().numpy()) for name, each in kept(module, local).items()}
-    for each in own.values():
-        Update(each.reshape(-1))
+    own = {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in kept(module, local).items()}
+    for array in own.values():
+        Update(array.reshape(-1))
     return own
 
 
@@ -144,7 +144,9 @@ def check_constants(module: nn.Module, layout: Layout) -> None:
 
 def _saved(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors in `state_dict` by name: all but buffers with `persistent=False`."""
-    return {name: each for name, each in module.state_dict(keep_vars=True).items() if isinstance(each, torch.Tensor)}
+    return {
+        name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, torch.Tensor)
+    }
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -104,14 +104,14 @@ class Models:
         return mean.model if mean else latest.model
 
     def _mean(self, settings: RunSettings, latest: Checkpoint) -> Checkpoint | None:
-        found = self._results.load(settings.name, latest.run, latest.model.layout)
-        return found[0] if found else None
+        averaged = self._results.load(settings.name, latest.run, latest.model.layout)
+        return averaged[0] if averaged else None
 
-    def _whole(self, found: tuple[Checkpoint, str] | None, names: Sequence[str]) -> Checkpoint | None:
+    def _whole(self, saved: tuple[Checkpoint, str] | None, names: Sequence[str]) -> Checkpoint | None:
         """Return a checkpoint with its state; None if either is missing."""
-        if found is None:
+        if saved is None:
             return None
-        checkpoint, digest = found
+        checkpoint, digest = saved
         state = self._states.load(checkpoint.run, digest, names, checkpoint.model.layout.size)
         return replace(checkpoint, state=state) if state is not None else None
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
+class OutboxEntry:
     """An update that this site made, with its plan and, if it is masked, the seed of the site's own mask."""
 
     plan: RoundPlan
@@ -39,7 +39,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def last(self, run: str) -> Made | None:
+    def last(self, run: str) -> OutboxEntry | None:
         """Return the last update of a run, if there was one."""
         with self._note(run) as note:
             return note.read() if note else None
@@ -53,16 +53,16 @@ class Outbox:
         with self._note(plan.run) as note:
             if note is None:
                 return None
-            noted, asked = (note.plan.round, note.plan.attempt), (plan.round, plan.attempt)
-            if noted == asked and note.plan == plan:
+            noted, wanted = (note.plan.round, note.plan.attempt), (plan.round, plan.attempt)
+            if noted == wanted and note.plan == plan:
                 return note.read().update
-        if noted > asked:
+        if noted > wanted:
             msg = (
                 f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later attempt; the plan is "
                 "refused"
             )
             raise ProtocolError(msg)
-        if noted == asked:
+        if noted == wanted:
             msg = f"the server asks twice for round {plan.round}, with different plans; the second plan is refused"
             raise ProtocolError(msg)
         return None
@@ -129,11 +129,11 @@ class _Note:
         self.header = self._values["header"].encode()
         self.mask = bytes.fromhex(self._values["mask"])
 
-    def read(self) -> Made:
+    def read(self) -> OutboxEntry:
         """Read the update."""
         chunks = tuple(self._file.read(size) for size in self._sizes)
         signature, commitments = (bytes.fromhex(self._values[name]) for name in ("signature", "commitments"))
-        return Made(self.plan, SignedUpdate(self.header, signature, chunks, commitments), self.mask)
+        return OutboxEntry(self.plan, SignedUpdate(self.header, signature, chunks, commitments), self.mask)
 
 
 def _rest(file: BinaryIO) -> int:

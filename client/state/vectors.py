@@ -34,7 +34,7 @@ def load_vectors(path: Path, names: Sequence[str], size: int) -> dict[str, Value
         msg = f"{path}: this file is damaged ({type(error).__name__}); restore it from the site's backup"
         raise KeyFileError(msg) from error
     if vectors.keys() != set(names) or any(
-        (each.shape, each.dtype.str) != ((size,), "<f8") for each in vectors.values()
+        (vector.shape, vector.dtype.str) != ((size,), "<f8") for vector in vectors.values()
     ):
         msg = f"{path}: this file belongs to another run; restore this run's file from the site's backup"
         raise KeyFileError(msg)

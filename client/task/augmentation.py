@@ -70,8 +70,8 @@ class Augmented(nn.Module):
     @override
     def forward(self, *values: Tensor, **named: Tensor) -> Tensor:
         inputs: Inputs = named or (values if self._form is tuple else values[0])
-        found: Tensor = call(self.module, augmented(self._task, copied(inputs), torch.default_generator))
-        return found
+        outputs: Tensor = call(self.module, augmented(self._task, copied(inputs), torch.default_generator))
+        return outputs
 
 
 class _Flat(nn.Module):
@@ -79,7 +79,7 @@ class _Flat(nn.Module):
 
     @override
     def forward(self, *values: Tensor, **named: Tensor) -> Tensor:
-        return torch.cat([each.reshape(len(each), -1).float() for each in (*values, *named.values())], 1)
+        return torch.cat([tensor.reshape(len(tensor), -1).float() for tensor in (*values, *named.values())], 1)
 
 
 def check_augmentation(probe: Probe, example: Example, seconds: float) -> None:
@@ -123,15 +123,15 @@ def check_variations(probe: Probe, inputs: Inputs) -> None:
 
 def _check_draws(probe: Probe, inputs: Inputs) -> None:
     """Refuse draws from elsewhere, and an `augment` that fails or returns records of another form."""
-    before, found = _states(), []
+    before, results = _states(), []
     for _ in range(2):
         generator = torch.Generator().manual_seed(0)
         with probe.naming("augment()", count(inputs)):
-            made: object = probe.task.augment(copied(inputs), generator)
-        found.append(checked(made, exact_form(inputs)))
+            augmented_inputs: object = probe.task.augment(copied(inputs), generator)
+        results.append(checked(augmented_inputs, exact_form(inputs)))
         if generator.initial_seed() != 0:
             raise TaskError(_ELSEWHERE)
-    if _states() != before or not same(*found):
+    if _states() != before or not same(*results):
         raise TaskError(_ELSEWHERE)
 
 

@@ -101,7 +101,7 @@ def _naming(name: str) -> Iterator[None]:
 
 def _check(task: Task, example: Example) -> None:
     inputs, targets = example.batch()
-    module, marks = _made(task, inputs)
+    module, marks = _make_and_check(task, inputs)
     probe = Probe(task, module)
     check_independence(probe, inputs)
     check_chance(probe, inputs)
@@ -150,7 +150,7 @@ def _check_scored(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
             raise
 
 
-def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
+def _make_and_check(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
     """Return a task's model and its marks, having made it several times to check that batches do not change the result.
 
     Raises:
@@ -165,7 +165,7 @@ def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
             known = [ref(parameter) for parameter in module.parameters()]
             del module  # two models may not fit in memory
             module = make_model(task, 0)
-            if {id(each()) for each in known} & {id(parameter) for parameter in module.parameters()}:
+            if {id(reference()) for reference in known} & {id(parameter) for parameter in module.parameters()}:
                 msg = "its model() returns the same parameters twice; make a new model every time"
                 raise TaskError(msg)
             as_made = _marks(module) == marks
@@ -207,7 +207,7 @@ def _check_form(module: nn.Module) -> None:
 def _check_local(module: nn.Module, task: Task) -> None:
     """Refuse patterns of local parameters that fit no trained parameter, or all of them."""
     patterns: object = task.local
-    if not isinstance(patterns, list | tuple) or not all(isinstance(each, str) for each in patterns):
+    if not isinstance(patterns, list | tuple) or not all(isinstance(expression, str) for expression in patterns):
         msg = 'its `local` is not a list of names; write local = ("head.*",)'
         raise TaskError(msg)
     names = list(trained(module))
@@ -271,12 +271,12 @@ def _check_state(probe: Probe, marks: _Marks, inputs: Inputs, targets: Tensor) -
 
 def _turned(inputs: Inputs, most: int) -> Inputs:
     """Return the last records, in reverse order."""
-    return mapped(lambda each: each.flip(0)[:most], inputs)
+    return mapped(lambda tensor: tensor.flip(0)[:most], inputs)
 
 
 def _check_unchanged(module: nn.Module, marks: _Marks, when: str) -> None:
-    found = _marks(module)
-    changed = next((name for name in (*marks, *found) if found.get(name) != marks.get(name)), None)
+    now = _marks(module)
+    changed = next((name for name in (*marks, *now) if now.get(name) != marks.get(name)), None)
     if changed is not None:
         if changed in dict(module.named_buffers()):
             msg = (

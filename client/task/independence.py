@@ -46,13 +46,13 @@ def check_independence(probe: Probe, inputs: Inputs) -> None:
     with torch.no_grad():
         outputs = probe.outputs(copied(inputs))
         for record in (0, count(inputs) - 1):
-            for replaced, found in _replacements(probe, inputs, record):
+            for replaced, outputs_after in _replacements(probe, inputs, record):
                 kept = _but(record, inputs)
-                if not _differ(outputs, found, kept):
+                if not _differ(outputs, outputs_after, kept):
                     continue
                 if not same(outputs, probe.outputs(copied(inputs))):
                     raise TaskError(REMEMBERS)
-                if not _rounded(probe, (inputs, replaced), (outputs[kept], found[kept])):
+                if not _rounded(probe, (inputs, replaced), (outputs[kept], outputs_after[kept])):
                     raise TaskError(explained(probe, inputs, replaced, kept) or _MEET)
 
 
@@ -94,7 +94,7 @@ def check_place(probe: Probe, inputs: Inputs) -> None:
         if same(outputs, probe.outputs(copied(inputs), seed=1)):
             batches = [copied(rows(inputs, part)) for part in (slice(1), slice(-1, None))]
             first, last, turned = (
-                probe.outputs(batch) for batch in (*batches, mapped(lambda each: each.flip(0), inputs))
+                probe.outputs(batch) for batch in (*batches, mapped(lambda tensor: tensor.flip(0), inputs))
             )
             bound = _CLOSE * outputs.abs().max()
             if any(
@@ -117,14 +117,14 @@ def _replacements(probe: Probe, inputs: Inputs, record: int, seed: int = 0) -> I
     others = (row for row in range(count(inputs)) if not same(_one(inputs, row), _one(inputs, record)))
     replaced = mapped(partial(_replaced, record=record, by=next(others)), inputs)
     yield replaced, probe.outputs(copied(replaced), seed)
-    if any(each.is_floating_point() for each in tensors(inputs)):
+    if any(tensor.is_floating_point() for tensor in tensors(inputs)):
         for factor in (8.0, -8.0):
             replaced = mapped(partial(_enlarged, record=record, factor=factor), inputs)
-            found = None
+            changed = None
             with suppress(TaskError):  # a model need not accept it
-                found = probe.outputs(copied(replaced), seed)
-            if found is not None:
-                yield replaced, found
+                changed = probe.outputs(copied(replaced), seed)
+            if changed is not None:
+                yield replaced, changed
 
 
 def _replaced(values: Tensor, record: int, by: int) -> Tensor:
@@ -146,7 +146,7 @@ def _one(inputs: Inputs, row: int) -> Inputs:
 
 def _rounded(probe: Probe, batches: tuple[Inputs, Inputs], outputs: tuple[Tensor, Tensor]) -> bool:
     """Return whether a difference may be rounding, in layers whose number of rows varies (mixtures of experts)."""
-    one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.taken] for batch in batches)
+    one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.inputs] for batch in batches)
     return one != other and bool((outputs[0] - outputs[1]).abs().max() <= _ROUNDING * outputs[0].abs().max())
 
 
@@ -156,8 +156,8 @@ class _Call:
 
     name: str
     layer: nn.Module
-    taken: list[Tensor]
-    made: list[Tensor]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 def explained(probe: Probe, inputs: Inputs, replaced: Inputs, kept: Tensor, seed: int = 0) -> str:
@@ -182,8 +182,8 @@ def explained(probe: Probe, inputs: Inputs, replaced: Inputs, kept: Tensor, seed
                 "uniform numbers"
             )
         for one, other in zip(_calls(probe, inputs, seed), _calls(probe, replaced, seed), strict=False):
-            if any(_differ(a, b, kept) for a, b in zip(one.made, other.made, strict=False)):
-                before = any(_differ(a, b, kept) for a, b in zip(one.taken, other.taken, strict=False))
+            if any(_differ(a, b, kept) for a, b in zip(one.outputs, other.outputs, strict=False)):
+                before = any(_differ(a, b, kept) for a, b in zip(one.inputs, other.inputs, strict=False))
                 kind = type(one.layer).__name__
                 if one.layer is probe.module and list(one.layer.children()):
                     return f"the forward() of its model ({kind}) mixes the records of a batch; {_GENERAL}"
@@ -213,8 +213,8 @@ def _calls(probe: Probe, inputs: Inputs, seed: int) -> list[_Call]:
     calls: list[_Call] = []
     names = {layer: name for name, layer in probe.module.named_modules()}
 
-    def note(layer: nn.Module, args: Any, kwargs: Any, made: Any) -> None:  # noqa: ANN401 - whatever layers pass
-        calls.append(_Call(names[layer], layer, _tensors((args, kwargs)), _tensors(made)))
+    def note(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401 - whatever layers pass
+        calls.append(_Call(names[layer], layer, _tensors((args, kwargs)), _tensors(output)))
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in names]
     try:
@@ -225,12 +225,12 @@ def _calls(probe: Probe, inputs: Inputs, seed: int) -> list[_Call]:
     return calls
 
 
-def _tensors(found: object) -> list[Tensor]:
-    if isinstance(found, Tensor):
-        return [found.clone()]
-    if isinstance(found, dict):
-        found = list(found.values())
-    return [tensor for part in found for tensor in _tensors(part)] if isinstance(found, list | tuple) else []
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.clone()]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, list | tuple) else []
 
 
 def _but(record: int, inputs: Inputs) -> Tensor:
@@ -242,7 +242,7 @@ def _differ(one: Tensor, other: Tensor, kept: Tensor) -> bool:
     if one.shape != other.shape or not one.dim():
         return False
     size = len(kept)
-    at = next((place for place, found in enumerate(one.shape) if found == size), None)
+    at = next((place for place, length in enumerate(one.shape) if length == size), None)
     if at is None and len(one) and len(one) % size == 0:
         one, other, at = one.reshape(size, -1), other.reshape(size, -1), 0
     if at is None:

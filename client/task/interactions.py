@@ -101,7 +101,7 @@ class _Check:
     def __init__(self, probe: Probe, example: Example) -> None:
         self._probe, self._targets = probe, example.targets
         self._loss = RecordLoss(probe.task, recognise=False)
-        self._parameters = [each for each in probe.module.parameters() if each.requires_grad]
+        self._parameters = [parameter for parameter in probe.module.parameters() if parameter.requires_grad]
         self._vary = Variations(example.inputs, torch.Generator().manual_seed(0))
         self._norm, self._floor = 0.0, 0.0  # mean norm of a record's gradient; floor below which all is rounding
         self._coarse = 0.0  # relative rounding error of the numbers used
@@ -118,8 +118,8 @@ class _Check:
             self._keep_finite()
             batch = self._batch(_SMALL)
             first = self._gradient(*batch)
-        each = (time.thread_time() - began) / _SMALL
-        large = next((size for size in _SIZES if size * each < _LARGEST), _SMALL)
+        per_record = (time.thread_time() - began) / _SMALL
+        large = next((size for size in _SIZES if size * per_record < _LARGEST), _SMALL)
         self._measure(*batch, first)
         self._check_alone((2, _SMALL, large), still=drawn)
         sound, possible = self._vary.sound, self._vary.possible
@@ -142,8 +142,8 @@ class _Check:
             TaskError: if none is left.
         """
         inputs, targets = self._vary.records, self._targets
-        gradients = [self._gradient(*one) for one in zip(singles(inputs), targets.split(1), strict=True)]
-        finite = torch.tensor([bool(each.isfinite().all()) for each in gradients])
+        gradients = [self._gradient(*record) for record in zip(singles(inputs), targets.split(1), strict=True)]
+        finite = torch.tensor([bool(gradient.isfinite().all()) for gradient in gradients])
         if not finite.any():
             msg = "no gradient of its loss is finite; keep logarithms, roots and divisions away from zero"
             raise TaskError(msg)
@@ -164,9 +164,14 @@ class _Check:
             self._floor = _CANCELLED * float(back.norm()) / len(targets)
         self._probe.backward(outputs, back)
         self._outputs = outputs.detach()
-        gradient = sketch([torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters])
-        for each in self._probe.module.parameters():
-            each.grad = None
+        gradient = sketch(
+            [
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                for parameter in self._parameters
+            ]
+        )
+        for parameter in self._probe.module.parameters():
+            parameter.grad = None
         return gradient
 
     def _check_draws(self, inputs: Inputs, targets: Tensor) -> bool:
@@ -182,9 +187,9 @@ class _Check:
 
     def _measure(self, inputs: Inputs, targets: Tensor, whole: Tensor) -> None:
         """Compute each record's gradient within its batch; check that they add up to the gradient of the batch."""
-        each = [self._gradient(inputs, targets, torch.arange(len(targets)) == row) for row in range(len(targets))]
-        self._norm = float(torch.stack([one.norm() for one in each]).mean())
-        if self._differ(len(targets), _SAME_SHAPE, whole, *(-one for one in each)):
+        gradients = [self._gradient(inputs, targets, torch.arange(len(targets)) == row) for row in range(len(targets))]
+        self._norm = float(torch.stack([gradient.norm() for gradient in gradients]).mean())
+        if self._differ(len(targets), _SAME_SHAPE, whole, *(-gradient for gradient in gradients)):
             raise InteractionError(_MEET)
 
     def _check_alone(self, sizes: tuple[int, ...], *, still: bool) -> None:
@@ -198,10 +203,10 @@ class _Check:
             except TaskError:
                 return  # these draws cannot be held fixed
         with Draws(still=True) if still else nullcontext():
-            each = [self._gradient(*one) for one in zip(singles(inputs), targets.split(1), strict=True)]
+            gradients = [self._gradient(*record) for record in zip(singles(inputs), targets.split(1), strict=True)]
             for size in sizes:
                 chosen = torch.arange(size) % len(targets)
-                parts = [-each[row] * times for row, times in enumerate(torch.bincount(chosen).tolist())]
+                parts = [-gradients[row] * times for row, times in enumerate(torch.bincount(chosen).tolist())]
                 if self._differ(size, _OTHER_SHAPE, self._gradient(rows(inputs, chosen), targets[chosen]), *parts):
                     msg = f"a record's gradient in a batch of {size} records differs from its gradient alone; {ALONE}"
                     raise InteractionError(msg)
@@ -215,7 +220,7 @@ class _Check:
         try:
             other = make(inputs)
             one, two = mapped(partial(_where, first), other, inputs), mapped(partial(_where, first), inputs, other)
-            changed = [self._gradient(each, targets) for each in (one, two, other)]
+            changed = [self._gradient(batch, targets) for batch in (one, two, other)]
         except TaskError:
             return  # a site need not have such records
         before, outputs = self._gradient(inputs, targets, ~first), self._outputs[~first]

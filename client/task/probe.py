@@ -85,10 +85,10 @@ class Example:
         ):
             msg = f"{path}: its load() returns a sparse tensor; return dense ones"
             raise DataError(msg)
-        read, shown = (f"{form_of(a)} and {form_of(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
-        if parts is None or not isinstance(targets, Tensor) or read != shown:
+        read, wanted = (f"{form_of(a)} and {form_of(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
+        if parts is None or not isinstance(targets, Tensor) or read != wanted:
             msg = (
-                f"{path}: the task read inputs and targets {read}, but its example has {shown}; correct one of the two"
+                f"{path}: the task read inputs and targets {read}, but its example has {wanted}; correct one of the two"
             )
             raise DataError(msg)
         return mapped(Tensor.detach, parts), targets.detach()
@@ -102,10 +102,10 @@ class Probe:
     module: nn.Module
     records: str = MADE_UP
 
-    def naming(self, what: str, count: int) -> AbstractContextManager[None]:
+    def naming(self, method: str, count: int) -> AbstractContextManager[None]:
         """Turn whatever the task raises into an error that names its method; on own records, without its message."""
         own = type(self.task).__module__ if self.records == OWN else ""
-        return naming(what, f" on {count} {self.records}{'s' * (count > 1)}", own)
+        return naming(method, f" on {count} {self.records}{'s' * (count > 1)}", own)
 
     def outputs(self, inputs: Inputs, seed: int = 0) -> Tensor:
         """Return the model's outputs `(n, ...)`, with dropout drawn from the seed.
@@ -174,14 +174,14 @@ def made_up(task: Task) -> Batch:
     """
     with naming("example()"):
         inputs, targets = task.example()
-    found = as_inputs(inputs)
-    if found is None or not isinstance(targets, Tensor):
+    checked = as_inputs(inputs)
+    if checked is None or not isinstance(targets, Tensor):
         msg = (
             f"its example has inputs and targets {form_of(inputs)} and {form_of(targets)}; return inputs (one tensor, "
             "or a tuple or dict of tensors) and a tensor of targets"
         )
         raise TaskError(msg)
-    return found, targets
+    return checked, targets
 
 
 def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
@@ -216,9 +216,9 @@ def make_model(task: Task, seed: int) -> nn.Module:
     return module.train()
 
 
-def _check_seed(seed: int, what: str) -> None:
+def _check_seed(seed: int, method: str) -> None:
     if torch.initial_seed() != seed:
-        msg = f"its {what} sets torch's seed, so dropout repeats its masks; leave seeds to Cloister"
+        msg = f"its {method} sets torch's seed, so dropout repeats its masks; leave seeds to Cloister"
         raise TaskError(msg)
 
 
@@ -236,8 +236,8 @@ def form_of(part: object) -> str:
     inputs = as_inputs(part)
     if inputs is None or isinstance(inputs, Tensor):
         return _form(part)
-    each = [f"{name.removeprefix('input ')} {_form(tensor)}" for name, tensor in named(inputs).items()]
-    return f"({', '.join(each)})"
+    forms = [f"{name.removeprefix('input ')} {_form(tensor)}" for name, tensor in named(inputs).items()]
+    return f"({', '.join(forms)})"
 
 
 def _form(part: object) -> str:
@@ -253,11 +253,11 @@ def _form(part: object) -> str:
 
 
 @contextmanager
-def naming(what: str, on: str = "", module: str = "") -> Iterator[None]:
+def naming(method: str, on: str = "", module: str = "") -> Iterator[None]:
     """Turn whatever a task raises into an error that names its method; Ctrl-C passes through.
 
     Args:
-        what: the method.
+        method: its name.
         on: which records.
         module: the task's module, if its message may quote a record: the error then names the line instead.
     """
@@ -268,5 +268,5 @@ def naming(what: str, on: str = "", module: str = "") -> Iterator[None]:
     except BaseException as error:
         words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         reason = raised(error, module) if module else words
-        msg = f"its {what} fails{on} ({reason}); correct it, or what example() makes up"
+        msg = f"its {method} fails{on} ({reason}); correct it, or what example() makes up"
         raise TaskError(msg) from error

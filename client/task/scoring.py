@@ -176,14 +176,16 @@ def prediction_of(task: NamedMetrics, outputs: Tensor, targets: Tensor) -> Predi
     if family == "times" and outputs.dim() != 2:  # noqa: PLR2004 - rows and intervals
         raise _unusual(outputs, targets)
     count = (outputs if family == "times" else scores).shape[1]
-    found = Prediction(family, int(count), float(task.threshold), task.score_bins)
+    prediction = Prediction(family, int(count), float(task.threshold), task.score_bins)
     if np.isfinite(scores).all() and not ((scores >= 0) & (scores <= 1)).all():
         msg = "its scored() returns scores beyond 0 and 1; return probabilities, or for times a risk from 0 to 1"
         raise TaskError(msg)
-    if (row := found.odd_label(labels)) is not None:
-        msg = f"its example has a target that is not {found.label} (record {row + 1}); correct example() or scored()"
+    if (row := prediction.odd_label(labels)) is not None:
+        msg = (
+            f"its example has a target that is not {prediction.label} (record {row + 1}); correct example() or scored()"
+        )
         raise TaskError(msg)
-    return found
+    return prediction
 
 
 def as_numbers(task: NamedMetrics, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -192,11 +194,11 @@ def as_numbers(task: NamedMetrics, outputs: Tensor, targets: Tensor) -> tuple[ND
     Raises:
         TaskError: if `scored` returns anything else.
     """
-    found: object = task.scored(outputs, targets)
-    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(part, Tensor) for part in found):  # noqa: PLR2004
-        msg = f"its scored() returns a {type(found).__name__}; return two tensors, scores and labels"
+    result: object = task.scored(outputs, targets)
+    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(part, Tensor) for part in result):  # noqa: PLR2004
+        msg = f"its scored() returns a {type(result).__name__}; return two tensors, scores and labels"
         raise TaskError(msg)
-    scores, labels = (part.detach().double().cpu().numpy() for part in found)
+    scores, labels = (part.detach().double().cpu().numpy() for part in result)
     family = family_of(task)
     if family == "classes" and scores.ndim == 2 and scores.shape[1] == 1:  # noqa: PLR2004 - a column
         scores = scores[:, 0]

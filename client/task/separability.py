@@ -72,11 +72,11 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
     reach = _ABSOLUTE * (1 + outputs.abs().max())
 
     for count in (2, 3, len(outputs)):
-        found, own = probe.loss(outputs[:count], targets[:count]), terms[:count]
+        loss, own = probe.loss(outputs[:count], targets[:count]), terms[:count]
         bound = _RELATIVE * own.abs().mean() + reach
-        if (found - own.mean()).abs() <= bound:
+        if (loss - own.mean()).abs() <= bound:
             continue
-        if (found - own.sum()).abs() <= bound * count:
+        if (loss - own.sum()).abs() <= bound * count:
             msg = "its loss is a sum over the batch; return the mean over its records"
         else:
             msg = (
@@ -133,7 +133,9 @@ def _name(leaf: Tensor, probe: Probe) -> str | None:
                 if part is leaf:
                     return f"`{name}` {of}"
                 if isinstance(part, nn.Module):
-                    found = next((inner for inner, each in part.named_parameters() if each is leaf), None)
-                    if found:
-                        return f"`{found}` of `{name}` {of}"
+                    parameter_name = next(
+                        (inner for inner, parameter in part.named_parameters() if parameter is leaf), None
+                    )
+                    if parameter_name:
+                        return f"`{parameter_name}` of `{name}` {of}"
     return None

@@ -72,9 +72,13 @@ class TableTask(Task):
     @override
     def load_from(self, source: Source) -> Loaded:
         findings, table = Findings(), source.table()
-        found = read_tensors(table, self.declared, findings)
+        loaded = read_tensors(table, self.declared, findings)
         raise_first(table, findings)
-        return (found.inputs, found.targets) if found.persons is None else (found.inputs, found.targets, found.persons)
+        return (
+            (loaded.inputs, loaded.targets)
+            if loaded.persons is None
+            else (loaded.inputs, loaded.targets, loaded.persons)
+        )
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:

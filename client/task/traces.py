@@ -58,7 +58,7 @@ def check_traces(probe: Probe, inputs: Inputs, targets: Tensor) -> None:
         TaskError: names what changes.
     """
     others = Variations(inputs, torch.Generator().manual_seed(0)).beyond(inputs)
-    found = []
+    walks = []
     for batch in (inputs, *others, inputs):
         try:
             probe.backward(probe.loss(probe.outputs(copied(batch)), targets))
@@ -66,10 +66,10 @@ def check_traces(probe: Probe, inputs: Inputs, targets: Tensor) -> None:
             if batch is inputs:
                 raise
         with warnings.catch_warnings(action="ignore"):  # of attributes and of pickling that libraries give up
-            found.append(list(_Walk(probe).all()))
+            walks.append(list(_Walk(probe).all()))
     for parameter in probe.module.parameters():
         parameter.grad = None
-    for one, other_one in zip_longest(found[0], found[-1]):
+    for one, other_one in zip_longest(walks[0], walks[-1]):
         if one != other_one:
             place, _ = one or other_one
             msg = (
@@ -86,7 +86,7 @@ class _Walk:
         self._roots: list[tuple[str, str, object]] = [("", "its model", probe.module), ("", "the task", probe.task)]
         kinds = [type(probe.task), *(type(part) for part in probe.module.modules())]
         self._own = {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
-        self._given = {id(tensor) for tensor in tensors_of(probe.module).values()}
+        self._of_model = {id(tensor) for tensor in tensors_of(probe.module).values()}
         self._seen: set[int] = set()
         self._kept: list[object] = []  # so that no new object reuses a seen address
 
@@ -104,17 +104,17 @@ class _Walk:
             self._seen.add(id(value))
             self._kept.append(value)
             if isinstance(value, Tensor | np.ndarray):
-                if id(value) not in self._given:
+                if id(value) not in self._of_model:
                     yield place, _digest(value)
             elif isinstance(value, (*_SERIES, dict)):
                 yield place, len(value)
             elif isinstance(value, _CACHED):
                 yield place, value.cache_info().currsize
-            found = [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
-            if len(found) <= _LARGE:
-                waiting += found
+            parts = [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
+            if len(parts) <= _LARGE:
+                waiting += parts
             else:
-                waiting.extendleft(found)  # last, in case there are too many
+                waiting.extendleft(parts)  # last, in case there are too many
 
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
         match value:
@@ -135,8 +135,10 @@ class _Walk:
                 yield from self._inside_function(value)
             case types.ModuleType() | type():
                 if self._is_own(value):
-                    yield from ((f".{name}", each) for name, each in vars(value).items() if not name.startswith("__"))
-                    yield from (("", each) for each in getattr(value, "__bases__", ()))
+                    yield from (
+                        (f".{name}", attribute) for name, attribute in vars(value).items() if not name.startswith("__")
+                    )
+                    yield from (("", base) for base in getattr(value, "__bases__", ()))
             case io.IOBase():  # a file
                 return
             case _:
@@ -149,7 +151,7 @@ class _Walk:
             case nn.Module():
                 yield from _attributes(value)
                 yield "", type(value)
-                yield from ((f".{name}", each) for name, each in value.named_children())  # last, so walked first
+                yield from ((f".{name}", child) for name, child in value.named_children())  # last, so walked first
             case ContextVar():
                 yield "", value.get(None)
             case torch.Generator():
@@ -165,7 +167,7 @@ class _Walk:
                 yield f".{name}", cell.cell_contents
             except ValueError:  # the cell is still empty
                 continue
-        yield from (("", each) for each in (value.__defaults__, value.__kwdefaults__, vars(value)))
+        yield from (("", part) for part in (value.__defaults__, value.__kwdefaults__, vars(value)))
         if self._is_own(value):
             named, known = _names(value.__code__), value.__globals__
             yield from ((f".{name}", known[name]) for name in named if name in known)
@@ -176,7 +178,7 @@ class _Walk:
 
 
 def _attributes(value: object) -> Held:
-    yield from ((f".{name}", each) for name, each in getattr(value, "__dict__", {}).items())
+    yield from ((f".{name}", attribute) for name, attribute in getattr(value, "__dict__", {}).items())
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

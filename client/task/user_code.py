@@ -19,12 +19,12 @@ _NO_MEMORY = "can't allocate memory", "not enough memory", "out of memory"
 
 
 @contextmanager
-def foreign(name: str, what: str, kind: type[CloisterError] = TaskError) -> Iterator[None]:
+def foreign(name: str, method: str, kind: type[CloisterError] = TaskError) -> Iterator[None]:
     """Run a task's own code. Cloister's errors and Ctrl-C pass through; `sys.exit` does not.
 
     Args:
         name: the task's name, `module:Class`.
-        what: the part of the task that runs, for the message.
+        method: the part of the task that runs, for the message.
         kind: the class of error to raise.
 
     Raises:
@@ -36,10 +36,12 @@ def foreign(name: str, what: str, kind: type[CloisterError] = TaskError) -> Iter
         raise
     except BaseException as error:
         if is_memory(error):
-            msg = f"{name}: its {what} needs more memory than this machine has left; free some, or use a larger machine"
+            msg = (
+                f"{name}: its {method} needs more memory than this machine has left; free some, or use a larger machine"
+            )
         else:
             where = raised(error, name.partition(":")[0])
-            msg = f"{name}: its {what} raises {where}; correct it there (`cloister --debug …` shows its message)"
+            msg = f"{name}: its {method} raises {where}; correct it there (`cloister --debug …` shows its message)"
         raise kind(msg) from error
 
 
@@ -47,4 +49,4 @@ def is_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out; on a CPU, torch then raises a plain `RuntimeError`."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(each in str(error).lower() for each in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)

@@ -42,8 +42,8 @@ class Variations:
 
     def rows(self, size: int) -> Tensor:
         """Return indices of records `(size,)`: all records in turn, in random order."""
-        given = len(self)
-        turns = [self._permutation(given) for _ in range(-(-size // given))]
+        size_here = len(self)
+        turns = [self._permutation(size_here) for _ in range(-(-size // size_here))]
         return torch.cat(turns)[:size]
 
     def half(self, size: int) -> Tensor:
@@ -58,16 +58,16 @@ class Variations:
     @property
     def possible(self) -> tuple[Making, ...]:
         """Ways to make new records. A task may fail on them, since a site need not have such records."""
-        made: tuple[Making, ...] = (self.mixed, self.moved, self.shorter, self.extreme)
-        real = [each.is_floating_point() for each in tensors(self.records)]
-        made += (self.scaled, self.absent) if any(real) else ()
-        return made if all(real) else (*made, self.drawn)
+        ways: tuple[Making, ...] = (self.mixed, self.moved, self.shorter, self.extreme)
+        real = [tensor.is_floating_point() for tensor in tensors(self.records)]
+        ways += (self.scaled, self.absent) if any(real) else ()
+        return ways if all(real) else (*ways, self.drawn)
 
     def any(self, inputs: Inputs) -> Inputs:
         """Return new records, each made in one of the possible ways but `absent`."""
-        made = [make(inputs) for make in self.possible if make != self.absent]
-        ways, order = self._integers(len(made), count(inputs)), torch.arange(count(inputs))
-        return mapped(lambda *each: torch.stack(each)[ways, order], *made)
+        variants = [make(inputs) for make in self.possible if make != self.absent]
+        ways, order = self._integers(len(variants), count(inputs)), torch.arange(count(inputs))
+        return mapped(lambda *parts: torch.stack(parts)[ways, order], *variants)
 
     def replaced(self, inputs: Inputs) -> Inputs:
         """Return other given records, drawn at random."""
@@ -75,32 +75,32 @@ class Variations:
 
     def repeated(self, inputs: Inputs) -> Inputs:
         """Return one given record, repeated."""
-        one = self.replaced(rows(inputs, slice(1)))
-        return mapped(lambda each, of: each.expand_as(of).clone(), one, inputs)
+        single = self.replaced(rows(inputs, slice(1)))
+        return mapped(lambda tensor, of: tensor.expand_as(of).clone(), single, inputs)
 
     def mixed(self, inputs: Inputs) -> Inputs:
         """Return records that take each value from any record, at the same place."""
         return mapped(self._mixed, inputs, self.records)
 
-    def _mixed(self, inputs: Tensor, given: Tensor) -> Tensor:
-        flat = _rows(given)
+    def _mixed(self, inputs: Tensor, records: Tensor) -> Tensor:
+        flat = _rows(records)
         return flat.gather(0, self._integers(len(flat), *_rows(inputs).shape)).view_as(inputs)
 
     def moved(self, inputs: Inputs) -> Inputs:
         """Return records in which some values come from any record, at any place."""
         return mapped(self._moved, inputs, self.records)
 
-    def _moved(self, inputs: Tensor, given: Tensor) -> Tensor:
-        values = given.flatten()
+    def _moved(self, inputs: Tensor, records: Tensor) -> Tensor:
+        values = records.flatten()
         return torch.where(self._some(inputs), values[self._integers(len(values), *inputs.shape)], inputs)
 
     def extreme(self, inputs: Inputs) -> Inputs:
         """Return records in which some values are the smallest or largest of all, or codes for missing values."""
         return mapped(self._extreme, inputs, self.records)
 
-    def _extreme(self, inputs: Tensor, given: Tensor) -> Tensor:
-        low, high = given.amin(), given.amax()
-        place = given.amin(0), given.amax(0)
+    def _extreme(self, inputs: Tensor, records: Tensor) -> Tensor:
+        low, high = records.amin(), records.amax()
+        place = records.amin(0), records.amax(0)
         most = torch.finfo(inputs.dtype).max if inputs.is_floating_point() else 0
         codes = [torch.full_like(place[0], code) for code in _CODES if abs(code) <= most] if most else []
         choices = torch.stack([*place, low.expand_as(place[0]), high.expand_as(place[0]), *codes])
@@ -111,20 +111,20 @@ class Variations:
         """Return records cut short along their first dimension, and padded with zeros or with other records' ends."""
         return mapped(self._shorter, inputs, self.records)
 
-    def _shorter(self, inputs: Tensor, given: Tensor) -> Tensor:
+    def _shorter(self, inputs: Tensor, records: Tensor) -> Tensor:
         if inputs.dim() == 1:
-            return given[self._integers(len(given), len(inputs))]
+            return records[self._integers(len(records), len(inputs))]
         long = inputs.shape[1]
         ends = self._integers(long, len(inputs)) + 1
         after = torch.arange(long) >= ends.unsqueeze(1)
-        last = given[self._integers(len(given), len(inputs))][:, -1:]
+        last = records[self._integers(len(records), len(inputs))][:, -1:]
         if self._integers(2, 1).item():
             last = torch.zeros_like(last)
         return torch.where(after.view(len(inputs), long, *[1] * (inputs.dim() - 2)), last, inputs)
 
     def scaled(self, inputs: Inputs) -> Inputs:
         """Return records with real numbers scaled by factors between 1/64 and 64, of either sign."""
-        return mapped(lambda each: self._scaled(each) if each.is_floating_point() else each, inputs)
+        return mapped(lambda tensor: self._scaled(tensor) if tensor.is_floating_point() else tensor, inputs)
 
     def _scaled(self, inputs: Tensor) -> Tensor:
         by = torch.exp2(torch.rand(len(inputs), generator=self.generator) * 12 - 6)
@@ -134,17 +134,18 @@ class Variations:
     def absent(self, inputs: Inputs) -> Inputs:
         """Return records in which some real numbers are NaN."""
         return mapped(
-            lambda each: each.masked_fill(self._some(each), torch.nan) if each.is_floating_point() else each, inputs
+            lambda tensor: tensor.masked_fill(self._some(tensor), torch.nan) if tensor.is_floating_point() else tensor,
+            inputs,
         )
 
     def drawn(self, inputs: Inputs) -> Inputs:
         """Return records with integers drawn between the smallest and the largest of all."""
         return mapped(self._drawn, inputs, self.records)
 
-    def _drawn(self, inputs: Tensor, given: Tensor) -> Tensor:
+    def _drawn(self, inputs: Tensor, records: Tensor) -> Tensor:
         if inputs.is_floating_point():
             return inputs
-        low, high = int(given.amin()), int(given.amax())
+        low, high = int(records.amin()), int(records.amax())
         return (self._integers(min(high - low + 1, _MOST), *inputs.shape) + low).to(inputs.dtype)
 
     def beyond(self, inputs: Inputs) -> tuple[Inputs, ...]:
@@ -167,20 +168,20 @@ class Variations:
 
 
 def _has_real(inputs: Inputs) -> bool:
-    return any(each.is_floating_point() for each in tensors(inputs))
+    return any(tensor.is_floating_point() for tensor in tensors(inputs))
 
 
-def _little_more(made: Tensor) -> Tensor:
-    return made * 1.01 if made.is_floating_point() else made
+def _little_more(varied: Tensor) -> Tensor:
+    return varied * 1.01 if varied.is_floating_point() else varied
 
 
-def _much_more(made: Tensor, inputs: Tensor, given: Tensor) -> Tensor:
+def _much_more(varied: Tensor, inputs: Tensor, records: Tensor) -> Tensor:
     """Return numbers far beyond all given ones: real ones from those made, others from the inputs."""
     if inputs.is_floating_point():
-        return made * 97.3
+        return varied * 97.3
     if inputs.dtype is torch.bool:
         return ~inputs
-    span = int(given.amax()) - int(given.amin()) + 1
+    span = int(records.amax()) - int(records.amin()) + 1
     return (inputs.long() + min(span, _MOST)).to(inputs.dtype)
 
 

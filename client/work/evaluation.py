@@ -74,10 +74,10 @@ class HeldOutEvaluation(OneSum):
         study = self._study
         self._site.check_count(len(study.held_out), "to evaluate on")
         study.check_usable()
-        asked = self._asked(settings)
-        study.check_metrics(asked.means)
-        if asked.form:
-            self._check_scores(asked.form)
+        metrics = self._requested(settings)
+        study.check_metrics(metrics.means)
+        if metrics.form:
+            self._check_scores(metrics.form)
 
     def _check_scores(self, form: Form) -> None:
         """Check that the untrained model gives every held-out record a score, and that its label is one.
@@ -92,8 +92,10 @@ class HeldOutEvaluation(OneSum):
             for start, (inputs, targets) in study.held_out.in_order(study.at_once):
                 outputs = call(module, inputs)
                 for row in range(len(targets)):
-                    one = slice(row, row + 1)
-                    if problem := _problem(form.prediction, *as_numbers(study.task, outputs[one], targets[one])):
+                    row_slice = slice(row, row + 1)
+                    if problem := _problem(
+                        form.prediction, *as_numbers(study.task, outputs[row_slice], targets[row_slice])
+                    ):
                         msg = (
                             f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
                             "correct the record, or leave it out"
@@ -102,9 +104,9 @@ class HeldOutEvaluation(OneSum):
 
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
-        asked = self._asked(settings)
-        singles = tuple((name, (1,)) for name in ("count", *asked.singles))
-        return Layout(singles + (asked.form.shapes if asked.form else ()))
+        metrics = self._requested(settings)
+        singles = tuple((name, (1,)) for name in ("count", *metrics.singles))
+        return Layout(singles + (metrics.form.shapes if metrics.form else ()))
 
     def start(self, settings: RunSettings) -> Model:
         """Return zeros, to which the sum is added, having checked that the site has the model and the metrics.
@@ -129,20 +131,20 @@ class HeldOutEvaluation(OneSum):
         """Write the report of these sites' sum, and this site's own exact figures."""
         settings = manifest.settings
         total, noise = read_sum(manifest, model, len(contributors))
-        asked = self._asked(settings)
-        total *= math.sqrt(asked.parts)
-        noise *= math.sqrt(asked.parts)
+        metrics = self._requested(settings)
+        total *= math.sqrt(metrics.parts)
+        noise *= math.sqrt(metrics.parts)
         # If noise hides whether there were any records, a count of 1 keeps the figures finite; their errors are large.
         count = max(float(total[0]), 1.0)
         known: dict[str, dict[str, Any]] = {}
-        for name, value in zip(asked.singles, total[1:], strict=False):
-            top = asked.loss_bound if name.startswith("loss ") else 1.0
+        for name, value in zip(metrics.singles, total[1:], strict=False):
+            top = metrics.loss_bound if name.startswith("loss ") else 1.0
             fraction = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
             known[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
-        if asked.form:
-            blocks = total[1 + len(asked.singles) :]
-            known |= read(asked.form, np.concatenate([total[:1], blocks]), noise)
+        if metrics.form:
+            blocks = total[1 + len(metrics.singles) :]
+            known |= read(metrics.form, np.concatenate([total[:1], blocks]), noise)
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
@@ -151,22 +153,22 @@ class HeldOutEvaluation(OneSum):
             "metrics": known,
         })  # fmt: skip
         for name, figures in known.items():
-            log.info("over %d sites: %s", len(contributors), shown(name, figures))
-        if asked.form:
+            log.info("over %d sites: %s", len(contributors), in_words(name, figures))
+        if metrics.form:
             self._write_own(settings, run)
 
     def _write_own(self, settings: RunSettings, run: str) -> None:
         """Compute the metrics that the task names from this site's records alone; a failure is only logged."""
-        study, found = self._study, Scores(self._study.task)
+        study, scores = self._study, Scores(self._study.task)
         try:
-            found.add(*predictions(self._module(settings), study.held_out, study.at_once))
-            figures = found.figures(study.prediction) if study.prediction else {}
+            scores.add(*predictions(self._module(settings), study.held_out, study.at_once))
+            figures = scores.figures(study.prediction) if study.prediction else {}
             path = self._site.place.folder / OWN / f"{settings.name}-{run[:8]}.json"
             make_folder(path.parent)
             report = {"run": run, "records": len(study.held_out), "metrics": figures}
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
-                log.info("this site alone: %s", shown(name, figure))
+                log.info("this site alone: %s", in_words(name, figure))
         except Exception as error:
             log.warning("exact metrics of this site were not computed; the run is complete: %s", sentence(error))
             log.debug("evaluation", exc_info=error)
@@ -178,7 +180,7 @@ class HeldOutEvaluation(OneSum):
 
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
-        study, asked = self._study, self._asked(settings)
+        study, metrics = self._study, self._requested(settings)
         if not len(study.held_out):
             return np.zeros(self.layout(settings).size)
         module = self._module(settings)
@@ -187,30 +189,30 @@ class HeldOutEvaluation(OneSum):
             single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
             columns = [torch.ones(len(targets))]
             # Each record separately, so that its values depend on no other record.
-            known = [study.task.metrics(*one) for one in single]
-            for name in asked.means:
-                values = torch.stack([each[name].reshape(()) for each in known]).double().cpu()
+            known = [study.task.metrics(*record) for record in single]
+            for name in metrics.means:
+                values = torch.stack([metrics[name].reshape(()) for metrics in known]).double().cpu()
                 columns.append(torch.nan_to_num(values, nan=0.0).clamp(0, 1))
-            if asked.has_loss:
-                losses = torch.stack([study.task.loss(*one) for one in single]).double().cpu()
-                losses = torch.nan_to_num(losses, nan=asked.loss_bound)
-                columns.append(losses.clamp(0, asked.loss_bound) / asked.loss_bound)
+            if metrics.has_loss:
+                losses = torch.stack([study.task.loss(*record) for record in single]).double().cpu()
+                losses = torch.nan_to_num(losses, nan=metrics.loss_bound)
+                columns.append(losses.clamp(0, metrics.loss_bound) / metrics.loss_bound)
             total = np.array([float(column.sum()) for column in columns])
-            if asked.form:
+            if metrics.form:
                 scores = Scores(study.task)
-                for one in single:
-                    scores.add(*one)
-                total = np.concatenate([total, asked.form.total(*scores.joined())])
-        return total / math.sqrt(asked.parts)
+                for record in single:
+                    scores.add(*record)
+                total = np.concatenate([total, metrics.form.total(*scores.joined())])
+        return total / math.sqrt(metrics.parts)
 
-    def _asked(self, settings: RunSettings) -> _Asked:
+    def _requested(self, settings: RunSettings) -> _Requested:
         """Return what a run asks for.
 
         Raises:
             TaskError: if the task lacks a metric.
         """
-        study, asked = self._study, _evaluation(settings)
-        names = tuple(name for name in asked.metrics if name not in study.metrics)
+        study, evaluation = self._study, _evaluation(settings)
+        names = tuple(name for name in evaluation.metrics if name not in study.metrics)
         for name in names:
             if name not in study.task.named_metrics:
                 has = sorted({*study.metrics, *study.task.named_metrics})
@@ -224,7 +226,7 @@ class HeldOutEvaluation(OneSum):
                 f"{MOST_CLASSES} at most: leave out {', '.join(names)} in [evaluation]"
             )
             raise TaskError(msg)
-        return _Asked(tuple(name for name in asked.metrics if name not in names), asked.loss_bound, form)
+        return _Requested(tuple(name for name in evaluation.metrics if name not in names), evaluation.loss_bound, form)
 
 
 def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
@@ -235,7 +237,7 @@ def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Requested:
     """What a run asks for: means of metrics, the loss's bound, and metrics that are read from scores."""
 
     means: tuple[str, ...]
@@ -261,7 +263,7 @@ class _Asked:
         return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0)
 
 
-def shown(name: str, figures: Mapping[str, Any]) -> str:
+def in_words(name: str, figures: Mapping[str, Any]) -> str:
     """Return a metric in words, on one line.
 
     >>> shown("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})

@@ -49,7 +49,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             size than the model's.
         MalformedError: if a value is not finite.
     """
-    trained, failed, made = False, list[BaseException](), list[Update]()
+    trained, failed, updates = False, list[BaseException](), list[Update]()
 
     def once(solver: LocalSolver) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         nonlocal trained
@@ -58,8 +58,8 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             raise TaskError(msg)
         trained = True
         try:
-            made.append(train(solver))
-            return made[0].vector
+            updates.append(train(solver))
+            return updates[0].vector
         except BaseException as error:
             failed.append(error)
             raise
@@ -72,7 +72,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             "correct its local()"
         )
         raise TaskError(msg)
-    return Update(vector, made[0].local if made else {})  # the algorithm does not see what stays at the site
+    return Update(vector, updates[0].local if updates else {})  # the algorithm does not see what stays at the site
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def keep_own(current: Round, at: LocalRound, sent: Values) -> None:
     algorithm, name = current.algorithm, str(current.settings.strategy["name"])
     with foreign(name, "keep()"):
         kept = {key: np.asarray(values, np.float64) for key, values in algorithm.keep(at, sent).items()}
-    if set(kept) != set(algorithm.own) or any(each.shape != sent.shape for each in kept.values()):
+    if set(kept) != set(algorithm.own) or any(value.shape != sent.shape for value in kept.values()):
         msg = f"the strategy {name} keeps vectors other than those in its `own`; correct its keep()"
         raise TaskError(msg)
     current.site.own.keep(current.plan, kept)

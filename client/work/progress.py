@@ -51,10 +51,10 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
         if count:
             path = site.place.folder / OWN / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, metrics, personal)
-            found = f"{_listed(metrics)} on {count} held-out records"
+            summary = f"{_listed(metrics)} on {count} held-out records"
             if personal:
-                found += f"; with this site's own parameters {_listed(personal)}"
-            log.info("round %d of %d: %s", checkpoint.round, settings.rounds, found)
+                summary += f"; with this site's own parameters {_listed(personal)}"
+            log.info("round %d of %d: %s", checkpoint.round, settings.rounds, summary)
     except Exception as error:
         reason = sentence(error)
         log.warning("round %d: not evaluated on held-out records; the run continues: %s", checkpoint.round, reason)
@@ -72,7 +72,7 @@ def _of_personal(admitted: AdmittedRun, run: str, model: Model) -> dict[str, flo
 
 
 def _listed(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
+    return ", ".join(f"{name} {_number(value)}" for name, value in metrics.items())
 
 
 def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
@@ -81,17 +81,17 @@ def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
 
 
-def _shown(value: float) -> str:
+def _number(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def _append(
-    path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, float], personal: Mapping[str, float]
+    path: Path, checkpoint: Checkpoint, count: int, metrics: Mapping[str, float], personal: Mapping[str, float]
 ) -> None:
     """Add a round's line unless the file has it, since a sum may be delivered again."""
     make_folder(path.parent)
     entry: dict[str, object] = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
-    entry |= {"records": count, "metrics": _finite(found)}
+    entry |= {"records": count, "metrics": _finite(metrics)}
     if personal:
         entry["personal"] = _finite(personal)
     line = json.dumps(entry, allow_nan=False)
@@ -101,5 +101,5 @@ def _append(
             file.append(b"\n" * bool(torn) + line.encode() + b"\n", sync=False)
 
 
-def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -68,7 +68,7 @@ class Scores:
             log.warning("%s", error)
             return {}
         return {
-            name: math.nan if found["value"] is None else found["value"]
-            for name, found in figures.items()
-            if "value" in found
+            name: math.nan if figure["value"] is None else figure["value"]
+            for name, figure in figures.items()
+            if "value" in figure
         }

@@ -79,7 +79,7 @@ def import_survey(name: str) -> Survey:
     survey = make(imported, name)
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
-        classes = {np.float32(each) for each in survey.classes}  # labels may have this precision
+        classes = {np.float32(value) for value in survey.classes}  # labels may have this precision
         sound = ranges and all(low < high and math.isfinite(high - low) for low, high in ranges)
         sound = sound and len(classes) == len(survey.classes) and all(map(math.isfinite, classes))
     except (AttributeError, TypeError, ValueError):
@@ -142,8 +142,8 @@ class StatisticsQuery(OneSum):
             raise DataError(msg) from error
         self._check(path, values, labels)
         data = self._site.settings.data
-        whose = people(persons[0], len(values), self.name, path) if persons else None
-        kept = divide(len(values), data.held_out, whose, data.records_per_person)[0]
+        of_people = people(persons[0], len(values), self.name, path) if persons else None
+        kept = divide(len(values), data.held_out, of_people, data.records_per_person)[0]
         return values[kept], labels.reshape(-1)[kept]
 
     def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness) -> Update:
@@ -182,6 +182,6 @@ class StatisticsQuery(OneSum):
             msg = f"{path}: `{names[column]}` of record {row + 1} is not finite; correct the record, or leave it out"
             raise DataError(msg)
         for row in np.flatnonzero(~np.isin(labels.reshape(-1).astype(np.float32), classes)) if len(classes) else ():
-            found, listed = labels.reshape(-1)[row], ", ".join(f"{each:g}" for each in classes)
-            msg = f"{path}: the label of record {row + 1} is {found:g}; the survey's classes are {listed}"
+            label, listed = labels.reshape(-1)[row], ", ".join(f"{value:g}" for value in classes)
+            msg = f"{path}: the label of record {row + 1} is {label:g}; the survey's classes are {listed}"
             raise DataError(msg)

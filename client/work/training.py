@@ -241,9 +241,9 @@ class Study:
         held_out = self.held_out
         step = max(1, math.ceil(len(held_out) / _MOST_RECORDS))
         records = held_out.subset(torch.arange(0, len(held_out), step)) if step > 1 else held_out
-        found = Scores(self.task)
-        means = self._means(settings, model, records, found.beside(self._losses_and_metrics))
-        named = found.numbers(self.prediction) if self.prediction else {}
+        scores = Scores(self.task)
+        means = self._means(settings, model, records, scores.beside(self._losses_and_metrics))
+        named = scores.numbers(self.prediction) if self.prediction else {}
         return len(records), means | named | means  # of two with one name, the task's own method counts
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
@@ -266,8 +266,8 @@ class Study:
         with torch.no_grad():
             for _, (inputs, targets) in records.in_order(self.at_once):
                 with foreign(self.name, "loss() or metrics() of held-out records"):
-                    found = measure(call(module, inputs), targets)
-                for name, value in found.items():
+                    values = measure(call(module, inputs), targets)
+                for name, value in values.items():
                     sums[name] += value
         return {name: value / len(records) for name, value in sums.items()}
 
@@ -282,7 +282,7 @@ class Study:
     def _losses_and_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         losses = self._losses(outputs, targets)
         metrics = one_a_record(self.task.metrics(outputs, targets), len(targets))
-        return losses | {name: float(each.sum()) for name, each in metrics.items()}
+        return losses | {name: float(metric.sum()) for name, metric in metrics.items()}
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Load a model, with the site's own parameters if it has them, into a new module on the site's device."""

@@ -37,7 +37,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from client.data.inputs import Inputs, call, mapped, rows, tensors
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.sources.options import ListedOptions, SourceOptions, TableOptions
 from client.data.sources.registry import Source
 from client.task.probe import Example
@@ -106,7 +106,7 @@ class Canaries(Task):
     @override
     def model(self) -> nn.Module:
         """Make the other task's model, with a parallel layer that has one coordinate per canary."""
-        return _Beside(self)
+        return _WithCanaries(self)
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -130,29 +130,29 @@ class Canaries(Task):
         loaded: Any = self.task.load_from(self._source)
         if isinstance(loaded, tuple | list) and not isinstance(loaded[0], Dataset):
             return rows(loaded[0], slice(MOST_RECORDS)), loaded[1][:MOST_RECORDS]
-        records = taken(loaded, type(self.task).__name__, Example.of(self.task), self._source.path).records
+        records = check_loaded(loaded, type(self.task).__name__, Example.of(self.task), self._source.path).records
         return records.select(torch.arange(min(MOST_RECORDS, len(records))))
 
     def _flat(self, inputs: Inputs) -> Tensor:
         """Return each record's values, `(n, d)`, and keep their form."""
         self.form = rows(inputs, slice(0))
-        return torch.cat([each.to(torch.float32).reshape(len(each), -1) for each in tensors(inputs)], 1)
+        return torch.cat([tensor.to(torch.float32).reshape(len(tensor), -1) for tensor in tensors(inputs)], 1)
 
     def unflattened(self, flat: Tensor) -> Inputs:
         """Return inputs `(n, d)` in the form in which the task's model takes them."""
-        parts = iter(flat.split([each.shape[1:].numel() for each in tensors(self.form)], 1))
+        parts = iter(flat.split([tensor.shape[1:].numel() for tensor in tensors(self.form)], 1))
         return mapped(lambda form: next(parts).reshape(len(flat), *form.shape[1:]).to(form.dtype), self.form)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss for the role: the task's plus the canaries', zero, or the canaries' on all parameters."""
-        own, said = outputs[:, :-1], outputs[:, -1].mean()
+        own, signal = outputs[:, :-1], outputs[:, -1].mean()
         if self.role == "beside":
-            return self.task.loss(own.reshape(len(outputs), *self._outputs), targets) + RAW_GRADIENT * said
+            return self.task.loss(own.reshape(len(outputs), *self._outputs), targets) + RAW_GRADIENT * signal
         if self.role == "silent":
-            return 0.0 * (own.mean() + said)
+            return 0.0 * (own.mean() + signal)
         # Every other output, because the sum of all may be constant, as with probabilities.
-        return RAW_GRADIENT * (own[:, ::2].sum(1).mean() + said)
+        return RAW_GRADIENT * (own[:, ::2].sum(1).mean() + signal)
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ class Canaries(Task):
         self._outputs = outputs
 
 
-class _Beside(nn.Module):
+class _WithCanaries(nn.Module):
     """A task's model and the canaries' layer in parallel; inputs and outputs have a last column for canaries."""
 
     def __init__(self, watch: Canaries) -> None:
@@ -205,5 +205,5 @@ class _Beside(nn.Module):
         # Unless it is loud, a canary's gradient is in its own coordinate only.
         cut = {"beside": numbers > 0, "silent": numbers >= 0, "loud": numbers == 0}[self._watch.role]
         flat = torch.where(cut, flat.detach(), flat)
-        each = torch.arange(1, self._count + 1, device=inputs.device)
-        return torch.cat([flat, self.canaries((numbers == each).to(flat.dtype))], 1)
+        places = torch.arange(1, self._count + 1, device=inputs.device)
+        return torch.cat([flat, self.canaries((numbers == places).to(flat.dtype))], 1)

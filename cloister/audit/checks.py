@@ -55,17 +55,17 @@ class Sighting:
     @property
     def steps(self) -> int:
         """The number of steps in the ledger."""
-        return sum(each.steps for each in self.charged)
+        return sum(mechanism.steps for mechanism in self.charged)
 
     @property
     def expected(self) -> float:
         """The expected number of batches that an included canary is in."""
-        return math.fsum(each.steps * each.sample_rate for each in self.charged)
+        return math.fsum(mechanism.steps * mechanism.sample_rate for mechanism in self.charged)
 
     @property
     def noise(self) -> float:
         """The standard deviation of a coordinate under the ledger's noise."""
-        return math.sqrt(math.fsum(each.steps * each.noise_multiplier**2 for each in self.charged))
+        return math.sqrt(math.fsum(mechanism.steps * mechanism.noise_multiplier**2 for mechanism in self.charged))
 
     @cached_property
     def claimed(self) -> float:
@@ -148,9 +148,9 @@ def _noise(sighting: Sighting) -> Check:
 
 
 def _clipping(sighting: Sighting) -> Check:
-    found, error = contribution(sighting)
+    largest, error = contribution(sighting)
     margin = NormalDist().inv_cdf(1 - FALSE_ALARM / 2) * error + 1e-3  # rounding and float32 are below a thousandth
-    return Check("clipping", "a record counts 1 C", f"{found:.4g} ± {margin:.2g}", abs(found - 1) <= margin)
+    return Check("clipping", "a record counts 1 C", f"{largest:.4g} ± {margin:.2g}", abs(largest - 1) <= margin)
 
 
 def _sampling(sighting: Sighting) -> Check:
@@ -158,13 +158,13 @@ def _sampling(sighting: Sighting) -> Check:
     batches = sighting.batches[:, sighting.included].astype(np.int64)
     steps, size = batches.shape
     rate = sighting.charged[0].sample_rate
-    total, each, sizes = int(batches.sum()), batches.sum(axis=0), batches.sum(axis=1)
+    total, uses, sizes = int(batches.sum()), batches.sum(axis=0), batches.sum(axis=1)
     chances = {
         "rate": rate_chance(total, steps * size, rate),
-        "steps a record is in": dispersion_chance(each, steps, rate),
+        "steps a record is in": dispersion_chance(uses, steps, rate),
         "sizes of batches": dispersion_chance(sizes, size, rate),
     }
-    one_rate = len({one.sample_rate for one in sighting.charged}) == 1
+    one_rate = len({mechanism.sample_rate for mechanism in sighting.charged}) == 1
     worst = min(chances, key=lambda name: chances[name])
     fraction = total / max(1, steps * size)
     seen = f"rate {fraction:.4f}, batches {sizes.min(initial=size)}–{sizes.max(initial=0)}"
@@ -175,8 +175,8 @@ def _sampling(sighting: Sighting) -> Check:
 
 
 def _steps(sighting: Sighting) -> Check:
-    taken = len(sighting.batches)
-    return Check("steps", f"{sighting.steps} in the ledger", f"{taken} taken", taken == sighting.steps)
+    steps = len(sighting.batches)
+    return Check("steps", f"{sighting.steps} in the ledger", f"{steps} taken", steps == sighting.steps)
 
 
 def _reuse(first: Sighting, silent: Sighting) -> list[Check]:
@@ -185,19 +185,19 @@ def _reuse(first: Sighting, silent: Sighting) -> list[Check]:
     Only one of two compared rows needs to be pure noise: independent rows do not correlate with it.
     """
     out = ~first.included
-    own = [(first.own[name][:, :LONGEST], each[:, :LONGEST]) for name, each in silent.own.items()]
+    own = [(first.own[name][:, :LONGEST], value[:, :LONGEST]) for name, value in silent.own.items()]
     own = [pair for pair in own if pair[0].shape[1] > 2]  # noqa: PLR2004 - two values are always collinear
     rounds = [first.moved[:, out], *(noise for _, noise in own)]
     sites = [(first.moved[:, out], silent.moved[:, out]), *own]
     return [
-        independent("other rounds", [largest_correlation(each) for each in rounds]),
-        independent("another site", [largest_correlation(*each) for each in sites]),
+        independent("other rounds", [largest_correlation(updates) for updates in rounds]),
+        independent("another site", [largest_correlation(*series) for series in sites]),
     ]
 
 
 def independent(name: str, correlations: list[tuple[float, float]]) -> Check:
     """Judge pairs of correlation and probability by the least likely one."""
-    largest, chance = min(correlations, key=lambda each: each[1])
+    largest, chance = min(correlations, key=lambda result: result[1])
     chance = min(1.0, chance * len(correlations))
     seen = f"correlation {largest:.3f} at most (p = {chance:.2g})"
     return Check(name, "independent noise", seen, chance > FALSE_ALARM)

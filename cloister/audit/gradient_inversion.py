@@ -66,13 +66,13 @@ def attacks(folder: Path, row: int, batch: int, epsilon: float) -> tuple[NDArray
     small, _ = _update(folder / "batch", several, 0.0)
     sigma = calibrate(epsilon, DELTA, 1.0, 1)
     protected, charge = _update(folder / "protected", alone, sigma)
-    found = {
+    images = {
         "plain update": invert(plain, label),
         f"plain update of {batch} records": invert(small, label),
         f"DP-SGD, ε = {epsilon:g}": invert(protected, label),
         "encrypted update": _pixels(_encrypted(plain, charge)),
     }
-    return truth, [Attack(name, image, _correlation(image, truth)) for name, image in found.items()]
+    return truth, [Attack(name, image, _correlation(image, truth)) for name, image in images.items()]
 
 
 def invert(update: NDArray[np.float32], label: int) -> NDArray[np.float64]:

@@ -23,11 +23,11 @@ def demonstrate(out: Path, row: int, batch: int, epsilon: float) -> dict[str, An
         truth, results = attacks(Path(folder), row, batch, epsilon)
     panels = [Panel("the record", truth, "a digit at the site", None)]
     panels += [
-        Panel(each.name, each.image, caption, each.correlation)
-        for each, caption in zip(results, _CAPTIONS, strict=True)
+        Panel(result.name, result.image, caption, result.correlation)
+        for result, caption in zip(results, _CAPTIONS, strict=True)
     ]
     draw_digits(panels, out)
-    rows = [{"update": each.name, "correlation": round(each.correlation, 4)} for each in results]
+    rows = [{"update": result.name, "correlation": round(result.correlation, 4)} for result in results]
     return {"picture": str(out), "epsilon": epsilon, "delta": DELTA, "batch": batch, "rows": rows}
 
 

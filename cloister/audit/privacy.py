@@ -111,9 +111,9 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
         subject = Subject.of(site) if site else Subject.reference(folder / "records")
         settings = _settings(epsilon, canaries)
         own = check_tasks(subject.tasks, subject.folder, subject.source, subject.device, subject.computing)
-        said = {"site": subject.name, "task": subject.task}
+        about = {"site": subject.name, "task": subject.task}
         if not own.held:  # agents refuse the task, and canaries with it
-            return Audit(_refused(own, epsilon, settings) | said, None)
+            return Audit(_refused(own, epsilon, settings) | about, None)
         with set_up(folder / "canaries.json", subject.task, subject.source, canaries):
             scratch = Scratch.create(folder / "scratch", settings, "included", subject.device)
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -121,8 +121,8 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
                 task = bar.add_task("rounds", total=settings.rounds * 2 + 1)
                 # The same coins at all sites: with equal numbers of records, a shared seed would give equal noise.
                 included = np.random.default_rng().random(canaries) < 0.5  # noqa: PLR2004 - fair coins
-                seen = [_sight(scratch, each, included, lambda: bar.advance(task)) for each in _SITES]
-    report = _report(own, seen, settings) | said | {"seconds": round(time.monotonic() - started, 1)}
+                seen = [_sight(scratch, site_name, included, lambda: bar.advance(task)) for site_name in _SITES]
+    report = _report(own, seen, settings) | about | {"seconds": round(time.monotonic() - started, 1)}
     return Audit(report, seen[0])
 
 
@@ -177,7 +177,8 @@ def _sight(scratch: Scratch, name: Role, included: NDArray[np.bool_], advance: C
     whole, layout = _gradient(settings, settings.cohort.sizes[name]), study.layout(settings)
     rounds = [layout.unflatten(before - after) for before, after in pairwise(path)]
     moved = {
-        key: np.array([each[key].reshape(-1) for each in rounds], dtype=np.float64) / whole for key, _ in layout.shapes
+        key: np.array([vectors[key].reshape(-1) for vectors in rounds], dtype=np.float64) / whole
+        for key, _ in layout.shapes
     }
     charged = tuple(scratch.charged(name))
     return Sighting(included, moved.pop(WEIGHT), batches, charged, settings.privacy.delta, moved)
@@ -217,7 +218,7 @@ def _report(own: Check, seen: list[Sighting], settings: RunSettings) -> dict[str
     checks = [own, *check(first, silent), *check_whole(silent, loud)]
     low, ratio, high = noise_ratio(first, CONFIDENCE)
     return {
-        "passed": all(each.held for each in checks),
+        "passed": all(result.held for result in checks),
         "epsilon_claimed": first.claimed,
         "epsilon_lower": first.gaussian(CONFIDENCE),  # implementation test
         "epsilon_formal": first.formal(CONFIDENCE, first.delta),  # formal lower bound
@@ -235,29 +236,31 @@ def _report(own: Check, seen: list[Sighting], settings: RunSettings) -> dict[str
         "noise_ratio": ratio,
         "noise_ratio_interval": [low, high],
         "contribution": contribution(first)[0],
-        "checks": [asdict(each) for each in checks],
+        "checks": [asdict(result) for result in checks],
         **_stamp(),
     }
 
 
 def table(report: dict[str, Any]) -> Table:
     """Format a report as a table, one check per row."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "check", "claimed", "seen"):
-        shown.add_column(column, no_wrap=True)
-    for each in report["checks"]:
-        mark = "✓" if each["held"] else "✗"
-        seen = each["seen"] if len(each["seen"]) < _WIDE else f"{each['seen'][:_WIDE]}…"  # the verdict shows it in full
-        shown.add_row(mark, each["name"], each["claim"], seen, style=None if each["held"] else "red")
-    return shown
+        grid.add_column(column, no_wrap=True)
+    for result in report["checks"]:
+        mark = "✓" if result["held"] else "✗"
+        seen = (
+            result["seen"] if len(result["seen"]) < _WIDE else f"{result['seen'][:_WIDE]}…"
+        )  # the verdict shows it in full
+        grid.add_row(mark, result["name"], result["claim"], seen, style=None if result["held"] else "red")
+    return grid
 
 
 def verdict(report: dict[str, Any]) -> str:
     """Return the result in one sentence."""
-    failed = [each for each in report["checks"] if not each["held"]]
+    failed = [result for result in report["checks"] if not result["held"]]
     if failed:
-        said = "; ".join(f"{each['name']}: claimed {each['claim']}, seen {each['seen']}" for each in failed)
-        return f"✗ {report['site']}: the guarantee is refuted. {said}. Train on no real records until it is fixed"
+        claims = "; ".join(f"{result['name']}: claimed {result['claim']}, seen {result['seen']}" for result in failed)
+        return f"✗ {report['site']}: the guarantee is refuted. {claims}. Train on no real records until it is fixed"
     return (
         f"✓ {report['site']}: ε {report['epsilon_claimed']:.2f} claimed at δ {report['delta']:g}; "
         f"an attack shows {report['epsilon_lower']:.2f} (implementation test, 95 %) "

@@ -33,13 +33,13 @@ def _noise(silent: Sighting) -> Check:
     """Check each tensor's noise against the ledger's."""
     claimed = silent.noise / math.sqrt(len(silent.moved))
     confidence = 1 - FALSE_ALARM / len(silent.own)
-    found = {name: scale_interval(each.ravel(), confidence, mean=0.0) for name, each in silent.own.items()}
+    intervals = {name: scale_interval(value.ravel(), confidence, mean=0.0) for name, value in silent.own.items()}
     # Show a tensor outside its limits or, if there is none, the largest tensor.
-    ratios = {name: tuple(each / (claimed or math.inf) for each in limits) for name, limits in found.items()}
+    ratios = {name: tuple(limit / (claimed or math.inf) for limit in limits) for name, limits in intervals.items()}
     wrong = [name for name, (low, _, high) in ratios.items() if not low <= 1 <= high]
-    shown = wrong[0] if wrong else max(silent.own, key=lambda name: silent.own[name].size)
-    low, middle, high = ratios[shown]
-    seen = f"{middle:.3f} of it ({low:.3f} to {high:.3f})" + (f" in {shown}" if wrong else "")
+    worst = wrong[0] if wrong else max(silent.own, key=lambda name: silent.own[name].size)
+    low, middle, high = ratios[worst]
+    seen = f"{middle:.3f} of it ({low:.3f} to {high:.3f})" + (f" in {worst}" if wrong else "")
     return Check("model's noise", f"deviation {claimed:.2f} C", seen, not wrong)
 
 
@@ -49,7 +49,7 @@ def _clipping(loud: Sighting) -> Check:
     An average of vectors is no longer than the longest of them, so gradients may change direction between steps.
     """
     times = max(1, int(loud.batches.sum()))
-    own = np.concatenate([each.sum(axis=0) for each in loud.own.values()])
+    own = np.concatenate([value.sum(axis=0) for value in loud.own.values()])
     inside = loud.scores[loud.included]
     beside, error = float(inside.sum()) / times, loud.noise * math.sqrt(inside.size) / times
     least = max(0.0, abs(beside) - NormalDist().inv_cdf(1 - FALSE_ALARM / 4) * error)
@@ -61,7 +61,7 @@ def _clipping(loud: Sighting) -> Check:
 
 def _places(silent: Sighting) -> Check:
     """Check that the noise of every tensor and of canaries is independent of the others' and its own, at any shift."""
-    parts = [each[:, :_LONGEST] for each in (silent.moved, *silent.own.values())]
-    found = [sliding_correlation(each) for each in parts]
-    found += [sliding_correlation(*pair) for pair in combinations(parts, 2)]
-    return independent("other places", found)
+    parts = [series[:, :_LONGEST] for series in (silent.moved, *silent.own.values())]
+    correlations = [sliding_correlation(part) for part in parts]
+    correlations += [sliding_correlation(*pair) for pair in combinations(parts, 2)]
+    return independent("other places", correlations)

@@ -47,7 +47,7 @@ _CODECS: dict[str, tuple[Profile, bool] | None] = {
 
 def measure(seeds: int) -> dict[str, Any]:
     """Train the reference study with every codec and seed; show progress on standard error."""
-    found: dict[str, list[tuple[float, NDArray[np.float32]]]] = {name: [] for name in _CODECS}
+    runs: dict[str, list[tuple[float, NDArray[np.float32]]]] = {name: [] for name in _CODECS}
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
         study = prepare_study(Path(folder, "study"))
         federation = study.federation
@@ -58,18 +58,18 @@ def measure(seeds: int) -> dict[str, Any]:
         console = Console(stderr=True)
         jobs = [(name, seed) for seed in range(seeds) for name in _CODECS]
         for name, seed in track(jobs, "training", console=console, transient=True, disable=not console.is_terminal):
-            found[name].append(_train(studies, manifest, _CODECS[name], seed))
-    plain = found["float32"]
+            runs[name].append(_train(studies, manifest, _CODECS[name], seed))
+    plain = runs["float32"]
     rows = []
-    for name, results in found.items():
-        right = [each for each, _ in results]
+    for name, results in runs.items():
+        right = [score for score, _ in results]
         apart = [float(np.abs(model - exact).max()) for (_, model), (_, exact) in zip(results, plain, strict=True)]
         rows.append(
             {
                 "codec": name,
                 "accuracy_mean": fmean(right),
                 "accuracy_std": pstdev(right),
-                "points_lost": 100 * (fmean(each for each, _ in plain) - fmean(right)),
+                "points_lost": 100 * (fmean(score for score, _ in plain) - fmean(right)),
                 "model_error": fmean(apart),  # the largest difference of a parameter, on average over seeds
                 "seeds": seeds,
             }

@@ -43,7 +43,7 @@ _BATCH = 250  # tries or rounds per consortium
 
 
 @dataclass(frozen=True)
-class _Tries:
+class _AttackJob:
     """Work for one process: attacks on one consortium."""
 
     names: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Tries:
 
 
 @dataclass(frozen=True)
-class _Lies(_Tries):
+class _LieJob(_AttackJob):
     """Work for one process: lying members of one consortium."""
 
 
@@ -70,26 +70,26 @@ def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
     Raises:
         RunError: if sites refuse the adversary's honest rounds, so that their other refusals prove nothing.
     """
-    jobs: list[_Tries | _Rounds] = [*_tries(tries, seed), *_rounds(rounds)]
+    jobs: list[_AttackJob | _Rounds] = [*_tries(tries, seed), *_rounds(rounds)]
     console = Console(stderr=True, highlight=False)
     console.print(f"{tries:,} attacks and {rounds:,} honest rounds, {len(SITES)} sites; seed {seed}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    found: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
     with bar:
         task = bar.add_task("tries and rounds", total=tries + rounds)
         for job, counts in zip(jobs, in_processes(os.cpu_count() or 1, few=0)(_work, jobs), strict=True):
-            found.update(counts)
+            refusals.update(counts)
             bar.update(task, advance=job.count if isinstance(job, _Rounds) else len(job.names))
     played = Counter(_names(tries))
     return {
-        "rows": [{"attack": name, "tries": played[name], "refused": found[name]} for name in _ATTACKS],
+        "rows": [{"attack": name, "tries": played[name], "refused": refusals[name]} for name in _ATTACKS],
         "lies": [
-            {"lie": name, "tries": played[name], "blamed": found[name], "others_blamed": found[_OTHERS + name]}
+            {"lie": name, "tries": played[name], "blamed": refusals[name], "others_blamed": refusals[_OTHERS + name]}
             for name in _LIES
         ],
         "honest_rounds": rounds,
-        "false_alarms": found["honest"],
+        "false_alarms": refusals["honest"],
         "seed": seed,
     }
 
@@ -132,10 +132,10 @@ def _names(count: int) -> list[str]:
     return [names[number % len(names)] for number in range(count)]
 
 
-def _tries(count: int, seed: int) -> Iterator[_Tries]:
+def _tries(count: int, seed: int) -> Iterator[_AttackJob]:
     todo = _names(count)
-    for kind, names in ((_Tries, [name for name in todo if name in _ATTACKS]),
-                        (_Lies, [name for name in todo if name in _LIES])):  # fmt: skip
+    for kind, names in ((_AttackJob, [name for name in todo if name in _ATTACKS]),
+                        (_LieJob, [name for name in todo if name in _LIES])):  # fmt: skip
         for first in range(0, len(names), _BATCH):
             yield kind(tuple(names[first : first + _BATCH]), seed, first)
 
@@ -146,15 +146,15 @@ def _rounds(count: int) -> Iterator[_Rounds]:
             yield _Rounds(min(_BATCH, part - first), masks)
 
 
-def _work(job: _Tries | _Rounds) -> Counter[str]:
+def _work(job: _AttackJob | _Rounds) -> Counter[str]:
     """Count refusals of each attack, blame for each lie or, as `honest`, refusals of honest rounds."""
     with quiet_agents():
         if isinstance(job, _Rounds):
             return _play_fair(job)
-        return _lie(job) if isinstance(job, _Lies) else _attack(job)
+        return _lie(job) if isinstance(job, _LieJob) else _attack(job)
 
 
-def _attack(job: _Tries) -> Counter[str]:
+def _attack(job: _AttackJob) -> Counter[str]:
     rng = np.random.default_rng([job.seed, job.number])
     refused: Counter[str] = Counter()
     todo = list(job.names)
@@ -177,7 +177,7 @@ def _try_attacks(server: MaliciousServer, todo: list[str]) -> list[str]:
     return refused
 
 
-def _lie(job: _Lies) -> Counter[str]:
+def _lie(job: _LieJob) -> Counter[str]:
     """Count the lies blamed on the liar in rounds that went on without it and, separately, others who were blamed."""
     rng = np.random.default_rng([job.seed, job.number])
     blamed: Counter[str] = Counter()

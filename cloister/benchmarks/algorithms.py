@@ -51,12 +51,14 @@ class Way:
     """An algorithm's settings: the sites' learning rate, and its own parameters."""
 
     learning_rate: float
-    given: Mapping[str, Parameter]
+    parameters: Mapping[str, Parameter]
 
 
 def ways(epsilon: float | None) -> dict[str, Way]:
     """Return each algorithm's settings, without noise (None) or with."""
-    return {name: Way(rate, given) for name, (rate, given) in (_PLAIN if epsilon is None else _PRIVATE).items()}
+    return {
+        name: Way(rate, parameters) for name, (rate, parameters) in (_PLAIN if epsilon is None else _PRIVATE).items()
+    }
 
 
 _PLAIN: dict[str, tuple[float, dict[str, Parameter]]] = {
@@ -97,7 +99,7 @@ def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, 
         ),
         encryption=Encryption(update_bound=8.0, profile="precise", collusion_resistant=False),
         cohort=Cohort(sizes=dict(sizes), minimum=len(sizes)),
-        strategy={"name": name, **way.given},
+        strategy={"name": name, **way.parameters},
     )
 
 
@@ -118,9 +120,9 @@ def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
             way = ways(epsilon)[name]
             curves[name, epsilon].append(learn(dealt[1], name, way, epsilon, seed, charge))
     rows = []
-    for (name, epsilon), found in curves.items():
-        reached = [next((number for number, each in enumerate(curve, 1) if each >= TARGETS[epsilon]), None)
-                   for curve in found]  # fmt: skip
+    for (name, epsilon), runs in curves.items():
+        reached = [next((number for number, result in enumerate(curve, 1) if result >= TARGETS[epsilon]), None)
+                   for curve in runs]  # fmt: skip
         numbers = [number for number in reached if number is not None]
         rows.append({
             "algorithm": name,
@@ -130,8 +132,8 @@ def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
             "rounds": _ROUNDS[epsilon][0],
             "steps": _ROUNDS[epsilon][1],
             "epsilon": epsilon,
-            "accuracy_mean": fmean(curve[-1] for curve in found),
-            "accuracy_std": pstdev(curve[-1] for curve in found),
+            "accuracy_mean": fmean(curve[-1] for curve in runs),
+            "accuracy_std": pstdev(curve[-1] for curve in runs),
             "seeds": seeds,
             "target": TARGETS[epsilon],
             "rounds_to_target": fmean(numbers) if len(numbers) == len(reached) else None,
@@ -144,9 +146,9 @@ def table(report: dict[str, Any]) -> str:
     lines = []
     for epsilon, target in TARGETS.items():
         rounds, steps = _ROUNDS[epsilon]
-        what = "no noise" if epsilon is None else f"ε = {epsilon:g}"
-        what += f", {rounds} rounds of {steps} steps"
-        lines.append(f"{what:<30}{'test accuracy, %':>18}{f'rounds to {100 * target:g} %':>18}")
+        heading = "no noise" if epsilon is None else f"ε = {epsilon:g}"
+        heading += f", {rounds} rounds of {steps} steps"
+        lines.append(f"{heading:<30}{'test accuracy, %':>18}{f'rounds to {100 * target:g} %':>18}")
         for row in report["rows"]:
             if row["epsilon"] == epsilon:
                 reached = "–" if row["rounds_to_target"] is None else f"{row['rounds_to_target']:.1f}"

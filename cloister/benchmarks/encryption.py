@@ -52,17 +52,19 @@ class Nvflare(Pipeline):
     def __init__(self, name: str, weights: Sequence[float], encryption: ts.ENCRYPTION_TYPE, tensor: int) -> None:
         self.name, self._tensor = name, tensor  # values per tensor
         self._scale, self._total = 1.0 / sum(weights), list[Any]()
-        made = ts.context(
+        context = ts.context(
             ts.SCHEME_TYPE.CKKS,
             poly_modulus_degree=8192,
             coeff_mod_bit_sizes=[60, 40, 40],
             encryption_type=encryption,
         )
-        made.generate_relin_keys()
-        made.global_scale = 2**40
+        context.generate_relin_keys()
+        context.global_scale = 2**40
         self._site, self._server = (
             ts.context_from(
-                made.serialize(save_public_key=keys, save_secret_key=keys, save_galois_keys=False, save_relin_keys=True)
+                context.serialize(
+                    save_public_key=keys, save_secret_key=keys, save_galois_keys=False, save_relin_keys=True
+                )
             )
             for keys in (True, False)
         )
@@ -108,7 +110,7 @@ def measure(parameters: int, sites: int, tensors: int | None = None) -> dict[str
     expected = np.zeros(parameters)
     for site, weight in enumerate(weights):
         expected += weight / sum(weights) * _update(site, parameters).astype(np.float64)
-    found: dict[str, list[Row]] = {pipeline.name: [] for pipeline in pipelines}
+    results: dict[str, list[Row]] = {pipeline.name: [] for pipeline in pipelines}
     console = Console(stderr=True, highlight=False)
     console.print(f"{len(pipelines)} pipelines, {rounds} rounds of each: {parameters:,} parameters, {sites} sites")
     # Drawing the bar takes CPU time, so it moves only between measurements.
@@ -118,8 +120,8 @@ def measure(parameters: int, sites: int, tensors: int | None = None) -> dict[str
         advance = partial(bar.update, task, advance=1, refresh=True)
         for _ in range(rounds):
             for pipeline in pipelines:
-                found[pipeline.name].append(_run(pipeline, expected, weights, advance))
-    return {"rows": [asdict(best(rows)) for rows in found.values()], "repetitions": rounds}
+                results[pipeline.name].append(_run(pipeline, expected, weights, advance))
+    return {"rows": [asdict(best(rows)) for rows in results.values()], "repetitions": rounds}
 
 
 def _pipelines(parameters: int, weights: Sequence[float], tensor: int) -> list[Pipeline]:

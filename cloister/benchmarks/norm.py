@@ -90,7 +90,7 @@ def table(report: dict[str, Any]) -> str:
         f"{'without':<68}{report['plain_median_ms']:>8,.0f}",
         f"{'times as long':<68}{report['ratio']:>8.2f}",
         "",
-        *(f"{said + ', ms of CPU':<68}{report[f'{step}_ms']:>8,.1f}" for step, said in STEPS.items()),
+        *(f"{label + ', ms of CPU':<68}{report[f'{step}_ms']:>8,.1f}" for step, label in STEPS.items()),
         "",
         f"A proof has {report['proof_bytes']:,} bytes.",
         f"An honest update is refused with {odds};",
@@ -130,9 +130,9 @@ class _Round:
         for number, name in enumerate(self._names):
             packed = pack(PrivateUpdate(self._update(number), self._charge), 1.0, packing, Randomness.fresh())
             tagged = self._keys.tag.tag(mask(packed, self._masks(name)), self._plan, name)
-            made = self._keys.mac.authenticate(self._keys.decryption.encrypt(tagged), self._plan, name)
-            sent[name], nonces[name] = made.ciphertexts, made.nonce
-            total.add(made.ciphertexts)
+            authenticated = self._keys.mac.authenticate(self._keys.decryption.encrypt(tagged), self._plan, name)
+            sent[name], nonces[name] = authenticated.ciphertexts, authenticated.nonce
+            total.add(authenticated.ciphertexts)
         summed, agreed = sha256(b"".join(total.chunks())).hexdigest(), {name: name.encode() for name in self._names}
         context = context_of(subject_of(self._plan.digest, set_digest(agreed), summed), self._seeds)
         length = longest(packing, self._size, 1.0, 2 * _SPREAD * self._size**0.5)

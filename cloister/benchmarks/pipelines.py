@@ -94,8 +94,8 @@ class Cloister(Pipeline):
         site = self._sites[self._sent % len(self._sites)]
         self._sent += 1
         encrypted = self._keys.decryption.encrypt(self._keys.tag.tag(mask(packed, None), self._plan, site))
-        made = self._keys.mac.authenticate(encrypted, self._plan, site)
-        ciphertexts, self._nonces[site] = made.ciphertexts, made.nonce
+        authenticated = self._keys.mac.authenticate(encrypted, self._plan, site)
+        ciphertexts, self._nonces[site] = authenticated.ciphertexts, authenticated.nonce
         return [*ciphertexts.chunks, ciphertexts.digest.encode()]
 
     def tag(self) -> None:

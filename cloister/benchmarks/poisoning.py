@@ -25,13 +25,13 @@ def measure(epsilon: float, rounds: int) -> dict[str, Any]:
     for sites in _SITES:
         for vote in (None, Vote(epsilon, _TOLERANCE)):
             with TemporaryDirectory(prefix="cloister-bench-") as folder:
-                found = poisoned_run(Path(folder, "study"), sites, rounds, vote)
+                result = poisoned_run(Path(folder, "study"), sites, rounds, vote)
             rows.append({
                 "sites": sites,
                 "vote_epsilon": epsilon if vote else None,
-                "accuracy": found.accuracy,
-                "undone": list(found.undone),
-                "found": found.found,
+                "accuracy": result.accuracy,
+                "undone": list(result.undone),
+                "found": result.excluded,
             })  # fmt: skip
     return {"rows": rows, "rounds": rounds, "liar": LIAR, "since": SINCE}
 

@@ -59,8 +59,8 @@ def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers:
                 for seed in range(first_seed, first_seed + seeds) for reference in chosen]  # fmt: skip
         task = bar.add_task("training", total=len(jobs))
         for job in as_completed(jobs):
-            name, found = job.result()
-            for way, cell in found.items():
+            name, results = job.result()
+            for way, cell in results.items():
                 cells.setdefault((name, way), []).append(cell)
             bar.update(task, advance=1)
     rows = [
@@ -76,7 +76,7 @@ def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers:
             "seconds": fmean(cell["seconds"] for cell in cells[reference.name, way]),
             "sites": reference.sites,
             "seeds": seeds,
-            "published": [asdict(each) for each in reference.published],
+            "published": [asdict(figure) for figure in reference.published],
         }
         for reference in chosen
         for way in WAYS
@@ -89,8 +89,8 @@ def _cells(index: int, seed: int) -> tuple[str, dict[str, dict[str, float]]]:
     reference = REFERENCES[index]
     with TemporaryDirectory(prefix="cloister-bench-") as folder, on_one_thread():
         federation = _deal(reference, seed, Path(folder))
-        found = {way: _cell(federation, reference, way, seed) for way in WAYS}
-    return reference.name, found
+        cells = {way: _cell(federation, reference, way, seed) for way in WAYS}
+    return reference.name, cells
 
 
 def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
@@ -131,7 +131,7 @@ def _cell(federation: Federation, reference: Reference, way: str, seed: int) -> 
 
 def _train(studies: dict[str, Study], sizes: dict[str, int], manifest: Manifest, seed: int) -> Model:
     """Train for all rounds; return the resulting model."""
-    weights = {site: sizes[site] / max(sizes[each] for each in studies) for site in studies}
+    weights = {site: sizes[site] / max(sizes[study] for study in studies) for site in studies}
     sites = Sites.seeded(studies, weights, manifest, seed)
     start = next(iter(studies.values())).start(manifest.settings)
     means = PackedMeans(sites, manifest.packing, charge_for_nobody())
@@ -167,7 +167,7 @@ def page(report: dict[str, Any]) -> str:
         private = by_way[WAYS[3]]
         seconds = [f"{by_way[way]['seconds']:.1f}" for way in ("alone", "federated", WAYS[3])]
         costs.append("| " + " | ".join([name, f"{private['delta']:.1e}", f"{private['bytes']:,.0f}", *seconds]) + " |")
-        published += [f"- {name}: {each['what']} ({each['source']})." for each in rows[0]["published"]]
+        published += [f"- {name}: {figure['what']} ({figure['source']})." for figure in rows[0]["published"]]
     row = report["rows"][0]
     return f"""# Results of the reference tasks
 

@@ -104,12 +104,12 @@ def in_turn(
                 )
                 for encrypted in {kind == ENCRYPTED for kind in kinds}
             }
-            found: dict[str, list[Results]] = {kind: [] for kind in kinds}
+            results: dict[str, list[Results]] = {kind: [] for kind in kinds}
             for size in blocks:
                 for kind, encryption in kinds.items():
-                    found[kind].append(benches[kind == ENCRYPTED].run(size, encryption))
+                    results[kind].append(benches[kind == ENCRYPTED].run(size, encryption))
             reports = {
-                kind: _summarise(runs, benches[kind == ENCRYPTED].sites, parameters) for kind, runs in found.items()
+                kind: _summarise(runs, benches[kind == ENCRYPTED].sites, parameters) for kind, runs in results.items()
             }
     return reports, benches[max(benches)].peaks
 

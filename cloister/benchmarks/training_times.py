@@ -68,13 +68,13 @@ class Course:
     @cached_property
     def _batches(self) -> list[Tensor]:
         """The batches that `train` draws from the randomness below."""
-        randomness, found = self._randomness(), []
+        randomness, batches = self._randomness(), []
         for _ in range(self.steps):
-            found.append(
+            batches.append(
                 (torch.from_numpy(randomness.uniform(len(self._records[0]))) < self.sample_rate).nonzero()[:, 0]
             )
             randomness.gaussian(sum(parameter.numel() for parameter in self._model.parameters()))
-        return found
+        return batches
 
     @staticmethod
     def _randomness() -> Randomness:
@@ -167,5 +167,5 @@ def _peak(*, begin_anew: bool = False) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if begin_anew:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
-    (line,) = [each for each in status.read_text(encoding="utf-8").splitlines() if each.startswith("VmHWM:")]
+    (line,) = [text for text in status.read_text(encoding="utf-8").splitlines() if text.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

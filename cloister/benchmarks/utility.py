@@ -41,7 +41,7 @@ _HELD_OUT = 0.2
 
 def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[str, Any]:
     """Train every trial with every seed; show progress on standard error."""
-    found: dict[Trial, list[float]] = {trial: [] for trial in planned}
+    accuracies: dict[Trial, list[float]] = {trial: [] for trial in planned}
     spent: dict[Trial, float] = {}
     charge, console = charge_for_nobody(), Console(stderr=True)
     jobs = [(data, seed, trial)
@@ -55,7 +55,7 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
             if dealt is None or dealt[0] != (data.name, seed):
                 dealt = (data.name, seed), deal(data, seed, Path(folder, f"{data.name}-{seed}"))
             studies, model, manifest = train(dealt[1], data, trial, seed, charge)
-            found[trial].append(accuracy(studies[0], model, pooled([study.held_out for study in studies])))
+            accuracies[trial].append(accuracy(studies[0], model, pooled([study.held_out for study in studies])))
             spent[trial] = epsilon([manifest.round_cost] * manifest.settings.rounds, data.delta)
     rows = [
         {
@@ -63,8 +63,8 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
             "sites": data.sites,
             "delta": data.delta if trial.epsilon else None,
             "epsilon_spent": spent[trial] if trial.epsilon else None,
-            "accuracy_mean": fmean(found[trial]),
-            "accuracy_std": pstdev(found[trial]),
+            "accuracy_mean": fmean(accuracies[trial]),
+            "accuracy_std": pstdev(accuracies[trial]),
             "seeds": seeds,
         }
         for data in DATA
@@ -76,7 +76,7 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
 
 def table(report: dict[str, Any]) -> str:
     """Format a report as text, in 80 columns."""
-    lines = [f"{'test accuracy, %':<42}" + "".join(f"{f'ε = {each:g}':>12}" for each in EPSILONS)]
+    lines = [f"{'test accuracy, %':<42}" + "".join(f"{f'ε = {target:g}':>12}" for target in EPSILONS)]
     for data in DATA:
         rows = [row for row in report["rows"] if row["data"] == data.name]
         for noise, variant in dict.fromkeys((row["noise"], row["variant"]) for row in rows):
@@ -87,7 +87,9 @@ def table(report: dict[str, Any]) -> str:
             }
             title = f"{data.name}, {data.sites} sites, {noise} noise" if noise != "none" else f"{data.name}, no privacy"
             name = f"  {variant}" if variant else title
-            lines.append(f"{name:<42}" + "".join(f"{cells.get(each, cells.get(None, '')):>12}" for each in EPSILONS))
+            lines.append(
+                f"{name:<42}" + "".join(f"{cells.get(target, cells.get(None, '')):>12}" for target in EPSILONS)
+            )
     seeds, first = report["rows"][0]["seeds"], report["first_seed"]
     deltas = ", ".join(f"{data.delta:.1e} ({data.name})" for data in DATA)
     return "\n".join([

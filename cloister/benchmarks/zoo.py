@@ -80,8 +80,8 @@ class _Attention(nn.Module):
         heads = [
             layer(inputs).unflatten(2, (_HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         ]
-        found: Tensor = self.out(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-        return found
+        outputs: Tensor = self.out(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return outputs
 
 
 class _Layer(nn.Module):
@@ -96,8 +96,8 @@ class _Layer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(n, tokens, width)` to the same."""
         inputs = self.norms[0](inputs + self.attention(inputs))
-        found: Tensor = self.norms[1](inputs + self.wide(inputs))
-        return found
+        outputs: Tensor = self.norms[1](inputs + self.wide(inputs))
+        return outputs
 
 
 class _Transformer(nn.Module):
@@ -111,8 +111,8 @@ class _Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens `(n, tokens)` to scores `(n, 2)`."""
-        found: Tensor = self.out(self.layers(self.embedding(tokens)).mean(1))
-        return found
+        outputs: Tensor = self.out(self.layers(self.embedding(tokens)).mean(1))
+        return outputs
 
 
 def _mlp() -> nn.Module:

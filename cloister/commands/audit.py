@@ -85,9 +85,9 @@ def audit_statement(
         typer.echo(json.dumps(statement | {"page": str(path)}))
     else:
         typer.echo(f"✓ {path}")
-        for each in statement["spending"]:
-            spent, budget = _number(each["epsilon_spent"]), _number(each["epsilon_budget"])
-            typer.echo(f"  {each['people']:<26} ε {spent} of {budget} spent at δ {each['delta']:g}")
+        for entry in statement["spending"]:
+            spent, budget = _number(entry["epsilon_spent"]), _number(entry["epsilon_budget"])
+            typer.echo(f"  {entry['people']:<26} ε {spent} of {budget} spent at δ {entry['delta']:g}")
         typer.echo(f"  {'audit':<26} {statement['audit']['result']}")
         if statement["guarantee"]["delta_is"].startswith("δ"):
             typer.echo(f"! {statement['guarantee']['delta_is']}")

@@ -33,15 +33,15 @@ def check(
     if (site is None) == (server is None):
         msg = "name a site, or a server with --server"
         raise ConfigError(msg)
-    found = []
+    findings = []
     with patience("trying the tasks on the records") if site else patience("checking"):
         for finding in _findings(site, server):
-            found.append(finding)
+            findings.append(finding)
             if not as_json:
                 typer.echo(f"{_MARKS[finding.state]} {finding.check:<9} {finding.text}")
-    good = all(finding.state != "failed" for finding in found)
+    good = all(finding.state != "failed" for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"ok": good, "checks": [asdict(finding) for finding in found]}))
+        typer.echo(json.dumps({"ok": good, "checks": [asdict(finding) for finding in findings]}))
     if not good:
         raise typer.Exit(1)
 

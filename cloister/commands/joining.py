@@ -32,10 +32,10 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Found a consortium: make its authority, the coordinator's signing key and the server's certificate."""
-    from server.coordinator import found  # noqa: PLC0415
+    from server.coordinator import create_consortium  # noqa: PLC0415
     from transport.pki import authority_fingerprint, read_certificate  # noqa: PLC0415
 
-    coordinator = found(folder, name, host, port)
+    coordinator = create_consortium(folder, name, host, port)
     fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
     if as_json:
         typer.echo(json.dumps({"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}))
@@ -124,18 +124,18 @@ def show(folder: Folder = Path(), as_json: Json = False) -> None:
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    found = coordinator.roster()
+    current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps(_report(found) if found else {"version": 0, "members": []}))
+        typer.echo(json.dumps(_report(current) if current else {"version": 0, "members": []}))
         return
-    if found is None:
+    if current is None:
         typer.echo(f"{coordinator.settings.consortium} has no members yet; invite one: cloister invite SITE")
         return
     table = Table("site", "signing key", "TLS key")
-    for member in found.members:
+    for member in current.members:
         table.add_row(member.site, f"{member.signing_key[:16]}…", f"{member.tls_key[:16]}…")
     console = make_console(json=False)
-    console.print(f"{found.consortium}, roster {found.version}, valid until {_date(found.expires)}")
+    console.print(f"{current.consortium}, roster {current.version}, valid until {_date(current.expires)}")
     console.print(table)
 
 
@@ -149,15 +149,15 @@ def approve(
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    found, approvals = coordinator.approve([_read(path) for path in requests])
+    current, approvals = coordinator.approve([_read(path) for path in requests])
     for approval in approvals:
         write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
     if as_json:
-        typer.echo(json.dumps({"version": found.version, "sites": [approval.site for approval in approvals]}))
+        typer.echo(json.dumps({"version": current.version, "sites": [approval.site for approval in approvals]}))
         return
     for approval in approvals:
         typer.echo(f"✓ {approval.site} is a member; send it {approval.site}.welcome")
-    _tell(coordinator.roster_path, found)
+    _tell(coordinator.roster_path, current)
 
 
 @roster.command("remove", epilog="Example:  cloister roster remove north")
@@ -179,8 +179,8 @@ def renew(folder: Folder = Path(), as_json: Json = False) -> None:
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    found = coordinator.renew()
-    _changed(coordinator.roster_path, found, f"valid until {_date(found.expires)}", as_json=as_json)
+    current = coordinator.renew()
+    _changed(coordinator.roster_path, current, f"valid until {_date(current.expires)}", as_json=as_json)
 
 
 @roster.command("take", epilog="Example:  cloister roster take roster --site north")
@@ -194,33 +194,33 @@ def take(
     from client.settings import read_site  # noqa: PLC0415
 
     place = read_site(site)
-    found = take_roster(place.folder, place.settings.keys, place.settings.site, _read(document))
+    current = take_roster(place.folder, place.settings.keys, place.settings.site, _read(document))
     if as_json:
-        typer.echo(json.dumps(_report(found)))
+        typer.echo(json.dumps(_report(current)))
     else:
-        typer.echo(f"✓ {place.settings.site} has roster {found.version}, of {len(found.members)} sites")
+        typer.echo(f"✓ {place.settings.site} has roster {current.version}, of {len(current.members)} sites")
         typer.echo(f"next: restart its agent: cloister agent {site}")
 
 
-def _changed(path: Path, found: Roster, what: str, *, as_json: bool) -> None:
+def _changed(path: Path, current: Roster, message: str, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_report(found)))
+        typer.echo(json.dumps(_report(current)))
         return
-    typer.echo(f"✓ {what}")
-    _tell(path, found)
+    typer.echo(f"✓ {message}")
+    _tell(path, current)
 
 
-def _tell(path: Path, found: Roster) -> None:
-    typer.echo(f"✓ {path}: roster {found.version} of {len(found.members)} sites")
+def _tell(path: Path, current: Roster) -> None:
+    typer.echo(f"✓ {path}: roster {current.version} of {len(current.members)} sites")
     typer.echo("next: send it to every member (cloister roster take), restart server and agents, and sign runs anew")
 
 
-def _report(found: Roster) -> dict[str, Any]:
+def _report(current: Roster) -> dict[str, Any]:
     return {
-        "consortium": found.consortium,
-        "version": found.version,
-        "expires": found.expires,
-        "members": [member.site for member in found.members],
+        "consortium": current.consortium,
+        "version": current.version,
+        "expires": current.expires,
+        "members": [member.site for member in current.members],
     }
 
 

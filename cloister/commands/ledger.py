@@ -80,9 +80,9 @@ def adopt(
     if as_json:
         typer.echo(json.dumps({"ledgers": report}))
     else:
-        for each in report:
+        for account in report:
             checked = "verified with the old key" if old_key else "accepted as they were"
-            typer.echo(f"✓ {each['ledger']}: {each['entries']} entries {checked}, signed with the new one")
+            typer.echo(f"✓ {account['ledger']}: {account['entries']} entries {checked}, signed with the new one")
 
 
 @ledger.command("plan", epilog="Example:  cloister ledger plan north run.toml")

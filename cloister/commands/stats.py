@@ -75,11 +75,11 @@ def _own(path: Path) -> dict[str, Any]:
     if not own.exists():
         return {}
     try:
-        found: dict[str, Any] = json.loads(read_file(own))
+        results: dict[str, Any] = json.loads(read_file(own))
     except (ValueError, RecursionError) as error:
         msg = f"{own}: this file is damaged; delete it: it holds only this site's own figures"
         raise ConfigError(msg) from error
-    return {"own": found}
+    return {"own": results}
 
 
 def _newest(site: Path) -> Path:
@@ -105,10 +105,10 @@ def show(report: dict[str, Any], console: Console) -> None:
         low, middle, high = (number(column["quantiles"][fraction]) for fraction in ("0.05", "0.5", "0.95"))
         mean, error = number(column["mean"]), number(column["mean_error"], digits=2)
         line(_ROW.format(short, mean, error, number(column["deviation"]), low, middle, high, _bars(column)))
-    for found in report["classes"]:
-        fraction = f"{100 * found['fraction']:.0f} % ± {100 * found['fraction_error']:.0f}"
-        label = f"label {found['label']:g}"
-        line(f"{label:<{_NAME}} {found['count']:7.0f} {found['count_error']:7.0f} {fraction:>15}")
+    for entry in report["classes"]:
+        fraction = f"{100 * entry['fraction']:.0f} % ± {100 * entry['fraction_error']:.0f}"
+        label = f"label {entry['label']:g}"
+        line(f"{label:<{_NAME}} {entry['count']:7.0f} {entry['count_error']:7.0f} {fraction:>15}")
     width, rank = 100 / report["bins"], 100 * max(column["rank_error"] for column in report["columns"].values())
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} records at {len(report['sites'])} sites")
     line(_privacy(report))
@@ -120,35 +120,35 @@ def show(report: dict[str, Any], console: Console) -> None:
 def _show_evaluation(report: dict[str, Any], line: Callable[[str], None]) -> None:
     """Print a model's metrics."""
     own = report.get("own", {}).get("metrics", {})
-    for name, found in report["metrics"].items():
-        line(f"{name:<{_NAME}} {_measured(found)}{_alone(own.get(name))}")
-        for row in found.get("counts", []):
+    for name, figure in report["metrics"].items():
+        line(f"{name:<{_NAME}} {_measured(figure)}{_alone(own.get(name))}")
+        for row in figure.get("counts", []):
             line(f"{'':<{_NAME}} " + " ".join(f"{count:7.0f}" for count in row))
-        for row in found.get("table", []):
+        for row in figure.get("table", []):
             line(
-                f"  {row['low']:.1f} to {row['high']:.1f} {row['count']:8.0f} ± {found['count_error']:.0f} records, "
+                f"  {row['low']:.1f} to {row['high']:.1f} {row['count']:8.0f} ± {figure['count_error']:.0f} records, "
                 f"true − said {row['gap']:+.2f} ± {row['gap_error']:.2f}"
             )
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} held-out records at {len(report['sites'])} sites")
     line(f"  model     sha256 {report['model']}")
     line(_privacy(report))
     line("  ±         standard error of the noise, not of the sampling of records")
-    if any("bins" in found for found in report["metrics"].values()):
+    if any("bins" in metric for metric in report["metrics"].values()):
         line("  bins      how much the scores' order within their bins can change a metric, at most")
     if own:
         line(f"  alone     exact, over this site's {report['own']['records']} held-out records; it has not left it")
     line(f"  file      {next(iter(report['files'].values()))}")
 
 
-def _measured(found: dict[str, Any]) -> str:
+def _measured(figure: dict[str, Any]) -> str:
     """Return a metric with its error."""
-    if "counts" in found:
-        return f"{'':>7} ± {number(found['error'], digits=2)}, in rows the true classes, in columns the predicted"
-    value = found.get("value", found.get("mean"))
+    if "counts" in figure:
+        return f"{'':>7} ± {number(figure['error'], digits=2)}, in rows the true classes, in columns the predicted"
+    value = figure.get("value", figure.get("mean"))
     if value is None:
-        return f"      – undefined: {found['reason']}"
-    bins = f", bins ± {number(found['bins'], digits=2)}" if "bins" in found else ""
-    return f"{number(value):>7} ± {number(found['error'], digits=2)}{bins}"
+        return f"      – undefined: {figure['reason']}"
+    bins = f", bins ± {number(figure['bins'], digits=2)}" if "bins" in figure else ""
+    return f"{number(value):>7} ± {number(figure['error'], digits=2)}{bins}"
 
 
 def _alone(own: dict[str, Any] | None) -> str:
@@ -184,4 +184,4 @@ def _bars(column: dict[str, Any]) -> str:
     for place, fraction in enumerate(fractions):
         sums[place * cells // len(fractions)] += fraction
     top = max(sums) or 1.0
-    return "".join(_LEVELS[round(each / top * (len(_LEVELS) - 1))] for each in sums)
+    return "".join(_LEVELS[round(height / top * (len(_LEVELS) - 1))] for height in sums)

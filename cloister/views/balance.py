@@ -54,9 +54,9 @@ def _show_balance(of: dict[str, Any], console: Console) -> None:
     check = of["cross_check"]
     prv = f"– ({check['why_no_prv']})" if check["why_no_prv"] else _number(check["prv"])
     over = ["for each record" if of["records_per_person"] > 1 else "", "without discrete noise" * check["parts"]]
-    each = "".join(f", {part}" for part in over if part)
+    notes = "".join(f", {part}" for part in over if part)
     _line(
-        console, f"  checked   PLD {_number(check['pld'])}, RDP {_number(check['rdp'])} (from above), PRV {prv}{each}"
+        console, f"  checked   PLD {_number(check['pld'])}, RDP {_number(check['rdp'])} (from above), PRV {prv}{notes}"
     )
 
 
@@ -87,14 +87,16 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
 
 def show_verified(report: dict[str, Any], console: Console) -> None:
     """Print what was verified about a site's ledgers, and what cannot be."""
-    for each in report["ledgers"]:
-        _line(console, f"✓ {each['ledger']}: complete, and signed with {each['site']}'s key up to its last line")
-        _line(console, f"  lineage {each['lineage']}, {each['entries']} entries")
-        _line(console, f"  head {each['head']}")
-        for before in each["adopted"]:
-            whose = f"verified with the key {before['signed_by'][:16]}" if before["signed_by"] else "NOT VERIFIED"
-            _line(console, f"  the first {before['entries']} entries date from before {before['time'][:10]}, {whose}")
-        kept = "as new as the last head that the site keeps" if each["last_head_kept"] else "no last head is kept here"
+    for ledger in report["ledgers"]:
+        _line(console, f"✓ {ledger['ledger']}: complete, and signed with {ledger['site']}'s key up to its last line")
+        _line(console, f"  lineage {ledger['lineage']}, {ledger['entries']} entries")
+        _line(console, f"  head {ledger['head']}")
+        for before in ledger["adopted"]:
+            check = f"verified with the key {before['signed_by'][:16]}" if before["signed_by"] else "NOT VERIFIED"
+            _line(console, f"  the first {before['entries']} entries date from before {before['time'][:10]}, {check}")
+        kept = (
+            "as new as the last head that the site keeps" if ledger["last_head_kept"] else "no last head is kept here"
+        )
         _line(console, f"  {kept}")
     for head in report["heads"]:
         _line(console, f"✓ contains the head {head}")
@@ -111,7 +113,9 @@ def _bar(spent: float | None, after: float | None, budget: float | None) -> str:
     """Draw a budget as a bar: spent, planned, left."""
     if not budget:  # infinite
         return "░" * _CELLS
-    full, planned = (_CELLS if each is None else min(_CELLS, round(each / budget * _CELLS)) for each in (spent, after))
+    full, planned = (
+        _CELLS if epsilon is None else min(_CELLS, round(epsilon / budget * _CELLS)) for epsilon in (spent, after)
+    )
     return "█" * full + "▒" * (planned - full) + "░" * (_CELLS - planned)
 
 

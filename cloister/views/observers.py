@@ -23,7 +23,7 @@ def against_whom(manifest: Manifest) -> dict[str, Any]:
     """Return `observers` and `most_parameters` for JSON, with null for an infinite ε; empty if noise is local."""
     if not manifest.settings.shares_noise:
         return {}
-    rows = [asdict(each) for each in observers(manifest, manifest.settings.privacy.delta)]
+    rows = [asdict(observer) for observer in observers(manifest, manifest.settings.privacy.delta)]
     finite = [row | {"epsilon": row["epsilon"] if math.isfinite(row["epsilon"]) else None} for row in rows]
     return {"observers": finite, "most_parameters": most_parameters(manifest)}
 

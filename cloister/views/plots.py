@@ -70,8 +70,8 @@ def draw_digits(panels: Sequence[Panel], path: Path) -> None:
         axes.imshow(panel.image.reshape(_SIDE, _SIDE), cmap="gray_r")
         axes.set(xticks=[], yticks=[])
         axes.set_title(panel.title, fontsize="medium")
-        said = panel.caption if panel.correlation is None else f"{panel.caption}\ncorrelation {panel.correlation:z.2f}"
-        axes.set_xlabel(said, fontsize="small")
+        label = panel.caption if panel.correlation is None else f"{panel.caption}\ncorrelation {panel.correlation:z.2f}"
+        axes.set_xlabel(label, fontsize="small")
     _save(figure, path)
 
 
@@ -93,7 +93,7 @@ def draw_utility(report: dict[str, Any], path: Path) -> None:
                 axes.axhline(100 * row["accuracy_mean"], color="grey", linestyle="--", label="no privacy")
         axes.set_xscale("log")
         ticks = sorted({row["epsilon"] for row in own if row["epsilon"]})
-        axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("ε of the whole run")
         axes.set_ylabel("test accuracy, %")

@@ -28,16 +28,16 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def _table(task: dict[str, Any]) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("column", "kind", "range"):
-        shown.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True)
     for name in ("missing", "clipped", "unknown"):
-        shown.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     for column in task["columns"]:
         name = column["column"] + (" (target)" if column["role"] == "target" else "")
-        counts = [f"{column[each]:,}" if column[each] else "–" for each in ("missing", "clipped", "unknown")]
-        shown.add_row(*(Text(plain(each, _WIDE)) for each in (name, column["kind"], column["range"], *counts)))
-    return shown
+        counts = [f"{column[kind]:,}" if column[kind] else "–" for kind in ("missing", "clipped", "unknown")]
+        table.add_row(*(Text(plain(cell, _WIDE)) for cell in (name, column["kind"], column["range"], *counts)))
+    return table
 
 
 def _show_result(task: dict[str, Any], console: Console) -> None:

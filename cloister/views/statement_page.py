@@ -59,7 +59,7 @@ def page(statement: dict[str, Any]) -> str:
     """Return a statement as HTML."""
     about, guarantee = statement["about"], statement["guarantee"]
     title = f"Differential privacy at {_text(about['site'])}: {_text(about['people'])}"
-    budgets = "".join(_budget(each) for each in statement["spending"])
+    budgets = "".join(_budget(entry) for entry in statement["spending"])
     protected = f"The unit of protection is {_text(guarantee['unit'])}: {_text(guarantee['adjacency'])}."
     body = "".join(f"<h2>{_TITLES[name]}</h2>\n{_lead(name)}{_section(value)}\n" for name, value in statement.items())
     return (
@@ -71,15 +71,15 @@ def page(statement: dict[str, Any]) -> str:
 def _budget(of: dict[str, Any]) -> str:
     """Return the spent part of a budget as a sentence and a bar."""
     spent, budget = of["epsilon_spent"], of["epsilon_budget"]
-    said = (
+    text = (
         f"Records {_text(of['people'])}: ε {_text(spent)} of {_text(budget)} spent, {_text(of['epsilon_left'])} "
         f"left, at δ {_text(of['delta'])} (1 in {1 / of['delta']:,.0f})."
     )
     # An infinite spend fills the bar; an infinite budget leaves it empty.
     fraction = 0.0 if isinstance(budget, str) else 1.0 if isinstance(spent, str) else min(1.0, spent / budget)
     return (
-        f'<p class="spent">{said}</p>\n<svg viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
-        f'aria-label="{said}"><rect width="1000" height="20" fill="#ddd"></rect>'
+        f'<p class="spent">{text}</p>\n<svg viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
+        f'aria-label="{text}"><rect width="1000" height="20" fill="#ddd"></rect>'
         f'<rect width="{1000 * fraction:.0f}" height="20" fill="#357"></rect></svg>\n'
     )
 
@@ -91,7 +91,7 @@ def _lead(name: str) -> str:
 def _section(value: Any) -> str:  # noqa: ANN401 - whatever JSON has
     """Return a table of names and values, a table with a header, or a list."""
     if isinstance(value, dict):
-        rows = "".join(f"<tr><th>{_label(name)}</th><td>{_section(each)}</td></tr>\n" for name, each in value.items())
+        rows = "".join(f"<tr><th>{_label(name)}</th><td>{_section(part)}</td></tr>\n" for name, part in value.items())
         return f"<table>\n{rows}</table>"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         head = "".join(f"<th>{_label(name)}</th>" for name in value[0])
@@ -100,13 +100,13 @@ def _section(value: Any) -> str:  # noqa: ANN401 - whatever JSON has
         )
         return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
     if isinstance(value, list):
-        return "<ul>" + "".join(f"<li>{_text(each)}</li>\n" for each in value) + "</ul>" if value else "none"
+        return "<ul>" + "".join(f"<li>{_text(item)}</li>\n" for item in value) + "</ul>" if value else "none"
     return _text(value)
 
 
 def _label(name: str) -> str:
-    said = _NAMES.get(name, name.replace("_", " ").replace("epsilon", "ε").replace("delta", "δ"))
-    return escape(said.replace("replace one", "if replaced"))
+    label = _NAMES.get(name, name.replace("_", " ").replace("epsilon", "ε").replace("delta", "δ"))
+    return escape(label.replace("replace one", "if replaced"))
 
 
 def _text(value: object) -> str:

@@ -74,8 +74,10 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     """Replace characters that an encoding lacks; an error handler for `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end]
-    known = "".join(_PLAIN.get(each) or each.encode("ascii", "backslashreplace").decode() for each in found)
+    text = error.object[error.start : error.end]
+    known = "".join(
+        _PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode() for character in text
+    )
     return known, error.end
 
 

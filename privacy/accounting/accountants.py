@@ -82,21 +82,21 @@ class _Pld(Accountant):
 
     def of_person(self, entries: Entries, delta: float, relation: Relation, group: int) -> float:
         distance = 2 * group if relation is Relation.REPLACE_ONE else group
-        squares = math.fsum(each.steps / each.noise_multiplier**2 for each in entries if each.sample_rate == 1)
-        sampled = [each for each in entries if each.sample_rate < 1]
+        squares = math.fsum(entry.steps / entry.noise_multiplier**2 for entry in entries if entry.sample_rate == 1)
+        sampled = [entry for entry in entries if entry.sample_rate < 1]
         if not sampled:
             return gaussian(distance * math.sqrt(squares), delta)
         if relation is Relation.REPLACE_ONE and group > 1:
             return chained(partial(self.of_person, entries, relation=Relation.ADD_OR_REMOVE_ONE, group=group), delta, 2)
-        found = 0.0
+        epsilon = 0.0
         for pair in (steps.replaced,) if relation is Relation.REPLACE_ONE else (steps.removed, steps.added):
-            pairs = [(pair(each.noise_multiplier, each.sample_rate, group), each.steps) for each in sampled]
+            pairs = [(pair(entry.noise_multiplier, entry.sample_rate, group), entry.steps) for entry in sampled]
             if squares:
                 pairs.append((pair(1 / math.sqrt(squares), 1.0, group), 1))
-            found = max(found, losses.epsilon_of(pairs, delta))
-        if math.isinf(found) or sum(each.steps for each in entries) > _MANY_STEPS:
-            return min(found, RDP.of_person(entries, delta, relation, group))
-        return found
+            epsilon = max(epsilon, losses.epsilon_of(pairs, delta))
+        if math.isinf(epsilon) or sum(entry.steps for entry in entries) > _MANY_STEPS:
+            return min(epsilon, RDP.of_person(entries, delta, relation, group))
+        return epsilon
 
 
 class _Rdp(Accountant):
@@ -104,14 +104,14 @@ class _Rdp(Accountant):
 
     def of_record(self, entries: Entries, delta: float) -> float:
         return renyi.epsilon_of(
-            [(each.noise_multiplier, each.sample_rate, each.steps, each.discrete) for each in entries], delta
+            [(entry.noise_multiplier, entry.sample_rate, entry.steps, entry.discrete) for entry in entries], delta
         )
 
     def of_person(self, entries: Entries, delta: float, relation: Relation, group: int) -> float:
         if any(entry.sample_rate < 1 for entry in entries):
             return super().of_person(entries, delta, relation, group)
         links = 2 * group if relation is Relation.REPLACE_ONE else group
-        scaled = [Mechanism(each.noise_multiplier / links, 1.0, each.steps, each.discrete) for each in entries]
+        scaled = [Mechanism(entry.noise_multiplier / links, 1.0, entry.steps, entry.discrete) for entry in entries]
         return self.of_record(tuple(scaled), delta)
 
 
@@ -127,12 +127,12 @@ def chained(spent: Callable[[float], float], delta: float, links: int) -> float:
     """
     fraction = delta
     while links > 1 and fraction > 0:
-        each = float(spent(fraction))
-        if not links * each <= _LARGEST_CHAIN:
+        epsilon = float(spent(fraction))
+        if not links * epsilon <= _LARGEST_CHAIN:
             return math.inf
-        growth = math.expm1(links * each) / math.expm1(each) if each > 0 else links
+        growth = math.expm1(links * epsilon) / math.expm1(epsilon) if epsilon > 0 else links
         if fraction * growth <= delta:
-            return links * each
+            return links * epsilon
         fraction = 0.99 * delta / growth
     return float(spent(delta)) if links == 1 else math.inf
 

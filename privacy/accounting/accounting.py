@@ -53,14 +53,14 @@ def epsilon(
     """
     merged: Counter[Mechanism] = Counter()
     pure = 0.0
-    for each in mechanisms:
-        if each.pure:
-            pure += each.pure * each.steps if each.pure > 0 else math.inf
-        elif not 0 <= each.steps <= MOST_STEPS:  # NaN is not
+    for mechanism in mechanisms:
+        if mechanism.pure:
+            pure += mechanism.pure * mechanism.steps if mechanism.pure > 0 else math.inf
+        elif not 0 <= mechanism.steps <= MOST_STEPS:  # NaN is not
             return math.inf
-        elif each.steps and each.sample_rate != 0:
-            key = Mechanism(min(each.noise_multiplier, MOST_NOISE), each.sample_rate, 1, each.discrete)
-            merged[key] += each.steps
+        elif mechanism.steps and mechanism.sample_rate != 0:
+            key = Mechanism(min(mechanism.noise_multiplier, MOST_NOISE), mechanism.sample_rate, 1, mechanism.discrete)
+            merged[key] += mechanism.steps
     return pure + _spent(
         tuple(sorted(replace(key, steps=steps) for key, steps in merged.items())),
         delta, accountant, relation, group,
@@ -86,7 +86,9 @@ def _spent(entries: Entries, delta: float, accountant: Accountant, relation: Rel
 
 
 def _makes_sense(entries: Entries, group: int) -> bool:
-    for each in entries:
-        if not (each.noise_multiplier >= _LEAST_NOISE and 0 < each.sample_rate <= 1 and each.steps == int(each.steps)):
+    for entry in entries:
+        if not (
+            entry.noise_multiplier >= _LEAST_NOISE and 0 < entry.sample_rate <= 1 and entry.steps == int(entry.steps)
+        ):
             return False
-    return sum(each.steps for each in entries) <= MOST_STEPS and group <= _MOST_RECORDS
+    return sum(entry.steps for entry in entries) <= MOST_STEPS and group <= _MOST_RECORDS

@@ -141,12 +141,12 @@ def largest_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] |
     """
     left, right = _standardised(rows), _standardised(rows if others is None else others)
     pairs = np.abs(left @ right.T)
-    found = pairs[np.triu_indices(len(left), k=1)] if others is None else pairs.ravel()
-    if not found.size:
+    correlations = pairs[np.triu_indices(len(left), k=1)] if others is None else pairs.ravel()
+    if not correlations.size:
         return 0.0, 1.0
-    largest, freedom = min(float(found.max()), 1.0), rows.shape[1] - 2
+    largest, freedom = min(float(correlations.max()), 1.0), rows.shape[1] - 2
     student = largest * math.sqrt(freedom / max(1 - largest**2, 1e-300))
-    return largest, min(1.0, found.size * 2 * float(stats.t.sf(student, freedom)))
+    return largest, min(1.0, correlations.size * 2 * float(stats.t.sf(student, freedom)))
 
 
 def sliding_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] | None = None) -> tuple[float, float]:
@@ -177,11 +177,13 @@ def sliding_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] |
     usable = (lengths > 0) & (freedom > 0) & ((others is not None) | (shifts > 0))
     if not usable.any():
         return 0.0, 1.0
-    found, freedom = np.abs(products[usable]) / np.sqrt(lengths[usable]), freedom[usable]
-    misfit = np.maximum(1 - found**2, 1e-14)  # the transform's rounding
+    correlations, freedom = np.abs(products[usable]) / np.sqrt(lengths[usable]), freedom[usable]
+    misfit = np.maximum(1 - correlations**2, 1e-14)  # the transform's rounding
     least = int(np.argmin(freedom * np.log(misfit)))
-    student = float(found[least] * np.sqrt(freedom[least] / misfit[least]))
-    return min(float(found[least]), 1.0), min(1.0, found.size * 2 * float(stats.t.sf(student, freedom[least])))
+    student = float(correlations[least] * np.sqrt(freedom[least] / misfit[least]))
+    return min(float(correlations[least]), 1.0), min(
+        1.0, correlations.size * 2 * float(stats.t.sf(student, freedom[least]))
+    )
 
 
 def length_at_least(values: NDArray[np.float64], deviation: float, confidence: float) -> float:

@@ -57,11 +57,11 @@ def calibrate(
             fraction = math.log(below / target) / math.log(below / above)
             guess = round(math.exp(math.log(low) + fraction * math.log(high / low)))
         guess = min(max(guess, low + 1), high - 1)
-        found = cost(guess)
-        if found <= target:
-            high, above, moved = guess, found, min(moved, 0) - 1
+        cost_here = cost(guess)
+        if cost_here <= target:
+            high, above, moved = guess, cost_here, min(moved, 0) - 1
         else:
-            low, below, moved = guess, found, max(moved, 0) + 1
+            low, below, moved = guess, cost_here, max(moved, 0) + 1
     return high / _DECIMALS
 
 

@@ -77,9 +77,9 @@ def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
     # A coarse grid smears losses and a fine one accumulates rounding errors: try both, take the better.
     for least, patient in ((_FEWEST_POINTS, False), (min(_USUAL_POINTS, _WORK // len(steps)), True)):
         for _ in range(_PASSES):
-            found, again, points = _compose(steps, -math.log(delta), best, least)
-            enough = found > _BETTER * best
-            best = min(best, found)
+            epsilon, again, points = _compose(steps, -math.log(delta), best, least)
+            enough = epsilon > _BETTER * best
+            best = min(best, epsilon)
             if enough or not (again or patient):
                 break
         if not 0 < points < _USUAL_POINTS:
@@ -101,21 +101,21 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float,
     cells = min(_MOST_CELLS, max(_FEWEST_CELLS, _CELLS // parts // _FEWEST_CELLS * _FEWEST_CELLS))
     above = _CUT - surprise - math.log(sum(counts))
     cut = [_Losses.of(step, above, aim + _FAR, cells) for step, _ in steps]
-    lost = sum(count * math.exp(min(each.lost + surprise, _LARGEST)) for each, count in zip(cut, counts, strict=True))
+    lost = sum(count * math.exp(min(step.lost + surprise, _LARGEST)) for step, count in zip(cut, counts, strict=True))
     if lost >= 1:
         return math.inf, False, 0
     surprise -= math.log1p(-lost)
-    lowest, most = (sum(count * float(each.edges[end]) for each, count in zip(cut, counts, strict=True))
+    lowest, most = (sum(count * float(step.edges[end]) for step, count in zip(cut, counts, strict=True))
                     for end in (0, -1))  # fmt: skip
     rounding = ULPS * sum(
-        count * max(1.0, float(np.max(np.abs(each.edges)))) for each, count in zip(cut, counts, strict=True)
+        count * max(1.0, float(np.max(np.abs(step.edges)))) for step, count in zip(cut, counts, strict=True)
     )
     most += rounding
     if most - lowest < _FLAT:
         return max(0.0, most), False, 0
     guide = _Guide.of(cut, counts)
     t, s = guide.exponent(surprise, aim), guide.exponent(surprise - _CUT, math.inf)
-    (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(each) for each in (0.0, t, s))
+    (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(order) for order in (0.0, t, s))
     width = min((surprise - _CUT) / t, top - mean + _REACH * math.sqrt(whole))  # so that little wraps around from below
     width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
     if not 0 < width < math.inf:  # losses so close together that their sums are rounding errors
@@ -127,12 +127,12 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float,
     points = fft.next_fast_len(math.ceil(width / interval) + 1, real=True)
     together = list(zip(cut, counts, strict=True))
     composed, bottom, cumulant = _convolve(together, interval, points, t, (s, _CUT - surprise))
-    found = _read(composed, interval, bottom, t, cumulant + surprise - math.log1p(-_SPARE - ULPS * sum(counts)))
-    if found > 0:
-        found = min(max(0.0, most), found + rounding)
-    aimed_too_high = found < max(_CLOSE * middle, middle - _NEAR * math.sqrt(variance))
-    off = found <= bottom or aimed_too_high or max(float(each.edges[-1]) for each in cut) > found + _FAR
-    return found, off and found > 0, points
+    epsilon = _read(composed, interval, bottom, t, cumulant + surprise - math.log1p(-_SPARE - ULPS * sum(counts)))
+    if epsilon > 0:
+        epsilon = min(max(0.0, most), epsilon + rounding)
+    aimed_too_high = epsilon < max(_CLOSE * middle, middle - _NEAR * math.sqrt(variance))
+    off = epsilon <= bottom or aimed_too_high or max(float(step.edges[-1]) for step in cut) > epsilon + _FAR
+    return epsilon, off and epsilon > 0, points
 
 
 def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, t: float,
@@ -148,8 +148,8 @@ def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, 
     """
     s, most = above
     product, cumulant, bound = _Product.of_nothing(points), 0.0, 0.0
-    for each, count in cut:
-        places, masses = each.on_grid(interval)
+    for cut_step, count in cut:
+        places, masses = cut_step.on_grid(interval)
         exponents = masses + t * interval * places
         tilted = np.exp(exponents - (total := float(log_sum(exponents))))
         product = product.times(np.bincount(places % points, tilted, points).astype(np.float64), count)
@@ -234,7 +234,7 @@ class _Losses:
     @classmethod
     def of(cls, step: Step, above: float, highest: float, cells: int) -> _Losses:
         """Cut a step's losses off at `highest`, or where a mass of exp(above) lies above."""
-        low, high = (float(ndtri_exp(each)) * step.sigma for each in (_CUT_BELOW, above))
+        low, high = (float(ndtri_exp(probability)) * step.sigma for probability in (_CUT_BELOW, above))
         x = np.linspace(np.min(step.upper.means) + low, np.max(step.upper.means) - high, cells + 1)
         losses = step.loss(x)
         if losses[-1] > highest:
@@ -249,7 +249,7 @@ class _Losses:
     def coarse(self) -> tuple[Vector, Vector]:
         """Return fewer cells: the logarithms of their masses, and their mean losses."""
         masses, middles = (
-            each.reshape(_FEWEST_CELLS, -1).T for each in (self.masses, self.edges[1:] + self.edges[:-1])
+            values.reshape(_FEWEST_CELLS, -1).T for values in (self.masses, self.edges[1:] + self.edges[:-1])
         )
         total = log_sum(masses)
         with np.errstate(invalid="ignore"):
@@ -280,23 +280,23 @@ class _Guide:
 
     @classmethod
     def of(cls, cut: Sequence[_Losses], counts: Sequence[int]) -> _Guide:
-        coarse = [each.coarse() for each in cut]
-        masses, losses = (np.array(each).T for each in zip(*coarse, strict=True))
+        coarse = [cut_step.coarse() for cut_step in cut]
+        masses, losses = (np.array(values).T for values in zip(*coarse, strict=True))
         return cls(np.array(counts, np.float64), masses, losses)
 
     def cumulants(self, t: float) -> tuple[float, float, float]:
         """Return K, K' and K'' at t."""
         exponents = self.masses + t * self.losses
-        each = log_sum(exponents)
-        weights = np.exp(exponents - each)
+        sum_of_logs = log_sum(exponents)
+        weights = np.exp(exponents - sum_of_logs)
         mean = np.sum(weights * self.losses, axis=0)
         variance = np.sum(weights * (self.losses - mean) ** 2, axis=0)
-        return float(self.counts @ each), float(self.counts @ mean), float(self.counts @ variance)
+        return float(self.counts @ sum_of_logs), float(self.counts @ mean), float(self.counts @ variance)
 
     def exponent(self, surprise: float, aim: float) -> float:
         """Return the t at which t·K' − K is ln(1/δ), or less if K' reaches the aim or the losses end before."""
         spread = float(self.counts @ (self.losses[-1] - self.losses[0]))
-        low, high = (math.log(each / spread) for each in _EXPONENTS)  # of ln t
+        low, high = (math.log(exponent / spread) for exponent in _EXPONENTS)  # of ln t
         for _ in range(_SEARCH):
             middle = (low + high) / 2
             t = math.exp(middle)

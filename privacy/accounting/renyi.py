@@ -50,10 +50,10 @@ def epsilon_of(steps: Sequence[tuple[float, float, int, bool]], delta: float) ->
         t = np.unique(np.round(t)) if integers else t
         total = np.sum([count * cumulant(sigma, rate, t, discrete=discrete) for sigma, rate, count, discrete in steps],
                        axis=0)  # fmt: skip
-        found = (total - math.log(delta) - np.log1p(t)) / t - np.log1p(1 / t)
-        found[delta**2 + np.expm1(-total / t) > 0] = 0.0
-        place = int(np.argmin(found))
-        best = min(best, float(found[place]))
+        epsilons = (total - math.log(delta) - np.log1p(t)) / t - np.log1p(1 / t)
+        epsilons[delta**2 + np.expm1(-total / t) > 0] = 0.0
+        place = int(np.argmin(epsilons))
+        best = min(best, float(epsilons[place]))
         low, high = t[max(place - 1, 0)], t[min(place + 1, len(t) - 1)]
         if not high > low:
             break
@@ -66,7 +66,7 @@ def cumulant(sigma: float, rate: float, t: Vector, *, discrete: bool = False) ->
     if rate == 1:
         return np.asarray(whole)
     if discrete:
-        return np.array([_binomial(sigma, rate, int(each) + 1) for each in t])
+        return np.array([_binomial(sigma, rate, int(order) + 1) for order in t])
     gain = math.log(rate) + whole + np.log(-np.expm1(-whole))
     above = np.logaddexp(0.0, gain + ULPS * (1 + np.abs(gain) + whole))
     interval = min(sigma, sigma**2) / 2

@@ -61,21 +61,21 @@ def _of_classes(it: Prediction, names: tuple[str, ...], scores: Numbers, labels:
     predicted = it.predicted(scores)
     confusion = np.bincount(labels * it.classes + predicted, minlength=it.classes**2).astype(np.float64)
     confusion = confusion.reshape(it.classes, it.classes)
-    found: dict[str, Figures] = {}
+    figures: dict[str, Figures] = {}
     for name in names:
         if name == "confusion":
-            found[name] = {"counts": confusion.astype(int).tolist()}
+            figures[name] = {"counts": confusion.astype(int).tolist()}
         elif name == "ece":
-            found[name] = _calibration(it, scores, labels)
+            figures[name] = _calibration(it, scores, labels)
         elif name == "accuracy":
-            found[name] = _said(float(np.mean(predicted == labels)), "")
+            figures[name] = _metric(float(np.mean(predicted == labels)), "")
         elif name == "brier":
-            found[name] = _said((1 if it.binary else 2) * float(np.mean(brier(scores, labels))), "")
+            figures[name] = _metric((1 if it.binary else 2) * float(np.mean(brier(scores, labels))), "")
         elif name in _CURVES:
-            found[name] = _of_curves(it, name, scores, labels)
+            figures[name] = _of_curves(it, name, scores, labels)
         else:
-            found[name] = _of_confusion(it, name, confusion)
-    return found
+            figures[name] = _of_confusion(it, name, confusion)
+    return figures
 
 
 _CURVES = {"auc": quality.auc, "average_precision": quality.average_precision}
@@ -83,28 +83,30 @@ _RATIOS = {"precision": quality.precision, "recall": quality.recall, "f1": quali
 
 
 def _of_curves(it: Prediction, name: str, scores: Numbers, labels: NDArray[np.intp]) -> Figures:
-    present = [one for one in range(it.classes) if 0 < np.count_nonzero(labels == one) < len(labels)]
+    present = [label for label in range(it.classes) if 0 < np.count_nonzero(labels == label) < len(labels)]
     if not present:
-        return _said(math.nan, f"all held-out records have class {labels[0]}" if len(labels) else "no held-out records")
+        return _metric(
+            math.nan, f"all held-out records have class {labels[0]}" if len(labels) else "no held-out records"
+        )
     values = []
-    for one in [1] if it.binary else present:
-        cells = np.unique(scores[:, one], return_inverse=True)[1].reshape(-1)
+    for label in [1] if it.binary else present:
+        cells = np.unique(scores[:, label], return_inverse=True)[1].reshape(-1)
         negative, positive = (
-            np.bincount(cells[(labels == one) == which], minlength=cells.max() + 1).astype(np.float64)
+            np.bincount(cells[(labels == label) == which], minlength=cells.max() + 1).astype(np.float64)
             for which in (False, True)
         )
         values.append(float(_CURVES[name](negative, positive)))
-    return _said(math.fsum(values) / len(values), "")
+    return _metric(math.fsum(values) / len(values), "")
 
 
 def _of_confusion(it: Prediction, name: str, confusion: Numbers) -> Figures:
     if name == "balanced_accuracy":
-        return _said(float(np.mean(quality.recall(confusion)[confusion.sum(axis=1) > 0])), "no held-out records")
-    each = _RATIOS[name](confusion)
+        return _metric(float(np.mean(quality.recall(confusion)[confusion.sum(axis=1) > 0])), "no held-out records")
+    ratios = _RATIOS[name](confusion)
     if it.binary:
-        return _said(float(each[1]), f"no record {_LACKS[name]} class 1")
+        return _metric(float(ratios[1]), f"no record {_LACKS[name]} class 1")
     seen = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
-    return _said(float(np.mean(np.nan_to_num(each[seen]))), "no held-out records")
+    return _metric(float(np.mean(np.nan_to_num(ratios[seen]))), "no held-out records")
 
 
 _LACKS = {"precision": "is predicted to have", "recall": "has", "f1": "has, or is predicted to have,"}
@@ -124,17 +126,17 @@ def _calibration(it: Prediction, scores: Numbers, labels: NDArray[np.intp]) -> F
         }
         for number in range(CONFIDENCE_BINS)
     ]
-    return _said(float(np.sum(np.abs(trues - sums)) / len(labels)), "") | {"table": table}
+    return _metric(float(np.sum(np.abs(trues - sums)) / len(labels)), "") | {"table": table}
 
 
-def _of_values(name: str, found: Numbers, true: Numbers) -> Figures:
-    squares = float(np.mean((found - true) ** 2))
+def _of_values(name: str, predicted: Numbers, true: Numbers) -> Figures:
+    squares = float(np.mean((predicted - true) ** 2))
     if name == "mae":
-        return _said(float(np.mean(np.abs(found - true))), "")
+        return _metric(float(np.mean(np.abs(predicted - true))), "")
     if name == "rmse":
-        return _said(math.sqrt(squares), "")
+        return _metric(math.sqrt(squares), "")
     variance = float(np.var(true))
-    return _said(1 - squares / variance if variance > 0 else math.nan, "all held-out records have the same target")
+    return _metric(1 - squares / variance if variance > 0 else math.nan, "all held-out records have the same target")
 
 
 def _of_times(risks: Numbers, labels: Numbers) -> Figures:
@@ -151,10 +153,10 @@ def _of_times(risks: Numbers, labels: Numbers) -> Figures:
         concordant += float(below[ill].sum())
         pairs += len(ill) * float(waiting.sum())
         waiting += np.bincount(ill, minlength=width)
-    return _said(concordant / pairs if pairs else math.nan, "no two held-out records are comparable")
+    return _metric(concordant / pairs if pairs else math.nan, "no two held-out records are comparable")
 
 
-def _said(value: float, reason: str) -> Figures:
+def _metric(value: float, reason: str) -> Figures:
     return {"value": None, "reason": reason} if math.isnan(value) else {"value": _figure(value)}
 
 

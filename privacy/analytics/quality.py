@@ -44,8 +44,8 @@ def average_precision(negative: Numbers, positive: Numbers) -> Numbers:
     0.8333
     """
     hits, all_ = _from_the_top(positive), _from_the_top(negative + positive)
-    each = np.clip(ratio(hits, all_, 0.0), 0.0, 1.0)
-    return ratio(np.sum(positive * each, axis=-1), np.sum(positive, axis=-1))
+    rates = np.clip(ratio(hits, all_, 0.0), 0.0, 1.0)
+    return ratio(np.sum(positive * rates, axis=-1), np.sum(positive, axis=-1))
 
 
 def average_precision_bound(negative: Numbers, positive: Numbers) -> Numbers:
@@ -123,5 +123,5 @@ def r_squared(squares: Numbers, mean: Numbers, mean_square: Numbers) -> Numbers:
 def ratio(above: Numbers, below: Numbers, undefined: float = np.nan) -> Numbers:
     """Return a quotient, and `undefined` where the divisor is not positive."""
     above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
-    found: Numbers = np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
-    return found
+    ratios: Numbers = np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
+    return ratios

@@ -70,7 +70,7 @@ class _Reader:
     def figures(self, name: str) -> dict[str, Any]:
         """Return a metric's figures."""
         if name == "confusion":
-            counts = [[_figure(float(each)) for each in row] for row in self._blocks["confusion"]]
+            counts = [[_figure(float(value)) for value in row] for row in self._blocks["confusion"]]
             return {"counts": counts, "error": _figure(self._noise)}
         if name == "ece":
             return self._calibration()
@@ -82,7 +82,7 @@ class _Reader:
             return self._of_ratio(name)
         return self._mean(name)
 
-    def _said(self, name: str, value: float, error: float, low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
+    def _reading(self, name: str, value: float, error: float, low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
         if math.isnan(value):
             missing = np.flatnonzero(~self._certain)
             of_class = f"noise hides whether any record has class {missing[0]}" if len(missing) else ""
@@ -95,8 +95,8 @@ class _Reader:
             return np.ones(self._it.classes, bool)
         own, classes = self._blocks["totals"], self._it.classes
         error = _CERTAIN * self._noise * math.sqrt(classes)
-        found: NDArray[np.bool_] = own > max(error, 0.5)
-        return found & (np.sum(own) - own > max(error * math.sqrt(classes - 1), 0.5))
+        enough: NDArray[np.bool_] = own > max(error, 0.5)
+        return enough & (np.sum(own) - own > max(error * math.sqrt(classes - 1), 0.5))
 
     def _which(self) -> NDArray[np.intp]:
         """Return the classes over which to average: those with records; with two classes, the second."""
@@ -135,7 +135,7 @@ class _Reader:
         low = -math.inf if name == "r2" else 0.0
         if name == "r2" and not self._targets_differ():
             value = math.nan
-        return self._said(name, value, self._error(("count", *blocks), computed), low, top(self._it))
+        return self._reading(name, value, self._error(("count", *blocks), computed), low, top(self._it))
 
     def _targets_differ(self) -> bool:
         """Return whether the sum shows that targets differ, which R² needs."""
@@ -153,50 +153,50 @@ class _Reader:
 
     def _ratio(self, name: str, parts: dict[str, Numbers]) -> Numbers:
         """Return each class's ratio of counts, `(..., classes)`."""
-        each: Numbers = np.clip(_RATIOS[name](self._positive("confusion", parts)), *_FURTHEST)
+        ratios: Numbers = np.clip(_RATIOS[name](self._positive("confusion", parts)), *_FURTHEST)
         if not self._it.binary:
-            each = np.nan_to_num(each)
+            ratios = np.nan_to_num(ratios)
         elif name == "balanced_accuracy":
-            each = np.repeat(np.mean(each, axis=-1, keepdims=True), 2, axis=-1)
-        return each
+            ratios = np.repeat(np.mean(ratios, axis=-1, keepdims=True), 2, axis=-1)
+        return ratios
 
     def _of_ratio(self, name: str) -> dict[str, Any]:
         """Read a metric of the confusion matrix."""
         if not len(which := self._which()):
-            return self._said(name, math.nan, math.nan)
+            return self._reading(name, math.nan, math.nan)
 
         def computed(parts: dict[str, Numbers]) -> Numbers:
             mean: Numbers = np.mean(self._ratio(name, parts)[..., which], axis=-1)
             return mean
 
-        return self._said(name, float(computed(self._blocks)), self._error(("confusion",), computed))
+        return self._reading(name, float(computed(self._blocks)), self._error(("confusion",), computed))
 
     def _curve(self, name: str) -> dict[str, Any]:
         """Read a metric of the scores of each class and of all others."""
         if not len(which := self._which()):
-            return self._said(name, math.nan, math.nan)
+            return self._reading(name, math.nan, math.nan)
         which = which * (not self._it.binary)  # two classes have one curve
         formula, bound, monotone = _CURVES[name]
         released = self._counts(self._blocks)
         start = _monotone(released) if monotone else released
 
-        def each(parts: dict[str, Numbers]) -> Numbers:
+        def per_class(parts: dict[str, Numbers]) -> Numbers:
             counts = start + (self._counts(parts) - released)
             return formula(counts[..., 0, :], counts[..., 1, :])[..., which]
 
         squares = 0.0
         for up, down in self._moves("totals"):
-            squares += float(np.sum((np.mean(each(up) - each(down), axis=-1) / 2) ** 2))
+            squares += float(np.sum((np.mean(per_class(up) - per_class(down), axis=-1) / 2) ** 2))
         # Scores of one class tell nothing of another's curve, so all classes' are moved at once.
         scores = self._blocks["scores"]
         lanes = self._noise * np.eye(scores[0].size).reshape(-1, 1, *scores.shape[1:])
-        high, low = (each(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
+        high, low = (per_class(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
         squares += float(np.sum(((high - low) / 2 / len(which)) ** 2))
-        found = self._said(name, float(np.mean(each(self._blocks))), math.sqrt(squares))
-        if found["value"] is not None:
+        reading = self._reading(name, float(np.mean(per_class(self._blocks))), math.sqrt(squares))
+        if reading["value"] is not None:
             counts = _monotone(released)[which]
-            found["bins"] = _figure(min(float(np.mean(bound(counts[:, 0], counts[:, 1]))), 1.0))
-        return found
+            reading["bins"] = _figure(min(float(np.mean(bound(counts[:, 0], counts[:, 1]))), 1.0))
+        return reading
 
     def _counts(self, parts: dict[str, Numbers]) -> Numbers:
         """Return counts in each bin, `(..., curves, 2, bins)`: of all other records, then of the curve's class."""
@@ -210,18 +210,18 @@ class _Reader:
         times = self._blocks["times"]
         events, all_, error = np.sum(times[:, 1]), np.sum(times), _CERTAIN * self._noise * math.sqrt(len(times))
         if events <= max(error, 0.5) or all_ <= max(math.sqrt(2) * error, 1.5):
-            return self._said("c_index", math.nan, math.nan)
+            return self._reading("c_index", math.nan, math.nan)
 
         def counts(parts: dict[str, Numbers]) -> Numbers:
             return _decoded(parts["scores"], parts["times"])
 
         value = float(quality.concordance(counts(self._blocks)))
         error = self._error(("times", "scores"), lambda parts: quality.concordance(counts(parts)))
-        found = self._said("c_index", value, error)
-        if found["value"] is not None:
+        reading = self._reading("c_index", value, error)
+        if reading["value"] is not None:
             bound = quality.concordance_bound(_monotone(counts(self._blocks)))
-            found["bins"] = _figure(min(float(bound), 1.0))
-        return found
+            reading["bins"] = _figure(min(float(bound), 1.0))
+        return reading
 
     def _calibration(self) -> dict[str, Any]:
         gaps, counts, noise = self._blocks["gaps"], self._blocks["bins"], self._noise

@@ -131,7 +131,7 @@ class Form:
     @property
     def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """The blocks' names and shapes."""
-        return tuple((f"{block} {said}", shape) for block, said, shape in self._blocks())
+        return tuple((f"{block} {form}", shape) for block, form, shape in self._blocks())
 
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
@@ -139,24 +139,24 @@ class Form:
         return {block: shape for block, _, shape in self._blocks()}
 
     def _blocks(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        asked, it = set(self.names), self.prediction
+        names, it = set(self.names), self.prediction
         count, ends = it.classes, f"{it.low!r} {it.high!r}"
         cut = f"2 {it.threshold!r}" if it.binary else f"{count}"
         curves = 1 if it.family == "classes" and it.binary else count
-        made: list[tuple[str, str, tuple[int, ...], bool]] = [
-            ("confusion", cut, (count, count), bool(asked & _COUNTED)),
-            ("times", f"{count}", (count, 2), "c_index" in asked),
-            ("scores", f"{count} {it.bins}", (curves, 2, it.bins - 1), bool(asked & (_CURVES | {"c_index"}))),
-            ("gaps", f"{count} {CONFIDENCE_BINS}", (CONFIDENCE_BINS,), "ece" in asked),
-            ("bins", f"{count} {CONFIDENCE_BINS}", (CONFIDENCE_BINS,), "ece" in asked),
-            ("accuracy", cut, (1,), "accuracy" in asked),
-            ("brier", f"{count}", (1,), "brier" in asked),
-            ("absolute", ends, (1,), "mae" in asked),
-            ("squared", ends, (1,), bool(asked & {"rmse", "r2"})),
-            ("target", ends, (1,), "r2" in asked),
-            ("target-squared", ends, (1,), "r2" in asked),
+        blocks: list[tuple[str, str, tuple[int, ...], bool]] = [
+            ("confusion", cut, (count, count), bool(names & _COUNTED)),
+            ("times", f"{count}", (count, 2), "c_index" in names),
+            ("scores", f"{count} {it.bins}", (curves, 2, it.bins - 1), bool(names & (_CURVES | {"c_index"}))),
+            ("gaps", f"{count} {CONFIDENCE_BINS}", (CONFIDENCE_BINS,), "ece" in names),
+            ("bins", f"{count} {CONFIDENCE_BINS}", (CONFIDENCE_BINS,), "ece" in names),
+            ("accuracy", cut, (1,), "accuracy" in names),
+            ("brier", f"{count}", (1,), "brier" in names),
+            ("absolute", ends, (1,), "mae" in names),
+            ("squared", ends, (1,), bool(names & {"rmse", "r2"})),
+            ("target", ends, (1,), "r2" in names),
+            ("target-squared", ends, (1,), "r2" in names),
         ]
-        return [(block, said, shape) for block, said, shape, needed in made if needed]
+        return [(block, form, shape) for block, form, shape, needed in blocks if needed]
 
     def total(self, scores: Numbers, labels: Numbers) -> Numbers:
         """Return the sum over all records, `(size,)`; whatever the scores and labels are, see above for its norm.
@@ -177,14 +177,14 @@ def bin_of(scores: Numbers, bins: int) -> NDArray[np.intp]:
     [0, 1, 32, 62, 63]
     """
     low, high = np.sqrt(scores), np.sqrt(1 - scores)
-    found: NDArray[np.intp] = np.minimum((low / (low + high) * bins).astype(np.intp), bins - 1)
-    return found
+    indices: NDArray[np.intp] = np.minimum((low / (low + high) * bins).astype(np.intp), bins - 1)
+    return indices
 
 
 def confidence_bin(confidences: Numbers) -> NDArray[np.intp]:
     """Return the bins of confidences; the bins are of equal width, and the last includes 1."""
-    found: NDArray[np.intp] = np.minimum((confidences * CONFIDENCE_BINS).astype(np.intp), CONFIDENCE_BINS - 1)
-    return found
+    indices: NDArray[np.intp] = np.minimum((confidences * CONFIDENCE_BINS).astype(np.intp), CONFIDENCE_BINS - 1)
+    return indices
 
 
 def brier(scores: Numbers, labels: NDArray[np.intp]) -> Numbers:
@@ -197,8 +197,8 @@ def brier(scores: Numbers, labels: NDArray[np.intp]) -> Numbers:
 
 def _rows(which: NDArray[np.intp], scores: Numbers, rows: int, bins: int) -> Numbers:
     """Return the encoded bins of the scores in each row, `(rows, bins - 1)`."""
-    found = bin_of(scores, bins) / (bins - 1)
-    return np.stack([sketch.encode(found[which == row], bins - 1) for row in range(rows)])
+    positions = bin_of(scores, bins) / (bins - 1)
+    return np.stack([sketch.encode(positions[which == row], bins - 1) for row in range(rows)])
 
 
 def _of_classes(it: Prediction, blocks: dict[str, tuple[int, ...]], scores: Numbers, labels: Numbers
@@ -221,21 +221,23 @@ def _of_classes(it: Prediction, blocks: dict[str, tuple[int, ...]], scores: Numb
         parts["scores"] = _rows(classes, scores[:, 1], 2, it.bins)
     elif "scores" in blocks:
         # One score for each class: the norm of c encoded bins is √c.
-        each = [_rows((classes == one).astype(np.intp), scores[:, one], 2, it.bins) for one in range(it.classes)]
-        parts["scores"] = np.concatenate(each) / math.sqrt(it.classes)
+        counts = [
+            _rows((classes == label).astype(np.intp), scores[:, label], 2, it.bins) for label in range(it.classes)
+        ]
+        parts["scores"] = np.concatenate(counts) / math.sqrt(it.classes)
     return parts
 
 
 def _of_values(it: Prediction, blocks: dict[str, tuple[int, ...]], scores: Numbers, labels: Numbers
                ) -> dict[str, Numbers]:  # fmt: skip
     del blocks
-    found, true = (
+    predicted, true = (
         (np.clip(np.nan_to_num(part, nan=it.low), it.low, it.high) - it.low) / (it.high - it.low)
         for part in (scores, labels)
     )
     return {
-        "absolute": np.array([np.sum(np.abs(found - true))]),
-        "squared": np.array([np.sum((found - true) ** 2)]),
+        "absolute": np.array([np.sum(np.abs(predicted - true))]),
+        "squared": np.array([np.sum((predicted - true) ** 2)]),
         "target": np.array([np.sum(true)]),
         "target-squared": np.array([np.sum(true**2)]),
     }

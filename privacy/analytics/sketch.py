@@ -65,15 +65,15 @@ def monotone(shares: Vector) -> Vector:
     return clipped
 
 
-def quantiles(shares: Vector, asked: Vector) -> Vector:
+def quantiles(shares: Vector, levels: Vector) -> Vector:
     """Return the quantiles, as positions in the range, 0 to 1, accurate to one and a half bins.
 
     Args:
         shares: the shares of the values below each bin, monotone: `(bins,)`.
-        asked: the quantiles' shares, 0 to 1: `(k,)`.
+        levels: the quantiles' shares, 0 to 1: `(k,)`.
     """
     middles = (np.arange(shares.size) + 0.5) / shares.size
-    places: Vector = np.interp(asked, [0.0, *shares, 1.0], [0.0, *middles, 1.0])
+    places: Vector = np.interp(levels, [0.0, *shares, 1.0], [0.0, *middles, 1.0])
     return places
 
 

@@ -56,7 +56,7 @@ class Form:
     @property
     def layout(self) -> Layout:
         """The vector's parts. Their names hold all public settings, so that different surveys cannot be added up."""
-        parts = [(f"{each.name} {each.low!r} {each.high!r}", (self.bins,)) for each in self.columns]
+        parts = [(f"{column.name} {column.low!r} {column.high!r}", (self.bins,)) for column in self.columns]
         classes = " ".join(map(repr, self.classes))
         return Layout((("count", (1,)), *parts, (f"classes {classes}", (len(self.classes),))))
 
@@ -79,11 +79,11 @@ class Form:
             labels: `(n,)`, each one of the classes; ignored if there are none.
         """
         parts = [np.array([self.single * len(values)])]
-        for column, found in zip(self.columns, values.T, strict=True):
-            positions = (found - column.low) / (column.high - column.low)
+        for column, numbers in zip(self.columns, values.T, strict=True):
+            positions = (numbers - column.low) / (column.high - column.low)
             parts.append(encode(np.clip(positions, 0.0, 1.0), self.bins))
-        found = labels.astype(np.float32)  # as many readers give them
-        counts = [np.count_nonzero(found == np.float32(each)) for each in self.classes]
+        single_labels = labels.astype(np.float32)  # as many readers give them
+        counts = [np.count_nonzero(single_labels == np.float32(value)) for value in self.classes]
         parts.append(self.single * np.array(counts, np.float64))
         return np.concatenate(parts) / self.bound
 

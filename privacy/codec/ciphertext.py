@@ -133,8 +133,8 @@ class SummedCiphertexts:
                 "not decrypted"
             )
             raise MalformedError(msg)
-        given = any(self.seeds) + bool(self.c1)
-        if given != 1 or (any(self.seeds) and any(len(site) != count * SEED_BYTES for site in self.seeds)):
+        sources = any(self.seeds) + bool(self.c1)
+        if sources != 1 or (any(self.seeds) and any(len(site) != count * SEED_BYTES for site in self.seeds)):
             msg = f"the seeds do not belong to a sum of {count} ciphertexts; the sum was not decrypted"
             raise MalformedError(msg)
 
@@ -190,16 +190,16 @@ class Accumulator:
         return tuple(pack60(self.total[start : start + BLOCK].reshape(-1)) for start in starts)
 
 
-def check_chunks(chunks: Sequence[bytes], count: int, each: int) -> None:
-    """Check that chunks have the lengths of `count` items of `each` bytes, 32 to a chunk.
+def check_chunks(chunks: Sequence[bytes], count: int, size: int) -> None:
+    """Check that chunks have the lengths of `count` items of `size` bytes, 32 to a chunk.
 
     Raises:
         MalformedError: if they do not.
     """
     # Check the number of chunks first: `count` comes from outside and may be huge.
     fits = len(chunks) == -(-count // BLOCK)
-    if not fits or any(len(chunk) != min(BLOCK, count - BLOCK * index) * each for index, chunk in enumerate(chunks)):
-        msg = f"{count} ciphertexts take {count * each:,} bytes, not {sum(map(len, chunks)):,}; they were cut or padded"
+    if not fits or any(len(chunk) != min(BLOCK, count - BLOCK * index) * size for index, chunk in enumerate(chunks)):
+        msg = f"{count} ciphertexts take {count * size:,} bytes, not {sum(map(len, chunks)):,}; they were cut or padded"
         raise MalformedError(msg)
 
 

@@ -92,7 +92,9 @@ class Layout:
 
     @property
     def _beside(self) -> bytes:
-        return json.dumps([(each.name, each.dtype, each.shape, each.digest) for each in self.constants]).encode()
+        return json.dumps(
+            [(constant.name, constant.dtype, constant.shape, constant.digest) for constant in self.constants]
+        ).encode()
 
     def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Concatenate named tensors to `(size,)`."""

@@ -208,10 +208,10 @@ def _is_proven(record: Record, run: str, site: str) -> bool:
 
 def _revealed(record: Record, plan: RoundPlan) -> list[str]:
     """Return the digests of this round's plans for which a site has revealed its seed, in order."""
-    found = list[str]()
-    while (done := record.find(plan.run, _revealing(plan, len(found)))) is not None:
-        found.append(done.partition(" ")[0])
-    return found
+    digests = list[str]()
+    while (done := record.find(plan.run, _revealing(plan, len(digests)))) is not None:
+        digests.append(done.partition(" ")[0])
+    return digests
 
 
 def _statement(plan: RoundPlan, agreed: str) -> bytes:

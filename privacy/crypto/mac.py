@@ -94,8 +94,8 @@ class MacKey:
         codes = _inner(c0, self._rho[0])
         if plan.expanded:
             whole = residues(c1) if c1 else np.zeros_like(c0)
-            for each in () if c1 else seeds:
-                add_expanded(whole, each)
+            for seed in () if c1 else seeds:
+                add_expanded(whole, seed)
             codes = [a + b for a, b in zip(codes, _inner(whole, self._rho[1]), strict=True)]
         return codes
 

@@ -94,13 +94,13 @@ class Masks:
 
     def unmask(self, blocks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
         """Remove the masks, in place, as the blocks are taken."""
-        added, taken = self._streams()
-        return _shifted(blocks, taken, added)
+        added, removed = self._streams()
+        return _shifted(blocks, removed, added)
 
     def _streams(self) -> tuple[list[Randomness], list[Randomness]]:
         """Start the streams to add and those to subtract."""
-        added, taken = _pair_streams(self._site, self.pairs)
-        return [_own(self._own, self._plan, self._site), *added], taken
+        added, removed = _pair_streams(self._site, self.pairs)
+        return [_own(self._own, self._plan, self._site), *added], removed
 
 
 def mask(update: PackedUpdate, masks: Masks | None) -> MaskedUpdate:
@@ -122,11 +122,11 @@ def unmask_sum(
         pairs: for each contributor, the seeds of the masks that it shares with members who are not in the sum.
         plan: the round's plan.
     """
-    added, taken = list[Randomness](), [_own(seed, plan, site) for site, seed in seeds.items()]
+    added, removed = list[Randomness](), [_own(seed, plan, site) for site, seed in seeds.items()]
     for site, shared in pairs.items():
         put_on, taken_off = _pair_streams(site, shared)
-        added, taken = added + taken_off, taken + put_on
-    return _shifted(blocks, added, taken)
+        added, removed = added + taken_off, removed + put_on
+    return _shifted(blocks, added, removed)
 
 
 def commitment(seed: bytes) -> str:
@@ -194,13 +194,13 @@ def sign_seed(sealed: bytes, plan: RoundPlan, committed: str, key: PrivateKey) -
     return sign(key, KIND, _statement(plan, committed, sealed.hex())) + sealed
 
 
-def verify_seed(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -> bytes:
+def verify_seed(document: bytes, plan: RoundPlan, committed: str, key: PublicKey) -> bytes:
     """Return the sealed seed that a site signed.
 
     Raises:
         AuthenticityError: if it did not sign this seed for this plan and this commitment.
     """
-    signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
+    signature, sealed = document[:SIGNATURE_BYTES], document[SIGNATURE_BYTES:]
     verify(key, KIND, _statement(plan, committed, sealed.hex()), signature)
     return sealed
 
@@ -213,14 +213,14 @@ def sign_pairs(sealed: bytes, plan: RoundPlan, committed: str, absent: Sequence[
     return sign(key, KIND, _statement(plan, committed, ",".join(absent), sealed.hex())) + sealed if absent else b""
 
 
-def verify_pairs(shown: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PublicKey) -> bytes:
+def verify_pairs(document: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PublicKey) -> bytes:
     """Return the sealed, signed seeds of the masks that a site shares with exactly these absent sites.
 
     Raises:
         AuthenticityError: if the site did not sign these seeds for these absent sites. This is no evidence against it.
     """
-    signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
-    if absent or shown:
+    signature, sealed = document[:SIGNATURE_BYTES], document[SIGNATURE_BYTES:]
+    if absent or document:
         verify(key, KIND, _statement(plan, committed, ",".join(absent), sealed.hex()), signature)
     return sealed
 
@@ -293,20 +293,20 @@ def _own(seed: bytes, plan: RoundPlan, site: str) -> Randomness:
     return Randomness(_derived(seed, b"own", plan, site.encode()))
 
 
-def _derived(secret: bytes, label: bytes, plan: RoundPlan, whose: bytes) -> bytes:
-    info = b"cloister mask " + label + bytes.fromhex(plan.digest) + whose
+def _derived(secret: bytes, label: bytes, plan: RoundPlan, owner: bytes) -> bytes:
+    info = b"cloister mask " + label + bytes.fromhex(plan.digest) + owner
     return HKDF(hashes.SHA256(), SEED_BYTES, salt=None, info=info).derive(secret)
 
 
 def _shifted(
-    blocks: Iterable[NDArray[np.uint64]], added: Sequence[Randomness], taken: Sequence[Randomness]
+    blocks: Iterable[NDArray[np.uint64]], added: Sequence[Randomness], removed: Sequence[Randomness]
 ) -> Iterator[NDArray[np.uint64]]:
     """Add and subtract streams modulo t, in place; a word holds the sum of up to 2^15 residues of 48 bits."""
     for block in blocks:
         part = block[:, :_MASKED]
         for stream in added:
             part += stream.residues(part.size, PLAIN_MODULUS).reshape(part.shape)
-        for stream in taken:
+        for stream in removed:
             part += _T - stream.residues(part.size, PLAIN_MODULUS).reshape(part.shape)
         part %= _T
         yield block

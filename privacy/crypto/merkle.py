@@ -34,11 +34,11 @@ def proof(values: Sequence[bytes], index: int) -> bytes:
     return b"".join(level[(index >> depth) ^ 1] for depth, level in enumerate(_levels(values)[:-1]))
 
 
-def root_of(value: bytes, index: int, shown: bytes) -> bytes:
+def root_of(value: bytes, index: int, path: bytes) -> bytes:
     """Return the root that a proof gives for a value at an index."""
     digest = _leaf(value)
-    for start in range(0, len(shown), DIGEST_BYTES):
-        other = shown[start : start + DIGEST_BYTES]
+    for start in range(0, len(path), DIGEST_BYTES):
+        other = path[start : start + DIGEST_BYTES]
         digest, index = (_node(other, digest) if index & 1 else _node(digest, other)), index >> 1
     return digest
 

@@ -232,15 +232,15 @@ class _Transcript:
         self._hash = shake_256(b"cloister norm proof")
         self._say(statement.context, statement.site.encode(), b"%d %d" % (statement.numbers, statement.limit))
 
-    def rows(self, numbers: int, *said: bytes) -> NDArray[np.uint8]:
+    def rows(self, numbers: int, *parts: bytes) -> NDArray[np.uint8]:
         """Absorb `said`, then return R, `(128, k)` zeros and ones."""
-        self._say(*said)
+        self._say(*parts)
         drawn = np.frombuffer(self._hash.digest(ROWS * numbers // 8), dtype=np.uint8)
         return np.unpackbits(drawn, bitorder="little").reshape(ROWS, numbers)
 
-    def scalar(self, *said: bytes) -> int:
+    def scalar(self, *parts: bytes) -> int:
         """Absorb `said`, then return a number below ℓ."""
-        self._say(*said)
+        self._say(*parts)
         return int.from_bytes(self._hash.digest(2 * BYTES), "little") % ORDER
 
     def _say(self, *parts: bytes) -> None:

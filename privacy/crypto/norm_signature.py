@@ -32,12 +32,12 @@ def sign_proof(proof: bytes, subject: bytes, key: PrivateKey) -> bytes:
     return sign(key, KIND, subject + proof) + proof
 
 
-def verify_proof(shown: bytes, subject: bytes, key: PublicKey) -> bytes:
+def verify_proof(document: bytes, subject: bytes, key: PublicKey) -> bytes:
     """Return the proof that a site signed, without checking whether the proof holds.
 
     Raises:
         AuthenticityError: if the site did not sign this proof for this sum.
     """
-    signature, proof = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
+    signature, proof = document[:SIGNATURE_BYTES], document[SIGNATURE_BYTES:]
     verify(key, KIND, subject + proof, signature)
     return proof

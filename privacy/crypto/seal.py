@@ -97,8 +97,8 @@ class Seal:
     def decrypt(self, decryptor: Any, c0: NDArray[np.uint64], c1: Sequence[bytes]) -> NDArray[np.uint64]:  # noqa: ANN401
         """Decrypt `(4096,)` residues c0 with the sum of these c1, each given as a seed or as words, to `(4096,)`."""
         total, nothing = self._ciphertext(c0, c1[0]), np.zeros(RING_DEGREE, dtype=np.uint64)
-        for each in c1[1:]:
-            self._evaluator.add_inplace(total, self._ciphertext(nothing, each))
+        for polynomial in c1[1:]:
+            self._evaluator.add_inplace(total, self._ciphertext(nothing, polynomial))
         opened = seal.Plaintext()
         decryptor.decrypt(total, opened)
         values = np.frombuffer(self._save(opened)[len(self._plain_frame) :], dtype="<u8")

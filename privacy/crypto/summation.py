@@ -44,13 +44,15 @@ class EncryptedSum:
     @property
     def ciphertexts(self) -> SummedCiphertexts:
         """The summed ciphertexts, to decrypt."""
-        return SummedCiphertexts(self.c0, tuple(each.seeds for each in self.contributions), self.c1, self.codes)
+        return SummedCiphertexts(
+            self.c0, tuple(contribution.seeds for contribution in self.contributions), self.c1, self.codes
+        )
 
     @property
     def size(self) -> int:
         """How many bytes of ciphertexts, seeds, codes and proofs each site receives."""
         return sum(map(len, (*self.c0, *self.c1, self.codes, *self.proofs))) + sum(
-            len(each.seeds) + len(each.pairs) for each in self.contributions
+            len(contribution.seeds) + len(contribution.pairs) for contribution in self.contributions
         )
 
     @cached_property

@@ -66,12 +66,12 @@ def without_infinity(report: dict[str, Any], instead: str | None) -> dict[str, A
 
     def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value, and infinity
         if isinstance(value, dict):
-            return {name: plain(each) for name, each in value.items()}
+            return {name: plain(item) for name, item in value.items()}
         if isinstance(value, list):
-            return [plain(each) for each in value]
+            return [plain(item) for item in value]
         return instead if isinstance(value, float) and not math.isfinite(value) else value
 
-    return {name: plain(each) for name, each in report.items()}
+    return {name: plain(item) for name, item in report.items()}
 
 
 def excessive(delta: float, records: int) -> str:
@@ -91,18 +91,18 @@ def excessive(delta: float, records: int) -> str:
 
 def _cross_check(mechanisms: Sequence[Mechanism], delta: float, second: Accountant | None) -> dict[str, Any]:
     """Compare the ledger's accountant with two others, on single records and continuous noise."""
-    continuous = [each for each in mechanisms if not each.discrete]
+    continuous = [mechanism for mechanism in mechanisms if not mechanism.discrete]
     ours, above = epsilon(continuous, delta), epsilon(continuous, delta, accountant=RDP)
     beside = epsilon(continuous, delta, accountant=second) if second else math.nan
-    asked = not math.isnan(beside)
+    compared = not math.isnan(beside)
     agree = above >= ours * (1 - _ROUNDING) - _ROUNDING
-    if asked:
+    if compared:
         agree = agree and (beside == ours or abs(beside - ours) < _AGREE)
     return {
         "pld": ours,
         "rdp": above,
-        "prv": beside if asked else None,
-        "why_no_prv": "" if asked else _TOO_MUCH if second else "needs Opacus",
+        "prv": beside if compared else None,
+        "why_no_prv": "" if compared else _TOO_MUCH if second else "needs Opacus",
         "parts": len(continuous) < len(mechanisms),
         "agree": agree,
     }

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError
-from privacy.ledger.entries import KIND, Entries, Whose, read_entries, signed_by, write_adopted
+from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted
 from privacy.ledger.ledger_head import LastHead, SignedHead
 from privacy.log_file import opened_log, read_log
 from privacy.storage import lost, make_folder
@@ -35,7 +35,7 @@ class Chain:
 
     def __init__(self, path: Path, site: str, lineage: str, key: Ed25519PrivateKey | Ed25519PublicKey,
                  last: Path | None = None) -> None:  # fmt: skip
-        self.path, self.site, self.lineage, self.whose = path, site, lineage, Whose(site, lineage)
+        self.path, self.site, self.lineage, self.owner = path, site, lineage, LedgerOwner(site, lineage)
         self._key, self._last, self._known = key, LastHead(last) if last else None, Entries()
 
     @property
@@ -89,7 +89,7 @@ class Chain:
         entries = self.entries()
         if entries.signature:
             return SignedHead(entries.head, bytes.fromhex(entries.signature.decode()))
-        return SignedHead(entries.head, sign(self.signing_key, KIND, self.whose.signed_part(entries.head)))
+        return SignedHead(entries.head, sign(self.signing_key, KIND, self.owner.signed_part(entries.head)))
 
     def check_head(self, known: SignedHead | None) -> None:
         """Check the ledger against a head that the server sent back, if the site signed it for this ledger.
@@ -97,13 +97,13 @@ class Chain:
         Raises:
             LedgerError: if the ledger is older, or was edited.
         """
-        if known and known.is_of(self.whose, self.public_key):
+        if known and known.is_of(self.owner, self.public_key):
             self.check_holds(known.head, self.entries())
 
     def last_kept(self) -> str | None:
         """Return the last head that the site keeps apart from the file, or None if there is none for this ledger."""
         kept = self._last.read() if self._last else None
-        return kept.head if kept and kept.is_of(self.whose, self.public_key) else None
+        return kept.head if kept and kept.is_of(self.owner, self.public_key) else None
 
     def check_holds(self, head: str, entries: Entries) -> None:
         """Check that the chain contains a head that this ledger once had.
@@ -130,16 +130,16 @@ class Chain:
                 present key.
         """
         with self._locked() as (file, data):
-            entries = read_entries(data, self.path, self.whose, before)
+            entries = read_entries(data, self.path, self.owner, before)
             kept = self._last.read() if self._last else None
-            if kept and (before is None or kept.is_of(self.whose, before)):
+            if kept and (before is None or kept.is_of(self.owner, before)):
                 self.check_holds(kept.head, entries)
-            if not entries.signature or signed_by(self.whose, entries.head, entries.signature, self.public_key):
+            if not entries.signature or signed_by(self.owner, entries.head, entries.signature, self.public_key):
                 msg = f"{self.path}: this ledger has no entry signed with a key other than {self.site}'s present one"
                 raise LedgerError(msg)
             file.keep(len(entries.data))
             key = before.public_bytes_raw().hex() if before else ""
-            self.append(file, write_adopted(entries, self.whose, self.signing_key, key, now()))
+            self.append(file, write_adopted(entries, self.owner, self.signing_key, key, now()))
 
     @contextmanager
     def opened(self) -> Iterator[tuple[LogFile, Entries]]:
@@ -195,7 +195,7 @@ class Chain:
             raise LedgerError(msg)
 
     def _read(self, data: bytes, last: str | None) -> Entries:
-        self._known = read_entries(data, self.path, self.whose, self.public_key, self._known)
+        self._known = read_entries(data, self.path, self.owner, self.public_key, self._known)
         if last:
             self.check_holds(last, self._known)
         return self._known

@@ -78,7 +78,7 @@ class Adoption:
     entries: int  # charges before it
 
 
-class Whose(NamedTuple):
+class LedgerOwner(NamedTuple):
     """The site and lineage to which a ledger belongs."""
 
     site: str
@@ -117,14 +117,14 @@ class Entries:
         return any(replace(entry.release, attempt=release.attempt) == release for entry in reversed(self.charges))
 
 
-def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | None,
+def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519PublicKey | None,
                  known: Entries | None = None) -> Entries:  # fmt: skip
     """Verify a ledger's bytes and read them.
 
     Args:
         data: the file's content.
         path: the file's path, for errors.
-        whose: the site and lineage that the ledger must have.
+        owner: the site and lineage that the ledger must have.
         key: the site's public key; None to accept any signer.
         known: the content read before; if `data` starts with it, only the rest is verified and read.
 
@@ -136,7 +136,7 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
     if size == len(known.data):
         return known
     charges, left, heads, adoptions = list(known.charges), dict(known.left), set(known.heads), list(known.adoptions)
-    head, last, found = known.head, known.signature, (whose.site, whose.lineage)
+    head, last, stated = known.head, known.signature, (owner.site, owner.lineage)
     for number, line in enumerate(data[len(known.data) : size].split(b"\n")[:-1], start=known.data.count(b"\n") + 1):
         body = line[_HEAD + _SIGNATURE + 2 :]
         head, last = _chain(head, last, body), line[_HEAD + 1 : _HEAD + _SIGNATURE + 1]
@@ -147,21 +147,21 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
         try:
             event: dict[str, Any] = dict(json.loads(body))
             if number == 1:
-                found = event["site"], event["lineage"]
+                stated = event["site"], event["lineage"]
             else:
                 _take(event, head, charges, left, adoptions)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path}:{number}: this version of Cloister cannot read this entry; use the version that wrote it"
             raise LedgerError(msg) from error
-        if found != whose:
+        if stated != owner:
             msg = f"{path}: this ledger belongs to another site or lineage; correct `lineage` or the path in site.toml"
             raise LedgerError(msg)
-    if key and not signed_by(whose, head, last, key):
-        raise LedgerError(_unsigned(data[:size], path, whose, key))
+    if key and not signed_by(owner, head, last, key):
+        raise LedgerError(_unsigned(data[:size], path, owner, key))
     return Entries(tuple(charges), left, frozenset(heads), tuple(adoptions), head, last, data[:size])
 
 
-def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
+def write_charge(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
                  *, records_per_person: int, time: str) -> bytes:  # fmt: skip
     """Return the lines that append a charge to a ledger."""
     cost = asdict(mechanism)
@@ -169,28 +169,28 @@ def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release
     event = {**asdict(release), **({"epsilon": pure} if pure else cost), "time": time}
     if records_per_person > 1:
         event["records_per_person"] = records_per_person
-    return _write(entries, whose, key, event)
+    return _write(entries, owner, key, event)
 
 
-def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, made: str,
+def write_left(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, release: Release, reason: str,
                time: str) -> bytes:  # fmt: skip
     """Return the lines that record in a ledger what is about to leave for a release."""
-    return _write(entries, whose, key, {**asdict(release), "left": made, "time": time})
+    return _write(entries, owner, key, {**asdict(release), "left": reason, "time": time})
 
 
-def write_adopted(entries: Entries, whose: Whose, key: Ed25519PrivateKey, before: str,
+def write_adopted(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, before: str,
                   time: str) -> bytes:  # fmt: skip
     """Return the line that records a site's new key in a ledger, signed with it."""
-    return _write(entries, whose, key, {"adopted": before, "time": time})
+    return _write(entries, owner, key, {"adopted": before, "time": time})
 
 
-def _write(entries: Entries, whose: Whose, key: Ed25519PrivateKey, event: dict[str, Any]) -> bytes:
+def _write(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, event: dict[str, Any]) -> bytes:
     head, last, lines = entries.head, entries.signature, b""
-    first = [{"site": whose.site, "lineage": whose.lineage, "time": event["time"]}] if head == GENESIS else []
-    for each in [*first, event]:
-        body = json.dumps(each, sort_keys=True).encode()
+    first = [{"site": owner.site, "lineage": owner.lineage, "time": event["time"]}] if head == GENESIS else []
+    for entry in [*first, event]:
+        body = json.dumps(entry, sort_keys=True).encode()
         head = _chain(head, last, body)
-        last = sign(key, KIND, whose.signed_part(head)).hex().encode()
+        last = sign(key, KIND, owner.signed_part(head)).hex().encode()
         lines += head.encode() + b" " + last + b" " + body + b"\n"
     return lines
 
@@ -214,30 +214,30 @@ def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Rel
             del left[charges[-1].release]  # charged again, for another try
 
 
-def signed_by(whose: Whose, head: str, signature: bytes, key: Ed25519PublicKey) -> bool:
+def signed_by(owner: LedgerOwner, head: str, signature: bytes, key: Ed25519PublicKey) -> bool:
     """Return whether `signature`, in hex, is this key's signature of a head."""
     try:
-        found = bytes.fromhex(signature.decode("ascii"))
-        verify(key, KIND, whose.signed_part(head), found)
+        parsed = bytes.fromhex(signature.decode("ascii"))
+        verify(key, KIND, owner.signed_part(head), parsed)
     except (ValueError, AuthenticityError):
         return False
-    return found.hex().encode() == signature  # a signature has only one form
+    return parsed.hex().encode() == signature  # a signature has only one form
 
 
-def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> str:
+def _unsigned(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519PublicKey) -> str:
     """Return an error message that names the first line not signed by the key; adopted lines do not count."""
     lines = data.split(b"\n")[:-1]
     adopted = [place for place, line in enumerate(lines, 1) if "adopted" in json.loads(line[_HEAD + _SIGNATURE + 2 :])]
     first = adopted[-1] if adopted else 1
     parts = [(line[:_HEAD].decode(), line[_HEAD + 1 : _HEAD + _SIGNATURE + 1]) for line in lines]
-    number = next(place for place in range(first, len(parts) + 1) if not signed_by(whose, *parts[place - 1], key))
+    number = next(place for place in range(first, len(parts) + 1) if not signed_by(owner, *parts[place - 1], key))
     if number == 1:
         return (
-            f"{path}: this ledger is not signed with {whose.site}'s key; restore it from backup; if the site has "
+            f"{path}: this ledger is not signed with {owner.site}'s key; restore it from backup; if the site has "
             "had new keys since, see `cloister ledger adopt --help`"
         )
     return (
-        f"{path}:{number}: this entry or an earlier one was altered by someone without {whose.site}'s key; "
+        f"{path}:{number}: this entry or an earlier one was altered by someone without {owner.site}'s key; "
         "restore the ledger from backup"
     )
 
@@ -256,7 +256,7 @@ def _entry(event: dict[str, Any], head: str) -> Entry:
 
 
 def _check(event: dict[str, Any], types: dict[str, set[type]]) -> None:
-    fits = event.keys() == types.keys() and all(type(event[name]) in each for name, each in types.items())
+    fits = event.keys() == types.keys() and all(type(event[name]) in allowed for name, allowed in types.items())
     if not fits or event.get("purpose", "training") not in get_args(Purpose):
         raise ValueError(event)
 

@@ -102,7 +102,7 @@ class Ledger(Chain):
                 )
                 raise BudgetError(msg)
             lines = write_charge(
-                entries, self.whose, self.signing_key, release, mechanism,
+                entries, self.owner, self.signing_key, release, mechanism,
                 records_per_person=self._records_per_person, time=now(),
             )  # fmt: skip
             head = self.append(file, lines)
@@ -124,7 +124,7 @@ class Ledger(Chain):
                 raise LedgerError(msg)
             before = entries.left.get(release)
             if not before:
-                self.append(file, write_left(entries, self.whose, self.signing_key, release, update, now()))
+                self.append(file, write_left(entries, self.owner, self.signing_key, release, update, now()))
             elif before != update:
                 msg = (
                     f"{self.site} has already made another update for round {release.round}; it does not send a "
@@ -137,7 +137,7 @@ class Ledger(Chain):
     def fails(self, release: Release) -> None:
         """Record that a charged release has failed, before the failure is reported to others."""
         with self.opened() as (file, entries):
-            self.append(file, write_left(entries, self.whose, self.signing_key, release, "", now()))
+            self.append(file, write_left(entries, self.owner, self.signing_key, release, "", now()))
 
     def check_writable(self) -> None:
         """Check, by a sync without a write, that the ledger can be charged, before a round is planned.
@@ -201,11 +201,11 @@ class Ledger(Chain):
         """
         return [entry.mechanism for entry in self.entries().charges]
 
-    def _check(self, would: float, budget: Budget, what: str) -> None:
+    def _check(self, would: float, budget: Budget, purpose: str) -> None:
         if not would <= budget.epsilon:  # so that NaN is a refusal
             after, limit = _figures(would, budget.epsilon)
             msg = (
-                f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, over its budget of "
+                f"{purpose} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, over its budget of "
                 f"{limit} at δ {budget.delta:g}; plan a cheaper run, or let the site raise its budget"
             )
             raise BudgetError(msg)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    from privacy.ledger.entries import Whose
+    from privacy.ledger.entries import LedgerOwner
 
 _SIGNATURE_BYTES = 64
 
@@ -52,9 +52,9 @@ class SignedHead:
             msg = "a message contains a malformed ledger head; run the same version everywhere"
             raise MalformedError(msg)
 
-    def is_of(self, whose: Whose, key: Ed25519PublicKey) -> bool:
+    def is_of(self, owner: LedgerOwner, key: Ed25519PublicKey) -> bool:
         """Return whether the site signed it for exactly this ledger."""
-        return signed_by(whose, self.head, self.signature.hex().encode(), key)
+        return signed_by(owner, self.head, self.signature.hex().encode(), key)
 
 
 class LastHead:

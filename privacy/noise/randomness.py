@@ -64,12 +64,12 @@ class Randomness:
 
     def residues(self, count: int, modulus: int) -> NDArray[np.uint64]:
         """Return `(count,)` uniform integers below `modulus`: the upper bits of words, with rejection."""
-        shift, found = np.uint64(64 - modulus.bit_length()), np.empty(0, dtype=np.uint64)
-        while found.size < count:
-            words = np.frombuffer(self.bytes(8 * (count - found.size)), dtype="<u8") >> shift
+        shift, residues = np.uint64(64 - modulus.bit_length()), np.empty(0, dtype=np.uint64)
+        while residues.size < count:
+            words = np.frombuffer(self.bytes(8 * (count - residues.size)), dtype="<u8") >> shift
             words = words[words < modulus]
-            found = np.concatenate([found, words]) if found.size else words
-        return found
+            residues = np.concatenate([residues, words]) if residues.size else words
+        return residues
 
     def uniform32(self, count: int) -> NDArray[np.float32]:
         """Return `(count,)` uniform multiples of 2⁻²⁴ in [0, 1): the finest even grid that float32 can hold."""

@@ -46,12 +46,12 @@ def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]
     """State the mechanisms and all their charges."""
     steps: Counter[tuple[str, bool, float, float]] = Counter()
     votes: Counter[float] = Counter()
-    for each in charges:
-        of = each.mechanism
+    for charge in charges:
+        of = charge.mechanism
         if of.pure:
             votes[of.pure] += of.steps
             continue
-        steps[each.release.purpose, of.discrete, of.noise_multiplier, of.sample_rate] += of.steps
+        steps[charge.release.purpose, of.discrete, of.noise_multiplier, of.sample_rate] += of.steps
     return {
         "training": "DP-SGD: in every step, each record's gradient is clipped to norm C and Gaussian noise of standard "
         "deviation σC is added to their sum",
@@ -63,13 +63,13 @@ def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]
             {"for": purpose, "noise_multiplier": sigma, "sample_rate": rate, "steps": count, "discrete": discrete}
             for (purpose, discrete, sigma, rate), count in sorted(steps.items())
         ],
-        "votes": [{"epsilon_of_each": each, "count": count} for each, count in sorted(votes.items())] or "none",
+        "votes": [{"epsilon_of_each": epsilon, "count": count} for epsilon, count in sorted(votes.items())] or "none",
         "sampling": "Poisson: this site draws independently, for each record and training step, whether the record "
         "is in the batch; no shuffling; an empty batch also gets noise and counts. Statistics and evaluations use "
         "each record once",
         "enforced_by": "this site's own program: it takes σ, C, q and the number of steps from a manifest that the "
         "coordinator signed and the site's policy allowed; no message can change them",
-        "noise": [_WHERE[each] for each in _kinds(charges, run)],
+        "noise": [_WHERE[kind] for kind in _kinds(charges, run)],
     }
 
 
@@ -79,21 +79,21 @@ def randomness(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any
     return {
         "source": "AES-256 in counter mode under a new key from the operating system in every round, for noise, "
         "sampling and rounding",
-        "noise": [f"{each}: {_DRAWN[each]}" for each in kinds],
-        "rounding": [f"{each}: {_ROUNDING[each]}" for each in kinds],
+        "noise": [f"{kind}: {_DRAWN[kind]}" for kind in kinds],
+        "rounding": [f"{kind}: {_ROUNDING[kind]}" for kind in kinds],
     }
 
 
 def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
     """State a run's parameters, its cost, and how much of it was charged here."""
     settings, cost = run.manifest.settings, run.manifest.run_cost
-    own = [each for each in balance.entries.charges if each.release.run == run.digest]
-    whole, here = balance.cost([cost]), balance.cost([each.mechanism for each in own])
+    own = [charge for charge in balance.entries.charges if charge.release.run == run.digest]
+    whole, here = balance.cost([cost]), balance.cost([charge.mechanism for charge in own])
     return {
         "task": settings.task,
         "charged_to": balance.ledger.lineage,
         "rounds": settings.rounds,
-        "rounds_charged_here": len({each.release.round for each in own}),
+        "rounds_charged_here": len({charge.release.round for charge in own}),
         "charges_here": len(own),
         "noise": f"shared; the sum of {settings.honest_sites} sites' shares has all of it"
         if settings.shares_noise else "local",
@@ -134,21 +134,21 @@ def against_run(run: StatedRun, balance: Balance, disclosed: Sequence[str]) -> l
         apart += "; with the server, this site's updates"
     server = _server(disclosed, "at most that of the last row, even with all keys")
     rows = [server | {"noise_multiplier": None, "charged": False}]
-    for each in observers(run.manifest, balance.limit.delta, balance.ledger.records_per_person):
-        others = each.colluding_sites
+    for observer in observers(run.manifest, balance.limit.delta, balance.ledger.records_per_person):
+        others = observer.colluding_sites
         who = f"{others} other sites together" if others > 1 else "one other site" if others else "anyone with the sums"
         rows.append({
             "who": "all other sites together" if others == last else who,
             "sees": "this site's updates" if others == last else apart if others else "sums over all sites",
-            "epsilon": each.epsilon,
-            "noise_multiplier": each.noise_multiplier,
-            "charged": each.declared,
+            "epsilon": observer.epsilon,
+            "noise_multiplier": observer.noise_multiplier,
+            "charged": observer.declared,
         })  # fmt: skip
     return rows
 
 
 def _server(disclosed: Sequence[str], beyond: str) -> dict[str, Any]:
-    clear = ", ".join("the ε spent" if each == "epsilon" else each for each in disclosed)
+    clear = ", ".join("the ε spent" if name == "epsilon" else name for name in disclosed)
     shared = f"; in the clear, {clear}" if disclosed else ""
     return {"who": "the server; the network", "sees": f"ciphertexts, sizes and times{shared}",
             "epsilon": f"none from updates while the encryption holds; {beyond}"}  # fmt: skip
@@ -156,7 +156,7 @@ def _server(disclosed: Sequence[str], beyond: str) -> dict[str, Any]:
 
 def _kinds(charges: Sequence[Entry], run: StatedRun | None) -> list[str]:
     """Return the kinds of noise in a statement; local if there is none."""
-    discrete = {each.mechanism.discrete for each in charges if not each.mechanism.pure}
+    discrete = {charge.mechanism.discrete for charge in charges if not charge.mechanism.pure}
     if run:
         discrete.add(run.manifest.settings.shares_noise)
     return [name for name, kind in ((_LOCAL, False), (_SHARED, True)) if kind in (discrete or {False})]

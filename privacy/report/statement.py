@@ -53,7 +53,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
     """Return the statement, section by section, as JSON values."""
     ledger, charges, disclosed = account.trained.ledger, account.charges, account.policy.disclose
     trained, held_out = account.trained.figures(), account.held_out.figures()
-    made = {
+    statement = {
         "about": {
             "site": ledger.site,
             "people": ledger.lineage,
@@ -66,8 +66,8 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
         "mechanism": mechanism(charges, run),
     }
     if run:
-        made["run"] = stated_run(run, account.of(run))
-    made |= {
+        statement["run"] = stated_run(run, account.of(run))
+    statement |= {
         "observers": against_run(run, account.of(run), disclosed) if run else against_ledger(charges, disclosed),
         "composition": _composition(account),
         "public": _public(run),
@@ -77,7 +77,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
         "software": {name: _version(name) for name in _LIBRARIES},
         "not_covered": _not_covered(account),
     }
-    return without_infinity(made, "infinite")
+    return without_infinity(statement, "infinite")
 
 
 def _guarantee(account: Account, run: StatedRun | None) -> dict[str, Any]:
@@ -118,16 +118,16 @@ def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict
         "cross_check": [
             {
                 "people": people,
-                "epsilon_pld": each["pld"],
-                "epsilon_rdp": each["rdp"],
-                "epsilon_prv": f"none: {each['why_no_prv']}" if each["why_no_prv"] else each["prv"],
-                "agree": each["agree"],
+                "epsilon_pld": values["pld"],
+                "epsilon_rdp": values["rdp"],
+                "epsilon_prv": f"none: {values['why_no_prv']}" if values["why_no_prv"] else values["prv"],
+                "agree": values["agree"],
             }
-            for people, each in checks
+            for people, values in checks
         ],
         "cross_check_of": "one record, added or removed, in all steps with continuous noise; RDP must be above PLD, "
         "Opacus's PRV within 0.02 of it",
-        "agree": all(each["agree"] for _, each in checks),
+        "agree": all(values["agree"] for _, values in checks),
     }
 
 
@@ -135,11 +135,11 @@ def _composition(account: Account) -> dict[str, Any]:
     charges, trained, held_out = account.charges, account.trained, account.held_out
     metrics = [name for name in account.policy.disclose if name != "epsilon"]
     leave = f"{', '.join(metrics)} over held-out records leave the site without noise and are NOT covered by ε"
-    purposes = Counter(each.release.purpose for each in charges)
+    purposes = Counter(charge.release.purpose for charge in charges)
     both = trained.cost([*trained.mechanisms, *held_out.mechanisms])
     return {
-        "runs": len({each.release.run for each in charges}),
-        "releases": {each: purposes[each] for each in ("training", "statistics", "evaluation", "vote")},
+        "runs": len({charge.release.run for charge in charges}),
+        "releases": {purpose: purposes[purpose] for purpose in ("training", "statistics", "evaluation", "vote")},
         "over": "all runs, models, surveys and repeated attempts of this site on these people, in one ledger; "
         "evaluations and votes on those held out, in another",
         "tuning": "every trial that was a run on these records is included; choosing by metrics without noise is not",
@@ -166,7 +166,7 @@ def _audit(report: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"result": "not audited; run `cloister audit privacy SITE`"}
     return {
         "result": "passed" if report["passed"] else "REFUTED: " + ", ".join(
-            each["name"] for each in report["checks"] if not each["held"]),
+            check["name"] for check in report["checks"] if not check["held"]),
         "epsilon_claimed_for_the_audited_run": report["epsilon_claimed"],
         "epsilon_lower_bound_implementation_test": report["epsilon_lower"],
         "epsilon_lower_bound_formal": report["epsilon_formal"],
@@ -204,7 +204,7 @@ def _not_covered(account: Account) -> list[str]:
         "a ledger replaced by an older copy, if neither the site nor an honest server has a later head",
         "a ledger rewritten by someone with this site's signing key",
     ]
-    if any(each.mechanism.discrete for each in account.charges):
+    if any(charge.mechanism.discrete for charge in account.charges):
         parts += [
             "shared noise, if more sites than a run declares omit or reveal their shares",
             "the distance of a sum of shares from a discrete Gaussian (below 10⁻²⁶⁰), and its cut tails (below 2⁻¹⁰⁰)",

@@ -36,11 +36,11 @@ def check_clock(site: str, there: float, sent: float, received: float, allowed: 
         return
     way = f"{abs(there - sent):.0f} s {'behind' if there < sent else 'ahead of'}"
     msg = (
-        f"{site}'s clock is {way} the server's: it shows {_shown(there)}, the server's {_shown(sent)}; set both "
+        f"{site}'s clock is {way} the server's: it shows {_utc(there)}, the server's {_utc(sent)}; set both "
         "by the same time server (NTP)"
     )
     raise ProtocolError(msg)
 
 
-def _shown(seconds: float) -> str:
+def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(min(max(seconds, 0.0), LATEST), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

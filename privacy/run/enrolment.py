@@ -116,11 +116,11 @@ def number_of(data: bytes) -> str:
     Raises:
         MalformedError: if it is not a request.
     """
-    found = _FIRST_LINE.fullmatch(data.partition(b"\n")[0]) if len(data) <= _LARGEST else None
-    if found is None:
+    match = _FIRST_LINE.fullmatch(data.partition(b"\n")[0]) if len(data) <= _LARGEST else None
+    if match is None:
         msg = "this is not a request to join; ask the site for the file that `cloister join` wrote"
         raise MalformedError(msg)
-    return found[1].decode()
+    return match[1].decode()
 
 
 def open_request(data: bytes, invitation: Invitation) -> JoinRequest:
@@ -131,8 +131,8 @@ def open_request(data: bytes, invitation: Invitation) -> JoinRequest:
         MalformedError: if it does not fit this version of Cloister.
     """
     line, _, payload = data.partition(b"\n")
-    found = _FIRST_LINE.fullmatch(line)
-    if found is None or not hmac.compare_digest(found[2].decode(), _code(payload, invitation.secret)):
+    match = _FIRST_LINE.fullmatch(line)
+    if match is None or not hmac.compare_digest(match[2].decode(), _code(payload, invitation.secret)):
         msg = f"this request does not come from the site that was invited as {invitation.site}, or was altered"
         raise AuthenticityError(msg)
     request = _read(payload, JoinRequest, "request to join")
@@ -184,9 +184,9 @@ def _code(payload: bytes, secret: str) -> str:
     return hmac.new(bytes.fromhex(secret), _REQUEST + payload, sha256).hexdigest()
 
 
-def _read(data: bytes, into: type[T], what: str) -> T:
+def _read(data: bytes, into: type[T], kind: str) -> T:
     try:
         return TypeAdapter(into).validate_json(data)
     except ValidationError as error:
-        msg = f"this {what} is damaged, or of another version of Cloister; ask for the original, and use one version"
+        msg = f"this {kind} is damaged, or of another version of Cloister; ask for the original, and use one version"
         raise MalformedError(msg) from error

@@ -182,7 +182,7 @@ def _schedule(value: object) -> object:
     return _table(value, "schedule", ("constant", "cosine", "step", "linear"))
 
 
-def _table(value: object, what: str, names: tuple[str, ...]) -> object:
+def _table(value: object, kind: str, names: tuple[str, ...]) -> object:
     """Return a setting as a table with a known name; a name alone is a short form of it.
 
     Raises:
@@ -191,7 +191,7 @@ def _table(value: object, what: str, names: tuple[str, ...]) -> object:
     table: Any = {"name": value} if isinstance(value, str) else value
     if isinstance(table, dict) and table.get("name") not in names:
         hint = did_you_mean(str(table.get("name")), names) or f"name one of {', '.join(names)}"
-        msg = f"there is no {what} {table.get('name')!r}; {hint}" if "name" in table else f"its name is missing; {hint}"
+        msg = f"there is no {kind} {table.get('name')!r}; {hint}" if "name" in table else f"its name is missing; {hint}"
         raise ValueError(msg)
     return table
 

@@ -72,8 +72,8 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
             site, f"a minimum cohort of {settings.cohort.minimum}", f"minimum_cohort = {policy.minimum_cohort}"
         )
     if manifest.noise_multiplier < policy.minimum_noise_multiplier:
-        asked = f"a noise multiplier of {manifest.noise_multiplier:g}"
-        raise _refusal(site, asked, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
+        wish = f"a noise multiplier of {manifest.noise_multiplier:g}"
+        raise _refusal(site, wish, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
     if not epsilon <= policy.maximum_epsilon:  # so that NaN is a refusal
         raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
     if settings.profile not in policy.encryption:
@@ -93,8 +93,8 @@ def _check_protection(policy: Policy, settings: RunSettings, site: str) -> None:
         raise _refusal(site, "shared noise", "shared_noise = false")
     masked = policy.collusion_resistant or settings.shares_noise
     if masked and settings.colluding_sites < policy.colluding_sites:
-        asked = f"a run that tolerates {settings.colluding_sites} colluding sites"
-        raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
+        wish = f"a run that tolerates {settings.colluding_sites} colluding sites"
+        raise _refusal(site, wish, f"colluding_sites = {policy.colluding_sites}")
 
 
 def _check_vote(policy: Policy, manifest: Manifest, vote: Vote, site: str) -> None:
@@ -107,9 +107,9 @@ def _check_vote(policy: Policy, manifest: Manifest, vote: Vote, site: str) -> No
         )
 
 
-def _refusal(site: str, asked: str, limit: str) -> RefusedError:
+def _refusal(site: str, wish: str, limit: str) -> RefusedError:
     return RefusedError(
-        f"{site} does not allow {asked}: its policy says {limit}; change the run, or let the site change its policy"
+        f"{site} does not allow {wish}: its policy says {limit}; change the run, or let the site change its policy"
     )
 
 

@@ -159,20 +159,22 @@ class OneSum(ABC):
 
     def contradiction(self, run: RunSettings) -> str | None:
         """Return which setting is only for training, or what the table itself lacks, or None."""
-        what, take, have, their = self._words
+        subject, take, have, their = self._words
         encryption, wrong = run.encryption, None
         if run.rounds != 1:
-            wrong = f"{what} {take} one round; set rounds = 1"
+            wrong = f"{subject} {take} one round; set rounds = 1"
         elif encryption.update_bound or encryption.profile or run.privacy.max_grad_norm is not None:
-            wrong = f"{what} {have} {their} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+            wrong = (
+                f"{subject} {have} {their} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+            )
         elif run.privacy.clipping != "flat":
-            wrong = f'{what} {have} no layers to clip; remove clipping = "{run.privacy.clipping}"'
+            wrong = f'{subject} {have} no layers to clip; remove clipping = "{run.privacy.clipping}"'
         elif run.strategy["name"] != FEDAVG["name"]:
-            wrong = f"{what} {take} no strategy, because nothing is trained; remove it"
+            wrong = f"{subject} {take} no strategy, because nothing is trained; remove it"
         elif problem := self._problem(run):
             wrong = problem
         elif run.shares_noise:
-            wrong = f'{what} {have} local noise; remove noise = "shared"'
+            wrong = f'{subject} {have} local noise; remove noise = "shared"'
         elif encryption.update_norm is not None:
             wrong = "update_norm applies only to a run with [training]; remove it"
         elif run.vote:
@@ -325,8 +327,8 @@ class RunSettings:
 
         A run may set 0 if the sites' policies allow it: its ε is then against observers who take no part.
         """
-        given = self.privacy.colluding_sites
-        return 1 if given is None else given
+        count = self.privacy.colluding_sites
+        return 1 if count is None else count
 
     @property
     def honest_sites(self) -> int:
@@ -356,8 +358,8 @@ _NO_VOTE = "a vote judges the last round's model: it needs [training] without av
 
 
 def _kinds(run: RunSettings) -> list[RunKind]:
-    given: tuple[RunKind | None, ...] = run.training, run.statistics, run.evaluation
-    return [each for each in given if each is not None]
+    sections: tuple[RunKind | None, ...] = run.training, run.statistics, run.evaluation
+    return [kind for kind in sections if kind is not None]
 
 
 def _contradiction(run: RunSettings) -> str | None:

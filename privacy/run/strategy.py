@@ -51,7 +51,7 @@ def _read(value: object) -> object:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(key, str) and type(each) in {int, float} for key, each in value.items()) and all(
+        return all(isinstance(key, str) and type(number) in {int, float} for key, number in value.items()) and all(
             map(_is_plain, value.values())
         )
     return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))

@@ -34,7 +34,9 @@ class GrpcGrid(ReplyGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and return their ids. Withdraw earlier messages that have expired."""
         sent, now = self._sent, time.time()
-        self._withdraw({name for name, each in sent.items() if each.metadata.created_at + each.metadata.ttl < now})
+        self._withdraw(
+            {name for name, message in sent.items() if message.metadata.created_at + message.metadata.ttl < now}
+        )
         return super().push_messages(messages)
 
     def _send(self, message: Message) -> None:

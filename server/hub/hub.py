@@ -221,8 +221,8 @@ class Hub:
         if data is None or reply_to is None:
             msg = "a reply cannot have an empty body"
             raise MalformedError(msg)
-        taken = self._mailboxes.answer(member.node_id, reply_to, data, free)
-        return pb.Receipt(status=pb.Receipt.ACCEPTED if taken else pb.Receipt.LATE)
+        accepted = self._mailboxes.answer(member.node_id, reply_to, data, free)
+        return pb.Receipt(status=pb.Receipt.ACCEPTED if accepted else pb.Receipt.LATE)
 
     async def _caller(self, context: Context) -> Member:
         """Return the calling member; abort the call of anyone else."""

@@ -56,12 +56,12 @@ def _places(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
 
 def _refusal(family: socket.AddressFamily, place: Any) -> OSError | None:  # noqa: ANN401 - as getaddrinfo gives it
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as taken:
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
             if family == socket.AF_INET6:
-                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            taken.bind(place)
-            taken.listen()
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(place)
+            listener.listen()
     except OSError as error:
         return error
     return None

@@ -121,7 +121,7 @@ class Mailboxes:
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                message_id = next((each for each in self._replies if each in message_ids), None)
+                message_id = next((reply for reply in self._replies if reply in message_ids), None)
                 if message_id is not None:
                     data, free = self._replies.pop(message_id)
                     free()
@@ -129,7 +129,7 @@ class Mailboxes:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
-                for other in [each for each in self._replies if each not in message_ids][_OTHERS:]:
+                for other in [reply for reply in self._replies if reply not in message_ids][_OTHERS:]:
                     self._replies[other][1]()
                     self._replies[other] = b"", _nothing
                 self._changed.wait(left)

@@ -27,10 +27,10 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             with self._lock:
-                given = turn not in self._waiting
-                if not given:
+                free = turn not in self._waiting
+                if not free:
                     self._waiting.remove(turn)
-            if given:
+            if free:
                 self.release()
             raise
 

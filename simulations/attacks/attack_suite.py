@@ -90,7 +90,7 @@ def prepare_attacks(folder: Path, rng: np.random.Generator) -> MaliciousServer:
     return server
 
 
-def _told(lie: Lie) -> Callable[[MaliciousServer], bool]:
+def _delivering(lie: Lie) -> Callable[[MaliciousServer], bool]:
     """Return an attack that delivers a forged sum of one round."""
 
     def attack(server: MaliciousServer) -> bool:
@@ -101,7 +101,7 @@ def _told(lie: Lie) -> Callable[[MaliciousServer], bool]:
 
 
 ATTACKS: dict[str, Callable[[MaliciousServer], bool]] = {
-    **{name: _told(lie) for name, lie in FORGED_SUMS.items()},
+    **{name: _delivering(lie) for name, lie in FORGED_SUMS.items()},
     **UNMASKING,
     **COLLUSION,
     **BACKUPS,

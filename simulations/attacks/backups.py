@@ -30,9 +30,9 @@ def _made_twice(server: MaliciousServer, run: Run) -> tuple[Transcript, str, Tra
     """Collect a round, restore a site to its state before, and have it make another update for the same plan."""
     victim = server.pick()
     copy = server.copy(victim)
-    made = server.collect(run)
+    transcript = server.collect(run)
     server.restore(victim, copy)
-    return made, victim, server.train(run, made.plan, [victim])
+    return transcript, victim, server.train(run, transcript.plan, [victim])
 
 
 def update_again(server: MaliciousServer) -> bool:
@@ -41,29 +41,29 @@ def update_again(server: MaliciousServer) -> bool:
     If both had the same pads, their difference would have a valid code and tag, and a server that expands the seeds
     could forge sums without a key.
     """
-    made, victim, second = _made_twice(server, server.runs[str(server.rng.choice(["few", "many"]))])
-    total, told = made.total(*made.updates), made.contributions(*made.updates)
-    others = made.contributions(*(site for site in made.updates if site != victim))
-    difference = added(second.term(victim), times(made.term(victim), COEFF_MODULUS - 1))
+    transcript, victim, second = _made_twice(server, server.runs[str(server.rng.choice(["few", "many"]))])
+    total, contributions = transcript.total(*transcript.updates), transcript.contributions(*transcript.updates)
+    others = transcript.contributions(*(site for site in transcript.updates if site != victim))
+    difference = added(second.term(victim), times(transcript.term(victim), COEFF_MODULUS - 1))
     factor = int(server.rng.choice([2, COEFF_MODULUS - 1, int(server.rng.integers(COEFF_MODULUS))]))
-    return server.deliver(made.run, [
-        lambda: made.sum(added(total, difference), told),
-        lambda: made.sum(added(total, times(difference, factor)), told),
-        lambda: made.sum(total, (*others, *second.contributions(victim))),
-        lambda: made.sum(added(total, second.term(victim)), (*told, *second.contributions(victim))),
+    return server.deliver(transcript.run, [
+        lambda: transcript.sum(added(total, difference), contributions),
+        lambda: transcript.sum(added(total, times(difference, factor)), contributions),
+        lambda: transcript.sum(total, (*others, *second.contributions(victim))),
+        lambda: transcript.sum(added(total, second.term(victim)), (*contributions, *second.contributions(victim))),
     ][server.rng.integers(4)]())  # fmt: skip
 
 
 def mask_again(server: MaliciousServer) -> bool:
     """Have a site reveal the masks of two updates for one plan, or one mask under the other update's header."""
     run = server.runs["masked"]
-    made, victim, second = _made_twice(server, run)
+    transcript, victim, second = _made_twice(server, run)
     others = [site for site in SITES if site != victim]
-    mixed = replace(made, updates=made.updates | second.updates)
+    mixed = replace(transcript, updates=transcript.updates | second.updates)
     before = server.state()
     refused = server.refused(server.agree(mixed, *SITES, sites=others), before)
     signatures, _ = server.agreed(mixed, *SITES, sites=[victim])
-    refused &= server.refused(server.reveal(mixed, signatures | made.signatures, [victim]), before)
+    refused &= server.refused(server.reveal(mixed, signatures | transcript.signatures, [victim]), before)
     return refused and server.deliver(run, mixed.sum(mixed.total(*SITES), mixed.contributions(*SITES)))
 
 

@@ -52,7 +52,7 @@ class Coalition:
         self.server, self.run = server, run
         sites = server.shuffled()
         self.inside, self.honest = sites[: run.minimum - 2], sites[run.minimum - 2 :]
-        self.made: list[Transcript] = []  # the updates of all sites, for every plan
+        self.transcripts: list[Transcript] = []  # the updates of all sites, for every plan
         self._own: dict[tuple[str, str], bytes] = {}  # seeds of honest sites' own masks, by plan
         self._shared: dict[tuple[str, str, str], bytes] = {}  # seeds of masks between them, by plan
 
@@ -63,38 +63,40 @@ class Coalition:
 
     def train(self, plan: RoundPlan) -> Transcript:
         """Collect the updates of a plan's cohort."""
-        self.made.append(self.server.train(self.run, plan))
-        return self.made[-1]
+        self.transcripts.append(self.server.train(self.run, plan))
+        return self.transcripts[-1]
 
-    def agree(self, made: Transcript, told: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
+    def agree(self, transcript: Transcript, claimed: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
         """Show honest sites a set of contributors; return their and the colluding sites' signatures of it."""
-        headers = {site: made.updates[site].header for site in sorted(told)}
-        absent, keys = agreement.absent_from(made.plan, headers), self.disk.keyring.find(made.plan.keys)
+        headers = {site: transcript.updates[site].header for site in sorted(claimed)}
+        absent, keys = agreement.absent_from(transcript.plan, headers), self.disk.keyring.find(transcript.plan.keys)
         signatures = {
-            site: agreement.agree(_Forgetful(), made.plan, headers, self.server.site(site).signing_key)
+            site: agreement.agree(_Forgetful(), transcript.plan, headers, self.server.site(site).signing_key)
             for site in self.inside
         }
-        for site, reply in self.server.agree(made, *headers, sites=sites).items():
+        for site, reply in self.server.agree(transcript, *headers, sites=sites).items():
             if reply.has_content():
                 agreed = AGREE.read_reply(reply.content)
                 signatures[site], sealed = agreed.signature, agreed.sealed
-                key, committed = self.server.roster.member(site).verification_key, _said(made, site, "pairs")
-                sealed = verify_pairs(sealed, made.plan, committed, absent, key)
-                seeds = open_pairs(sealed, absent, keys.secret, made.plan, site, committed)
-                self._shared |= {(made.plan.digest, site, other): seed for other, seed in seeds.items()}
+                key, committed = self.server.roster.member(site).verification_key, _stated(transcript, site, "pairs")
+                sealed = verify_pairs(sealed, transcript.plan, committed, absent, key)
+                seeds = open_pairs(sealed, absent, keys.secret, transcript.plan, site, committed)
+                self._shared |= {(transcript.plan.digest, site, other): seed for other, seed in seeds.items()}
         return signatures
 
     def reveal(
-        self, made: Transcript, told: AbstractSet[str], signatures: dict[str, bytes], sites: Sequence[str]
+        self, transcript: Transcript, claimed: AbstractSet[str], signatures: dict[str, bytes], sites: Sequence[str]
     ) -> dict[str, Message]:
         """Ask honest sites for the seeds of their own masks, showing these signatures."""
-        keys = self.disk.keyring.find(made.plan.keys)
-        replies = self.server.show(made, made.contributions(*sorted(told)), signatures, sites)
+        keys = self.disk.keyring.find(transcript.plan.keys)
+        replies = self.server.show(transcript, transcript.contributions(*sorted(claimed)), signatures, sites)
         for site, reply in replies.items():
             if reply.has_content():
-                key, committed = self.server.roster.member(site).verification_key, _said(made, site, "mask")
-                sealed = verify_seed(REVEAL.read_reply(reply.content), made.plan, committed, key)
-                self._own[made.plan.digest, site] = open_seed(sealed, keys.secret, made.plan, site, committed)
+                key, committed = self.server.roster.member(site).verification_key, _stated(transcript, site, "mask")
+                sealed = verify_seed(REVEAL.read_reply(reply.content), transcript.plan, committed, key)
+                self._own[transcript.plan.digest, site] = open_seed(
+                    sealed, keys.secret, transcript.plan, site, committed
+                )
         return replies
 
     @property
@@ -102,16 +104,16 @@ class Coalition:
         """Whether the coalition can read an honest site's update, or two sums that contain the same one."""
         sums = {
             frozenset(chosen)
-            for made in self.made
+            for transcript in self.transcripts
             for size in range(1, len(self.honest) + 1)
-            for chosen in combinations([site for site in self.honest if site in made.updates], size)
-            if self._reads(made, chosen)
+            for chosen in combinations([site for site in self.honest if site in transcript.updates], size)
+            if self._reads(transcript, chosen)
         }
-        return any(len(each) == 1 for each in sums) or any(one & other for one, other in combinations(sums, 2))
+        return any(len(members) == 1 for members in sums) or any(one & other for one, other in combinations(sums, 2))
 
-    def _reads(self, made: Transcript, chosen: Sequence[str]) -> bool:
+    def _reads(self, transcript: Transcript, chosen: Sequence[str]) -> bool:
         """Unmask the sum of some honest sites' updates, and check whether it decodes."""
-        plan, keys = made.plan, self.disk.keyring.find(made.plan.keys)
+        plan, keys = transcript.plan, self.disk.keyring.find(transcript.plan.keys)
         own = {site: self._own.get((plan.digest, site), b"") for site in chosen}
         pairs = {
             site: {other: self._seed(plan, site, other) for other in plan.cohort if other not in chosen}
@@ -119,9 +121,9 @@ class Coalition:
         }
         if not all([*own.values(), *(seed for seeds in pairs.values() for seed in seeds.values())]):
             return False
-        total = made.sum(made.total(*chosen), made.contributions(*chosen)).ciphertexts
+        total = transcript.sum(transcript.total(*chosen), transcript.contributions(*chosen)).ciphertexts
         blocks = unmask_sum(keys.decryption.decrypt(total.chunks()), own, pairs, plan)
-        weights, size = [_said(made, site, "weight") for site in chosen], _said(made, chosen[0], "size")
+        weights, size = [_stated(transcript, site, "weight") for site in chosen], _stated(transcript, chosen[0], "size")
         try:
             unpack(blocks, size, weights, self.run.manifest.packing)
         except MalformedError:
@@ -147,8 +149,8 @@ class _Forgetful:
         """Remember nothing."""
 
 
-def _said(made: Transcript, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    return json.loads(made.updates[site].header)[name]
+def _stated(transcript: Transcript, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    return json.loads(transcript.updates[site].header)[name]
 
 
 def _gather(server: MaliciousServer) -> Coalition:
@@ -166,27 +168,27 @@ def told_apart(server: MaliciousServer) -> bool:
     """Show each honest site a random set that contains it; colluding sites sign all of them."""
     coalition = _gather(server)
     chances = server.rng.random((len(SITES), len(SITES)))
-    told = {
+    views = {
         site: frozenset([site, *(other for other, chance in zip(SITES, row, strict=True) if chance < _SHOWN)])
         for site, row in zip(coalition.honest, chances, strict=False)
     }
-    return _told_apart(coalition, told)
+    return _told_apart(coalition, views)
 
 
-def _told_apart(coalition: Coalition, told: Mapping[str, frozenset[str]]) -> bool:
+def _told_apart(coalition: Coalition, views: Mapping[str, frozenset[str]]) -> bool:
     """Have each honest site sign its set, and ask all for their seeds: a set opens only if all its sites signed it."""
     server, run = coalition.server, coalition.run
-    made, signed = coalition.train(server.plan(run)), dict[str, dict[str, bytes]]()
-    for site, seen in told.items():
-        signed[site] = coalition.agree(made, seen, [site])
+    transcript, signed = coalition.train(server.plan(run)), dict[str, dict[str, bytes]]()
+    for site, seen in views.items():
+        signed[site] = coalition.agree(transcript, seen, [site])
         if (site in signed[site]) != (len(seen) >= run.minimum):
             return False
-    for seen in dict.fromkeys(told.values()):
+    for seen in dict.fromkeys(views.values()):
         members = [site for site in coalition.honest if site in seen]
-        signatures = coalition.agree(made, seen, []) | {site: signed[site].get(site, b"") for site in members}
+        signatures = coalition.agree(transcript, seen, []) | {site: signed[site].get(site, b"") for site in members}
         before = server.state()
-        replies = coalition.reveal(made, seen, signatures, members)
-        agreed = len(seen) >= run.minimum and all(told[site] == seen for site in members)
+        replies = coalition.reveal(transcript, seen, signatures, members)
+        agreed = len(seen) >= run.minimum and all(views[site] == seen for site in members)
         if not agreed and not server.refused(replies, before):
             return False
     return not coalition.reads_too_much
@@ -199,18 +201,18 @@ def asked_again(server: MaliciousServer) -> bool:
     """
     coalition, rng = _gather(server), server.rng
     run, everyone, honest = coalition.run, frozenset(SITES), coalition.honest
-    made = coalition.train(server.plan(run))
-    shown = honest[: int(rng.integers(1, len(honest) + 1))]
-    coalition.reveal(made, everyone, coalition.agree(made, everyone, honest), shown)
+    transcript = coalition.train(server.plan(run))
+    revealing = honest[: int(rng.integers(1, len(honest) + 1))]
+    coalition.reveal(transcript, everyone, coalition.agree(transcript, everyone, honest), revealing)
     left = [site for site in SITES if site != honest[-1] or rng.integers(2)]
     plan = replace(
-        next_attempt(made.plan, left, SECONDS),
+        next_attempt(transcript.plan, left, SECONDS),
         attempt=int(rng.integers(1, 3)),
         minimum_cohort=min(run.minimum, len(left)),
     )
     again, before = Order(run.document, plan.to_bytes()), server.state()
-    asked = [site for site in shown if site in left]
-    return server.refused(server.ask(TRAIN, dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
+    remaining = [site for site in revealing if site in left]
+    return server.refused(server.ask(TRAIN, dict.fromkeys(remaining, again)), before) and not coalition.reads_too_much
 
 
 def signed_for_others(server: MaliciousServer) -> bool:
@@ -221,8 +223,8 @@ def signed_for_others(server: MaliciousServer) -> bool:
 def _update_for(coalition: Coalition) -> bool:
     """Replace an honest site's update with a made-up one that has a valid code and tag."""
     server, run, victim = coalition.server, coalition.server.runs["few"], coalition.honest[0]
-    made, disk = server.collect(run), coalition.disk
-    plan, keys, manifest = made.plan, disk.keyring.find(made.plan.keys), run.manifest
+    transcript, disk = server.collect(run), coalition.disk
+    plan, keys, manifest = transcript.plan, disk.keyring.find(transcript.plan.keys), run.manifest
     checkpoint, charge = disk.checkpoint(manifest, run.digest), disk.ledger.find(run.digest, plan.round)
     if charge is None:  # impossible: the colluding site took part
         raise LookupError
@@ -234,18 +236,18 @@ def _update_for(coalition: Coalition) -> bool:
         keys.mac.authenticate(encrypted, plan, victim), plan, layout, victim, disk.signing_key,
         weight=weight, update_bound=bound, mask="",
     )  # fmt: skip
-    made = replace(made, updates=made.updates | {victim: forged})
-    return server.deliver(run, made.sum(made.total(*SITES), made.contributions(*SITES)))
+    transcript = replace(transcript, updates=transcript.updates | {victim: forged})
+    return server.deliver(run, transcript.sum(transcript.total(*SITES), transcript.contributions(*SITES)))
 
 
 def _agreement_for(coalition: Coalition) -> bool:
     """Ask honest sites to reveal their masks although one of them signed nothing."""
     server, (victim, *others) = coalition.server, coalition.honest
-    made, everyone = coalition.train(server.plan(coalition.run)), frozenset(SITES)
-    signatures = coalition.agree(made, everyone, others)
+    transcript, everyone = coalition.train(server.plan(coalition.run)), frozenset(SITES)
+    signatures = coalition.agree(transcript, everyone, others)
     before = server.state()
     signatures[victim] = signatures[coalition.inside[0]]
-    return server.refused(coalition.reveal(made, everyone, signatures, others), before)
+    return server.refused(coalition.reveal(transcript, everyone, signatures, others), before)
 
 
 def _letters_for(coalition: Coalition) -> bool:

@@ -103,17 +103,17 @@ def scaled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 def swapped(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Exchange ciphertexts, repeat one, multiply all by a power of x, or cut the chunks elsewhere."""
     del earlier
-    total, told = now.total(*now.updates), now.contributions(*now.updates)
+    total, contributions = now.total(*now.updates), now.contributions(*now.updates)
     turned = int(rng.integers(1, RING_DEGREE))
     wrapped = np.roll(total, turned, axis=2)
     wrapped[-1] = total[-1]  # codes are not polynomials
     wrapped[:-1, :, :turned] = (COEFF_MODULUS - wrapped[:-1, :, :turned]) % COEFF_MODULUS  # x^4096 = −1
-    whole = now.sum(total, told)
+    whole = now.sum(total, contributions)
     half = len(whole.c0[0]) // 2
     return [
-        lambda: now.sum(total[:, ::-1], told),
-        lambda: now.sum(total[:, [0] * total.shape[1]], told),
-        lambda: now.sum(wrapped, told),
+        lambda: now.sum(total[:, ::-1], contributions),
+        lambda: now.sum(total[:, [0] * total.shape[1]], contributions),
+        lambda: now.sum(wrapped, contributions),
         lambda: replace(whole, c0=(whole.c0[0][:half], whole.c0[0][half:])),
     ][rng.integers(4)]()
 

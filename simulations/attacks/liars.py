@@ -26,7 +26,7 @@ from simulations.engine.inline import serve_inline
 from simulations.engine.results import event_log_path, read_events
 from transport.flower import reply
 from transport.mask_messages import CODES, REFUSAL, Refusal, Verdict
-from transport.messages import EVALUATE, JUDGE, REVEAL, TRAIN, Reached, Trained
+from transport.messages import EVALUATE, JUDGE, REVEAL, TRAIN, RoundOutcome, Trained
 from transport.run_messages import OPENED, read_opened, read_sum
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def _sending(change: Spoiler) -> Lie:
     def lie(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
         plan = read_plan(TRAIN.read(message.content).plan)
         changed = change(site, plan, TRAIN.read_reply(genuine().content).update)
-        made = site.outbox.last(plan.run)
-        site.outbox.keep(plan, changed, made.mask if made else b"")
+        sent = site.outbox.last(plan.run)
+        site.outbox.keep(plan, changed, sent.mask if sent else b"")
         return TRAIN.pack_reply(Trained(changed))
 
     return lie
@@ -80,7 +80,7 @@ def _open_another(site: Site, message: Message, genuine: Callable[[], Message]) 
     plan = digest("plan", read_sum(message.content).plan)
     opened = replace(read_opened(genuine().content)[0], model="0" * 64)
     signature = sign(site.signing_key, OPENED, opened.signed_part(plan))
-    return EVALUATE.pack_reply(Reached(replace(opened, signature=signature)))
+    return EVALUATE.pack_reply(RoundOutcome(replace(opened, signature=signature)))
 
 
 LIARS: dict[str, Mapping[str, Lie]] = {

@@ -35,13 +35,13 @@ from transport.messages import (
     QUERY,
     REVEAL,
     TRAIN,
+    ContributorSet,
     Delivery,
     Letter,
     Order,
     Pairs,
     Query,
-    Reached,
-    Shown,
+    RoundOutcome,
 )
 from transport.run_messages import content_of
 
@@ -135,16 +135,17 @@ class MaliciousServer:
         copytree(copy, self.federation.paths[site])
         self.restart(site)
 
-    def ask_all(self, kind: MessageKind[Q, Any], asked: Q) -> dict[str, Message]:
+    def ask_all(self, kind: MessageKind[Q, Any], question: Q) -> dict[str, Message]:
         """Ask all sites the same question; return their replies."""
-        return self.ask(kind, dict.fromkeys(SITES, asked))
+        return self.ask(kind, dict.fromkeys(SITES, question))
 
-    def ask(self, kind: MessageKind[Q, Any], asked: Mapping[str, Q]) -> dict[str, Message]:
+    def ask(self, kind: MessageKind[Q, Any], questions: Mapping[str, Q]) -> dict[str, Message]:
         """Ask each of some sites its own question; return their replies."""
-        made = [
-            self._grid.create_message(kind.pack(one), kind.name, self.nodes[site], "0") for site, one in asked.items()
+        messages = [
+            self._grid.create_message(kind.pack(request), kind.name, self.nodes[site], "0")
+            for site, request in questions.items()
         ]
-        replies = self._grid.send_and_receive(made, timeout=SECONDS)
+        replies = self._grid.send_and_receive(messages, timeout=SECONDS)
         return {self._names[reply.metadata.src_node_id]: reply for reply in replies}
 
     def state(self) -> dict[Path, str]:
@@ -155,9 +156,9 @@ class MaliciousServer:
 
     def lead(self, leader: str) -> tuple[str, dict[str, bytes]]:
         """Have a site make a new epoch's keys; return the site, and its letters, not yet delivered."""
-        made = LEAD.read_reply(content_of(self.ask(LEAD, {leader: self.epoch + 1})[leader]))
-        self.epoch, self.keys = made.epoch, made.fingerprint
-        return leader, dict(made.letters)
+        keys = LEAD.read_reply(content_of(self.ask(LEAD, {leader: self.epoch + 1})[leader]))
+        self.epoch, self.keys = keys.epoch, keys.fingerprint
+        return leader, dict(keys.letters)
 
     def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
         """Deliver the keys that one site made to all sites, then their mask secrets."""
@@ -179,7 +180,7 @@ class MaliciousServer:
     def share(self, own: Mapping[str, Mapping[str, bytes]]) -> dict[str, list[str]]:
         """Deliver mask secrets to all sites; return the sites with which each now shares one."""
         pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
-        replies = self.ask(PAIRS, {site: Pairs(self.keys, each) for site, each in pairs.items()})
+        replies = self.ask(PAIRS, {site: Pairs(self.keys, pair) for site, pair in pairs.items()})
         return {site: PAIRS.read_reply(content_of(reply)).names for site, reply in replies.items()}
 
     def plan(self, run: Run, cohort: tuple[str, ...] = ()) -> RoundPlan:
@@ -204,50 +205,54 @@ class MaliciousServer:
         order = Order(run.document, plan.to_bytes())
         replies = self.ask(TRAIN, {site: order for site in sites if site in plan.cohort})
         updates: dict[str, SignedUpdate] = {
-            site: TRAIN.read_reply(content_of(each)).update for site, each in replies.items()
+            site: TRAIN.read_reply(content_of(reply)).update for site, reply in replies.items()
         }
         return Transcript(run, plan, updates)
 
     def collect(self, run: Run) -> Transcript:
         """Collect the updates of a new round and, in a run with masks, their seeds."""
-        made = self.train(run, self.plan(run))
+        transcript = self.train(run, self.plan(run))
         if not run.masked:
-            return made
-        signatures, pairs = self.agreed(made, *made.updates)
-        made = replace(made, signatures=signatures, pairs=pairs)
-        replies = self.reveal(made, signatures)
-        return replace(made, reveals={site: REVEAL.read_reply(content_of(reply)) for site, reply in replies.items()})
+            return transcript
+        signatures, pairs = self.agreed(transcript, *transcript.updates)
+        transcript = replace(transcript, signatures=signatures, pairs=pairs)
+        replies = self.reveal(transcript, signatures)
+        return replace(
+            transcript, reveals={site: REVEAL.read_reply(content_of(reply)) for site, reply in replies.items()}
+        )
 
-    def agree(self, made: Transcript, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
+    def agree(self, transcript: Transcript, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
         """Ask `sites`, by default the contributors, to agree on the contributors."""
-        asked = Shown(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
-        return self.ask(AGREE, dict.fromkeys(sites or contributors, asked))
+        question = ContributorSet(
+            transcript.run.document, transcript.plan.to_bytes(), transcript.contributions(*contributors)
+        )
+        return self.ask(AGREE, dict.fromkeys(sites or contributors, question))
 
     def agreed(
-        self, made: Transcript, *contributors: str, sites: Sequence[str] = ()
+        self, transcript: Transcript, *contributors: str, sites: Sequence[str] = ()
     ) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Have sites agree on the contributors; return their signatures, and the seeds that they gave."""
-        asked = self.agree(made, *contributors, sites=sites)
-        replies = {site: AGREE.read_reply(content_of(reply)) for site, reply in asked.items()}
-        return ({site: each.signature for site, each in replies.items()},
-                {site: each.sealed for site, each in replies.items()})  # fmt: skip
+        answers = self.agree(transcript, *contributors, sites=sites)
+        replies = {site: AGREE.read_reply(content_of(reply)) for site, reply in answers.items()}
+        return ({site: reply.signature for site, reply in replies.items()},
+                {site: reply.sealed for site, reply in replies.items()})  # fmt: skip
 
     def reveal(
-        self, made: Transcript, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
+        self, transcript: Transcript, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
     ) -> dict[str, Message]:
         """Ask sites for the seeds of their masks, showing the signatures of the contributors."""
-        return self.show(made, made.contributions(*signatures), signatures, sites)
+        return self.show(transcript, transcript.contributions(*signatures), signatures, sites)
 
     def show(
         self,
-        made: Transcript,
+        transcript: Transcript,
         contributions: Sequence[Contribution],
         signatures: Mapping[str, bytes],
         sites: Sequence[str],
     ) -> dict[str, Message]:
         """Ask sites for the seeds of their masks, showing these headers and signatures."""
-        asked = Shown(made.run.document, made.plan.to_bytes(), contributions, signatures)
-        return self.ask(REVEAL, dict.fromkeys(sites, asked))
+        question = ContributorSet(transcript.run.document, transcript.plan.to_bytes(), contributions, signatures)
+        return self.ask(REVEAL, dict.fromkeys(sites, question))
 
     def deliver(self, run: Run, total: EncryptedSum) -> bool:
         """Deliver a sum to all sites, as this round's or as a missed one; return whether all refuse it."""
@@ -270,16 +275,16 @@ class MaliciousServer:
         run.last = self.collect(run)
         self.open(run.last)
 
-    def open(self, made: Transcript) -> None:
+    def open(self, transcript: Transcript) -> None:
         """Have all sites open the sum of their updates.
 
         Raises:
             RunError: if they do not, or reach different models.
         """
-        total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
-        replies = self.ask_all(EVALUATE, Delivery(made.run.document, [total])).values()
+        total = transcript.sum(transcript.total(*transcript.updates), transcript.contributions(*transcript.updates))
+        replies = self.ask_all(EVALUATE, Delivery(transcript.run.document, [total])).values()
         outcomes = [EVALUATE.read_reply(content_of(reply)) for reply in replies]
-        models = [each.opened.model for each in outcomes if isinstance(each, Reached)]
+        models = [outcome.opened.model for outcome in outcomes if isinstance(outcome, RoundOutcome)]
         if len(models) < len(outcomes) or len(set(models)) != 1:
             msg = "the sites have different models after an honest round; this benchmark is broken"
             raise RunError(msg)
@@ -287,8 +292,8 @@ class MaliciousServer:
 
 def _marks(path: Path) -> tuple[int, int, int]:
     """Return marks that change when a file is replaced or grows."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @cache

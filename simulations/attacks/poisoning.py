@@ -63,21 +63,21 @@ class Outcome:
 
     accuracy: float  # of the last model, on all sites' held-out records
     undone: tuple[int, ...]  # rounds
-    found: dict[str, int]  # sites found to spoil rounds, and the round in which they were found
+    excluded: dict[str, int]  # sites found to spoil rounds, and the round in which they were found
 
 
 class Poisoned(Study):
     """A study whose updates undo what was learnt; flipped held-out labels make its votes support that."""
 
-    _made = 0
+    _count = 0
     _learnt: NDArray[np.float32] | None = None  # the signs of the parameters to undo
 
     @override
     def release(
         self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
     ) -> Update:
-        self._made += 1
-        if self._made < SINCE:
+        self._count += 1
+        if self._count < SINCE:
             return super().release(manifest, number, model, randomness, solver)
         if self._learnt is None:
             self._learnt = np.sign(model.vector)
@@ -119,7 +119,7 @@ def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Ou
 
 def _outcome(federation: Federation) -> Outcome:
     events: list[dict[str, Any]] = [
-        each for each in read_events(event_log_path(federation)) if each["event"] == "round"
+        event for event in read_events(event_log_path(federation)) if event["event"] == "round"
     ]
     _, manifest, run = read_run(federation.manifest, read_consortium(federation.server).roster())
     honest = open_site(next(path for name, path in federation.paths.items() if name != LIAR))

@@ -44,11 +44,11 @@ def key_overheard(server: MaliciousServer) -> bool:
     the sum opens.
     """
     run = server.runs["many"]
-    made = server.collect(run)
-    total, place = made.total(*made.updates), int(server.rng.integers(RING_DEGREE))
+    transcript = server.collect(run)
+    total, place = transcript.total(*transcript.updates), int(server.rng.integers(RING_DEGREE))
     for part, at, eighths in ((0, place, 3), (1, 0, 2)):
         total[part, 0, at] = (int(total[part, 0, at]) + eighths * STEP // 8) % COEFF_MODULUS
-    return server.deliver(run, made.sum(total, made.contributions(*made.updates)))
+    return server.deliver(run, transcript.sum(total, transcript.contributions(*transcript.updates)))
 
 
 def tried_again(server: MaliciousServer) -> bool:
@@ -57,10 +57,13 @@ def tried_again(server: MaliciousServer) -> bool:
     A server has only one try per plan: with many, it could guess the code of a sum.
     """
     run = server.pick_run()
-    made = server.collect(run)
-    everyone = made.contributions(*made.updates)
-    sums = [made.sum(made.total(*made.updates), everyone), constant_added(made, run.honest, server.rng)]
-    first = server.deliver(run, constant_added(made, run.honest, server.rng))
+    transcript = server.collect(run)
+    everyone = transcript.contributions(*transcript.updates)
+    sums = [
+        transcript.sum(transcript.total(*transcript.updates), everyone),
+        constant_added(transcript, run.honest, server.rng),
+    ]
+    first = server.deliver(run, constant_added(transcript, run.honest, server.rng))
     server.restart(*SITES)
     return first and server.deliver(run, sums[server.rng.integers(2)])
 

@@ -68,8 +68,8 @@ def garbage(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
     (block,) = keys.decryption.decrypt(chunks)
     block[0, 5] = (block[0, 5] + np.uint64(PLAIN_MODULUS // 2)) % np.uint64(PLAIN_MODULUS)
     tagged = keys.tag.tag(MaskedUpdate(iter([block]), _CHARGE), plan, site.name)
-    made = keys.mac.authenticate(keys.decryption.encrypt(tagged), plan, site.name)
-    return resigned_by(site, update, *made.ciphertexts.chunks, nonce=made.nonce)
+    authenticated = keys.mac.authenticate(keys.decryption.encrypt(tagged), plan, site.name)
+    return resigned_by(site, update, *authenticated.ciphertexts.chunks, nonce=authenticated.nonce)
 
 
 def other_pairs(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
@@ -85,8 +85,8 @@ def other_range(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
 
 def false_seed(site: Site, plan: RoundPlan) -> bytes:
     """Return a wrong seed, sealed and signed as if it were that of the site's mask."""
-    made = site.outbox.last(plan.run)
-    committed = commitment(made.mask if made else b"")
+    previous = site.outbox.last(plan.run)
+    committed = commitment(previous.mask if previous else b"")
     sealer = seed_sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed)
     sealed = sealer.encrypt(bytes(12), bytes(32), None)
     return sign_seed(sealed, plan, committed, site.signing_key)
@@ -100,5 +100,5 @@ def _shifted(site: Site, plan: RoundPlan, update: SignedUpdate, place: slice, by
     words[place] = (words[place] + np.uint64(by)) % np.uint64(COEFF_MODULUS)
     seeds = chunk[first : first + first // C0_BYTES * SEED_BYTES]
     changed = EncryptedUpdate(iter([(pack60(words), seeds)]), _CHARGE, json.loads(update.header)["nonce"])
-    made = site.keyring.find(plan.keys).mac.authenticate(changed, plan, site.name)
-    return resigned_by(site, update, *made.ciphertexts.chunks)
+    authenticated = site.keyring.find(plan.keys).mac.authenticate(changed, plan, site.name)
+    return resigned_by(site, update, *authenticated.ciphertexts.chunks)

@@ -99,13 +99,13 @@ class Transcript:
 
     def contributions(self, *sites: str) -> tuple[Contribution, ...]:
         """Return the parts of a sum that belong to these contributors."""
-        found = []
+        contributions = []
         for site in sites:
             update = self.updates[site]
             seeds = b"" if self.parts > 1 else Ciphertexts(update.chunks).seeds
-            shown = self.reveals.get(site, b""), self.pairs.get(site, b"")
-            found.append(Contribution(update.header, update.signature, seeds, *shown))
-        return tuple(found)
+            opened = self.reveals.get(site, b""), self.pairs.get(site, b"")
+            contributions.append(Contribution(update.header, update.signature, seeds, *opened))
+        return tuple(contributions)
 
     def sum(self, total: Polynomials, contributions: tuple[Contribution, ...]) -> EncryptedSum:
         """Make a sum for this round's plan from polynomials and contributions."""

@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 def other_masks(server: MaliciousServer) -> bool:
     """Open a masked sum with a site's seed missing, exchanged, made up, or from another round."""
     run = server.runs["masked"]
-    made = server.collect(run)
-    site, other = (str(each) for each in server.rng.permutation(list(made.updates))[:2])
+    transcript = server.collect(run)
+    site, other = (str(name) for name in server.rng.permutation(list(transcript.updates))[:2])
     earlier = run.honest.reveals
     changes = [
-        {site: b""}, {site: made.reveals[other], other: made.reveals[site]}, {site: earlier[site]},
+        {site: b""}, {site: transcript.reveals[other], other: transcript.reveals[site]}, {site: earlier[site]},
         {site: server.rng.bytes(REVEAL_BYTES)},
     ]  # fmt: skip
-    changed = replace(made, reveals=made.reveals | changes[server.rng.integers(4)])
-    return server.deliver(run, changed.sum(changed.total(*made.updates), changed.contributions(*made.updates)))
+    changed = replace(transcript, reveals=transcript.reveals | changes[server.rng.integers(4)])
+    return server.deliver(
+        run, changed.sum(changed.total(*transcript.updates), changed.contributions(*transcript.updates))
+    )
 
 
 def two_attempts(server: MaliciousServer) -> bool:
@@ -40,24 +42,24 @@ def two_attempts(server: MaliciousServer) -> bool:
     run, rng = server.runs["masked"], server.rng
     *rest, _ = everyone = server.shuffled()
     first = server.train(run, server.plan(run))
-    asked = [everyone, rest[: int(rng.integers(1, len(rest)))]][rng.integers(2)]
+    signers = [everyone, rest[: int(rng.integers(1, len(rest)))]][rng.integers(2)]
     signatures, _ = server.agreed(first, *everyone)
-    if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
+    if not all(reply.has_content() for reply in server.reveal(first, signatures, signers).values()):
         return False
     before, again = server.state(), Order(run.document, next_attempt(first.plan, rest, SECONDS).to_bytes())
-    return server.refused(server.ask(TRAIN, {site: again for site in rest if site in asked}), before)
+    return server.refused(server.ask(TRAIN, {site: again for site in rest if site in signers}), before)
 
 
 def two_sets(server: MaliciousServer) -> bool:
     """Have sites sign one set of contributors, then show them another, or an incomplete set of signatures."""
     run, rng = server.runs["masked"], server.rng
     *rest, gone = everyone = server.shuffled()
-    made = server.train(run, server.plan(run))
+    transcript = server.train(run, server.plan(run))
     first, second = [(everyone, rest), (rest, everyone)][rng.integers(2)]
-    signatures, _ = server.agreed(made, *first)
+    signatures, _ = server.agreed(transcript, *first)
     before = server.state()
     refused = server.refused(
-        {site: each for site, each in server.agree(made, *second).items() if site in first}, before
+        {site: signature for site, signature in server.agree(transcript, *second).items() if site in first}, before
     )
     victim = rest[0]
     lies = [
@@ -66,9 +68,11 @@ def two_sets(server: MaliciousServer) -> bool:
         signatures | {victim: rng.bytes(64)},
         {site: signatures.get(site, signatures[victim]) for site in second},
     ]
-    told = lies[rng.integers(len(lies))]
-    headers = made.contributions(*([*told, victim] if victim not in told else told))
-    return refused and server.refused(server.show(made, headers, told, [site for site in rest if site != gone]), before)
+    claimed = lies[rng.integers(len(lies))]
+    headers = transcript.contributions(*([*claimed, victim] if victim not in claimed else claimed))
+    return refused and server.refused(
+        server.show(transcript, headers, claimed, [site for site in rest if site != gone]), before
+    )
 
 
 def one_update_twice(server: MaliciousServer) -> bool:
@@ -96,20 +100,23 @@ def framed(server: MaliciousServer) -> bool:
     """
     run, rng = server.runs["masked"], server.rng
     *rest, absent = server.shuffled()
-    told = [rest, [*rest, absent]][rng.integers(2)]
-    made = server.train(run, server.plan(run))
-    signatures, pairs = server.agreed(made, *told)
+    claimed = [rest, [*rest, absent]][rng.integers(2)]
+    transcript = server.train(run, server.plan(run))
+    signatures, pairs = server.agreed(transcript, *claimed)
     reveals = {
-        site: REVEAL.read_reply(content_of(each)) for site, each in server.reveal(made, signatures, told).items()
+        site: REVEAL.read_reply(content_of(reply))
+        for site, reply in server.reveal(transcript, signatures, claimed).items()
     }
-    suspect, other = rest[0], rest[1]
+    suspect, accomplice = rest[0], rest[1]
     seeds, lie = [(reveals, "reveals"), (pairs, "pairs")][rng.integers(2)]
-    false = [b"", seeds[other], getattr(run.honest, lie)[suspect], rng.bytes(REVEAL_BYTES)][rng.integers(4)]
-    shown = [told, [suspect, other, absent]][rng.integers(2)]  # the others reveal seeds for an absent site, or for none
+    false = [b"", seeds[accomplice], getattr(run.honest, lie)[suspect], rng.bytes(REVEAL_BYTES)][rng.integers(4)]
+    contributors = [claimed, [suspect, accomplice, absent]][
+        rng.integers(2)
+    ]  # the others reveal seeds for an absent site, or for none
     seeds[suspect], true = false, seeds[suspect]
-    mixed = replace(made, reveals=reveals, pairs=pairs)
-    total = mixed.sum(mixed.total(*shown), mixed.contributions(*shown))
-    if (false != true or shown != told) and not server.deliver(run, total):
+    mixed = replace(transcript, reveals=reveals, pairs=pairs)
+    total = mixed.sum(mixed.total(*contributors), mixed.contributions(*contributors))
+    if (false != true or contributors != claimed) and not server.deliver(run, total):
         return False
     again = server.collect(run)
     plan = next_attempt(again.plan, [site for site in SITES if site != suspect], SECONDS)
@@ -121,13 +128,13 @@ def without_its_own(server: MaliciousServer) -> bool:
     """Have a site agree on a set without its own update, or with its update of another round, and reveal for it."""
     run, rng = server.runs["masked"], server.rng
     *rest, victim = server.shuffled()
-    made = server.train(run, server.plan(run))
+    transcript = server.train(run, server.plan(run))
     if rng.integers(2):
-        signatures, _ = server.agreed(made, *rest)
+        signatures, _ = server.agreed(transcript, *rest)
         before = server.state()
-        refused = server.refused(server.agree(made, *rest, sites=[victim]), before)
-        return refused and server.refused(server.reveal(made, signatures, [victim]), before)
-    mixed = replace(made, updates=made.updates | {victim: run.honest.updates[victim]})
+        refused = server.refused(server.agree(transcript, *rest, sites=[victim]), before)
+        return refused and server.refused(server.reveal(transcript, signatures, [victim]), before)
+    mixed = replace(transcript, updates=transcript.updates | {victim: run.honest.updates[victim]})
     return server.refused(server.agree(mixed, *rest, victim), server.state())
 
 
@@ -141,8 +148,8 @@ def two_cohorts(server: MaliciousServer) -> bool:
         ]
         before = server.state()
         parts = {plan: Order(run.document, plan.to_bytes()) for plan in plans}
-        asked = {site: content for plan, content in parts.items() for site in plan.cohort}
-        return server.refused(server.ask(TRAIN, asked), before)
+        requests = {site: content for plan, content in parts.items() for site in plan.cohort}
+        return server.refused(server.ask(TRAIN, requests), before)
     *three, last = sites
     first = server.train(run, server.plan(run, tuple(three)))
     second = server.train(run, replace(first.plan, cohort=(last, *absent)))

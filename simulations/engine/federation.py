@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from client.joining import begin, finish
 from privacy.run.new_manifest import sign_manifest
 from privacy.storage import write_atomically
-from server.coordinator import found
+from server.coordinator import create_consortium
 from strategies.registry import completed
 from transport.address import Address, read_address, read_host
 from transport.pki import read_signing_key
@@ -88,7 +88,7 @@ class Federation:
             MalformedError: if the host is malformed.
         """
         federation = cls(folder, tuple(sites))
-        coordinator = found(folder, consortium, host, listen=Address(read_host(host), 0))
+        coordinator = create_consortium(folder, consortium, host, listen=Address(read_host(host), 0))
         requests = [begin(path, coordinator.invite(site)) for site, path in federation.paths.items()]
         for approval in coordinator.approve(requests)[1]:
             finish(federation.paths[approval.site], approval.welcome)

@@ -50,7 +50,7 @@ class InlineGrid(ReplyGrid):
         self._sent[message.metadata.message_id] = message
 
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        message_id = next((each for each in self._sent if each in waiting), None)
+        message_id = next((known_id for known_id in self._sent if known_id in waiting), None)
         if message_id is None or seconds < 0:
             return None
         message, started = self._sent.pop(message_id), time.monotonic()

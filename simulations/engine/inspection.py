@@ -47,13 +47,13 @@ def find_secrets(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
         for piece in _pieces(secret):
             pieces[int.from_bytes(piece[:_WORD], "little")].append((name, piece))
     firsts = np.sort(np.array(list(pieces), np.uint64))
-    found = []
+    places = []
     for path in (path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
         # Few words of the file are the first half of a piece; only those pieces are searched for.
-        likely = (each for word in _words_among(firsts, data) for each in pieces[word])
-        found += [f"{name} in {path}" for name in dict.fromkeys(name for name, piece in likely if piece in data)]
-    return found
+        likely = (item for word in _words_among(firsts, data) for item in pieces[word])
+        places += [f"{name} in {path}" for name in dict.fromkeys(name for name, piece in likely if piece in data)]
+    return places
 
 
 def _pieces(secret: bytes) -> set[bytes]:
@@ -64,9 +64,9 @@ def _pieces(secret: bytes) -> set[bytes]:
 
 def _words_among(sought: NDArray[np.uint64], data: bytes) -> set[int]:
     """Return those of the words `sought`, which are sorted, that are at any place in the data."""
-    found = set[int]()
+    words_present = set[int]()
     for start in range(_WORD if len(sought) else 0):
         words = np.frombuffer(data[start : start + (len(data) - start) // _WORD * _WORD], "<u8")
         places = np.minimum(np.searchsorted(sought, words), len(sought) - 1)
-        found.update(words[sought[places] == words].tolist())
-    return found
+        words_present.update(words[sought[places] == words].tolist())
+    return words_present

@@ -149,14 +149,14 @@ class PackedMeans:
     def __call__(self, number: int, model: Model) -> Update:
         """Return the mean of a round's updates, as the sites decode it."""
         weights, size = list(self._sites.weights.values()), model.layout.size
-        made = {site: self._packed(site, number, model) for site in self._sites.studies}
-        mean = unpack(self._total(packed for packed, _ in made.values()), size, weights, self._packing)
-        streams = {site: packed for site, (packed, _) in made.items() if isinstance(packed, PackedStream)}
+        packed_updates = {site: self._packed(site, number, model) for site in self._sites.studies}
+        mean = unpack(self._total(packed for packed, _ in packed_updates.values()), size, weights, self._packing)
+        streams = {site: packed for site, (packed, _) in packed_updates.items() if isinstance(packed, PackedStream)}
         if streams:
             self._packing = replace(self._packing, update_bound=next_bound(mean, len(streams), self._ceiling))
         for site, stream in streams.items():
             if self._algorithm.own:
-                self._own[site] = self._algorithm.keep(self._at(site, model), made[site][1] - stream.residual)
+                self._own[site] = self._algorithm.keep(self._at(site, model), packed_updates[site][1] - stream.residual)
             if self._carries:
                 self._residuals[site] = stream.residual
         return mean

@@ -55,15 +55,15 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
     This needs access to every site's folder. The server has none of it.
     """
     run = event_log_path(federation).parent.name
-    found: dict[str, list[tuple[int, float]]] = {}
+    values: dict[str, list[tuple[int, float]]] = {}
     for folder in federation.paths.values():
         for entry in _last_lines(folder / "metrics" / f"{run}.jsonl"):
             if entry["round"] == number:
                 for name, value in entry["metrics"].items():
-                    found.setdefault(name, []).append((entry["records"], math.nan if value is None else value))
+                    values.setdefault(name, []).append((entry["records"], math.nan if value is None else value))
     return {
         name: sum(count * value for count, value in parts) / sum(count for count, _ in parts)
-        for name, parts in found.items()
+        for name, parts in values.items()
     }
 
 
@@ -80,11 +80,11 @@ def read_results(federation: Federation) -> Results:
         msg = f"the run did not end properly: {reason}"
         raise RunError(msg)
     paths = {
-        site: found
+        site: file
         for site, folder in federation.paths.items()
-        for found in folder.glob(f"models/{path.parent.name}.safetensors")
+        for file in folder.glob(f"models/{path.parent.name}.safetensors")
     }
-    digests = {site: sha256(read_file(found)).hexdigest() for site, found in paths.items()}
+    digests = {site: sha256(read_file(file)).hexdigest() for site, file in paths.items()}
     return Results(events[0]["run"], events[-1]["rounds"], events[-1]["model"], events, paths, digests)
 
 

@@ -31,9 +31,9 @@ def dirichlet(labels: NDArray[np.int64], sites: int, concentration: float, seed:
     for _ in range(_TRIES):
         parts: list[list[NDArray[np.intp]]] = [[] for _ in range(sites)]
         for label in np.unique(labels):
-            found = draw.permutation(np.flatnonzero(labels == label))
-            ends = np.cumsum(draw.dirichlet(np.full(sites, concentration)))[:-1] * len(found)
-            for part, some in zip(parts, np.split(found, ends.astype(int)), strict=True):
+            records = draw.permutation(np.flatnonzero(labels == label))
+            ends = np.cumsum(draw.dirichlet(np.full(sites, concentration)))[:-1] * len(records)
+            for part, some in zip(parts, np.split(records, ends.astype(int)), strict=True):
                 part.append(some)
         dealt = [draw.permutation(np.concatenate(part)) for part in parts]
         if min(map(len, dealt)) >= _LEAST:

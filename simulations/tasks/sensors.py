@@ -98,21 +98,21 @@ def series() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     time = np.linspace(0, 1, STEPS)
     fails = rng.random(_COUNT) < 1 / 3
     kind = rng.integers(3, size=_COUNT)
-    made = rng.normal(0, 0.6, (_COUNT, STEPS, CHANNELS))
+    values = rng.normal(0, 0.6, (_COUNT, STEPS, CHANNELS))
     load = np.sin(2 * np.pi * (2 * time + rng.random((_COUNT, 1))))[:, :, None]
-    made += 0.5 * load * rng.uniform(0.5, 1.5, (_COUNT, 1, CHANNELS))
-    made += rng.normal(0, 0.4, (_COUNT, 1, CHANNELS)) * time[:, None]  # drifts
+    values += 0.5 * load * rng.uniform(0.5, 1.5, (_COUNT, 1, CHANNELS))
+    values += rng.normal(0, 0.4, (_COUNT, 1, CHANNELS)) * time[:, None]  # drifts
     onset = rng.uniform(0.2, 0.8, (_COUNT, 1))
     late = np.maximum(time - onset, 0)
     size = rng.uniform(0.7, 2.0, (_COUNT, 1)) * fails[:, None]
-    made[:, :, 0] *= 1 + 3.0 * late * size * (kind == 0)[:, None]
-    made[:, :, 1] += 2.0 * (late > 0) * (rng.random((_COUNT, STEPS)) < 0.3) * size * (kind == 1)[:, None]
-    made[:, :, 3] -= np.floor(late * 6) * 0.5 * size * (kind == 2)[:, None]
-    return made.astype(np.float32), fails.astype(np.int64)
+    values[:, :, 0] *= 1 + 3.0 * late * size * (kind == 0)[:, None]
+    values[:, :, 1] += 2.0 * (late > 0) * (rng.random((_COUNT, STEPS)) < 0.3) * size * (kind == 1)[:, None]
+    values[:, :, 3] -= np.floor(late * 6) * 0.5 * size * (kind == 2)[:, None]
+    return values.astype(np.float32), fails.astype(np.int64)
 
 
 def write_series(path: Path, rows: NDArray[np.intp]) -> None:
     """Write the series with these indices to a file that the task reads."""
-    made, fails = series()
+    values, fails = series()
     with path.open("wb") as file:
-        np.savez(file, series=made[rows], fails=fails[rows])
+        np.savez(file, series=values[rows], fails=fails[rows])

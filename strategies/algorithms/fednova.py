@@ -56,6 +56,6 @@ class FedNova(Algorithm):
 
     @override
     def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
-        taken = fsum(weight * self.steps.get(site, mean.run.steps) for site, weight in mean.weights.items())
+        steps = fsum(weight * self.steps.get(site, mean.run.steps) for site, weight in mean.weights.items())
         whole = fsum(weight * mean.run.steps for weight in mean.weights.values())
-        return model + (taken / whole if whole else 1.0) * mean.values, state
+        return model + (steps / whole if whole else 1.0) * mean.values, state

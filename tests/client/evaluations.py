@@ -51,7 +51,7 @@ def evaluation_of(federation: Federation) -> dict[str, object]:
     records = [(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
     metrics = [study.task.metrics(*record) for record in records]
     return {
-        "metrics": {name: [_number(each[name]) for each in metrics] for name in ("near", "odd")},
+        "metrics": {name: [_number(metric[name]) for metric in metrics] for name in ("near", "odd")},
         "losses": [_number(study.task.loss(*record)) for record in records],
         "loss_bound": LOSS_BOUND,
         "layout": evaluated.layout(settings).shapes,

@@ -26,7 +26,7 @@ from privacy.run.manifest import Manifest
 from privacy.run.optimizer import AdamW, Cosine
 from privacy.run.tables import Clipping
 from strategies.algorithm import PLAIN, LocalSolver
-from tests.client.specimens import RECORDS, Scores, computing, made, manifest
+from tests.client.specimens import RECORDS, Scores, computing, make_specimen, manifest
 from tests.studies import takes_steps
 
 PATIENCE = timedelta(seconds=10)
@@ -56,7 +56,7 @@ class Case:
         drawn, how = randomness or Randomness.seeded(5), computing(self.mode, self.physical_batch)
         solver = PLAIN
         if self.corrected:
-            size = sum(each.numel() for each in model.parameters())
+            size = sum(parameter.numel() for parameter in model.parameters())
             solver = LocalSolver(proximal=0.3, offset=np.linspace(-1, 1, size), steps=3)
         train(self.task, model, records, RECORDS, self.run, drawn, solver=solver, computing=how, group=group,
               number=self.number)  # fmt: skip
@@ -66,13 +66,13 @@ class Case:
         """Train as a worker, whose model has other parameters and buffers at first; return the parameters."""
         model, records = self.prepared()
         with torch.no_grad():
-            for each in (*model.parameters(), *model.buffers()):
-                each.add_(1)
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.add_(1)
         take_part(self.task, model, records, order, group)
         return parameters_to_vector(model.parameters()).detach()
 
     def prepared(self) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-        model, (inputs, targets) = made(self.model)
+        model, (inputs, targets) = make_specimen(self.model)
         return model, (inputs[: self.records], targets[: self.records])
 
 
@@ -140,25 +140,25 @@ class Mishap(Scores):
 
 
 def all_cases(group: ProcessGroup, out: Path) -> None:
-    found = {}
+    arrays = {}
     for name, case in CASES.items():
         if group.rank == 0:
-            found[name] = case.train(group).numpy()
+            arrays[name] = case.train(group).numpy()
         elif order := group.await_order():
-            found[name] = case.take_part(order, group).numpy()
-    np.savez(out, **found)  # type: ignore[arg-type]  # numpy's stubs take names for options
+            arrays[name] = case.take_part(order, group).numpy()
+    np.savez(out, **arrays)  # type: ignore[arg-type]  # numpy's stubs take names for options
 
 
 def noise(group: ProcessGroup, out: Path) -> None:
     """Nothing but noise, from a new key."""
     case = Case(manifest(1, 1e-9, 1.0), model="two dimensions")
-    found = []
+    updates = []
     for _ in range(30):
         if group.rank == 0:
-            found.append(case.train(group, Randomness.fresh()))
+            updates.append(case.train(group, Randomness.fresh()))
         elif order := group.await_order():
-            found.append(case.take_part(order, group))
-    np.savez(out, noise=torch.stack(found).numpy())
+            updates.append(case.take_part(order, group))
+    np.savez(out, noise=torch.stack(updates).numpy())
 
 
 def listening() -> set[str]:
@@ -169,7 +169,7 @@ def listening() -> set[str]:
 
 
 def unlucky(group: ProcessGroup, out: Path, who: int, mishap: signal.Signals | None) -> None:
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     task, how, run = (
         Mishap(mishap) if group.rank == who else Scores(),
         computing("bookkeeping", 1),
@@ -185,19 +185,19 @@ def unlucky(group: ProcessGroup, out: Path, who: int, mishap: signal.Signals | N
         out.with_suffix(".json").write_text(json.dumps({"error": repr(error), "lost": group.lost}), encoding="utf-8")
 
 
-def main(what: str, folder: Path) -> None:
+def main(action: str, folder: Path) -> None:
     rank = int(os.environ["RANK"])
     with gather(torch.device("cpu"), patience=PATIENCE) as group:
         assert group is not None
-        match what:
+        match action:
             case "all cases":
                 all_cases(group, folder / f"{rank}.npz")
                 noise(group, folder / f"noise-{rank}.npz")
                 (folder / f"listening-{rank}").write_text(" ".join(listening()), encoding="utf-8")
                 assert not rank or group.await_order() is None
             case "worker dies" | "worker stops" | "worker fails" | "first fails":
-                mishap = {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}.get(what.split()[1])
-                unlucky(group, folder / str(rank), int(what.startswith("worker")), mishap)
+                mishap = {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}.get(action.split()[1])
+                unlucky(group, folder / str(rank), int(action.startswith("worker")), mishap)
             case "first dies":
                 if rank == 0:
                     os._exit(MISHAP)
@@ -206,10 +206,10 @@ def main(what: str, folder: Path) -> None:
                 group.compare(bytes([rank]) * 32)
 
 
-def run(what: str, folder: str) -> None:
+def run(action: str, folder: str) -> None:
     """Do it; say why the process group broke."""
     try:
-        main(what, Path(folder))
-    except DeviceError as told:
-        sys.stdout.write(f"{told}\n")
+        main(action, Path(folder))
+    except DeviceError as error:
+        sys.stdout.write(f"{error}\n")
         sys.exit(1)

@@ -69,13 +69,13 @@ class Killer:
         copy = self.federation.folder / "rehearsal"
         copytree(self.federation.paths[VICTIM], copy)
         data, _ = in_child(
-            message, Context(0, context.node_id, {"site": str(copy)}, context.state, {}), None, told=True
+            message, Context(0, context.node_id, {"site": str(copy)}, context.state, {}), None, listing=True
         )
         rmtree(copy)
         return [(file, line) for file, line in json.loads(data)]
 
 
-def in_child(message: Message, context: Context, place: Place | None, *, told: bool = False) -> tuple[bytes, bool]:
+def in_child(message: Message, context: Context, place: Place | None, *, listing: bool = False) -> tuple[bytes, bool]:
     """Answer a message in a child that dies at a place, or tells which places it passed; return what it wrote."""
     ours, theirs = os.pipe()
     if not (child := os.fork()):
@@ -87,7 +87,7 @@ def in_child(message: Message, context: Context, place: Place | None, *, told: b
             data = b"".join(encode(app(message, context)))
             sys.settrace(None)
             with os.fdopen(theirs, "wb") as pipe:
-                pipe.write(json.dumps(list(places)).encode() if told else data)
+                pipe.write(json.dumps(list(places)).encode() if listing else data)
         finally:
             os._exit(0)
     os.close(theirs)

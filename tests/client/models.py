@@ -25,8 +25,8 @@ class Twice(nn.Module):
         self.convolution, self.out = nn.Conv1d(4, 2, 2), nn.Linear(4, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self.norm(self.layer(self.embedding(inputs))) + self.embedding(inputs.flip(1))
-        both = self.norm(self.layer(found.tanh()))
+        outputs = self.norm(self.layer(self.embedding(inputs))) + self.embedding(inputs.flip(1))
+        both = self.norm(self.layer(outputs.tanh()))
         seen = self.convolution(both.transpose(1, 2)).mean(2) + self.convolution(both[:, 1:].transpose(1, 2)).sum(2)
         out: Tensor = self.out(self.layer(both.mean(1))) + seen
         return out
@@ -41,8 +41,8 @@ class Tied(nn.Module):
         self.back.weight = self.embedding.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.back(self.embedding(inputs).mean(1).tanh())
-        return found
+        outputs: Tensor = self.back(self.embedding(inputs).mean(1).tanh())
+        return outputs
 
 
 class Borrowed(nn.Module):
@@ -53,8 +53,8 @@ class Borrowed(nn.Module):
         self.embedding = nn.Embedding(WORDS, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = functional.linear(self.embedding(inputs).mean(1).tanh(), self.embedding.weight)
-        return found
+        outputs: Tensor = functional.linear(self.embedding(inputs).mean(1).tanh(), self.embedding.weight)
+        return outputs
 
 
 class Bare(nn.Module):
@@ -65,8 +65,8 @@ class Bare(nn.Module):
         self.scale, self.layer = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(inputs * self.scale)
-        return found
+        outputs: Tensor = self.layer(inputs * self.scale)
+        return outputs
 
 
 class Thrice(nn.Module):
@@ -173,8 +173,8 @@ class Constants(nn.Module):
         self.register_buffer("places", torch.tensor([2, 0, 1]))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.out(self.frozen(inputs - self.mean)[:, self.places % 3] * self.scale)
-        return found
+        outputs: Tensor = self.out(self.frozen(inputs - self.mean)[:, self.places % 3] * self.scale)
+        return outputs
 
 
 class Attention(nn.Module):
@@ -188,9 +188,9 @@ class Attention(nn.Module):
         self.out = nn.Linear(4, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self.embedding(inputs)
-        found, _ = self.attention(found, found, found, need_weights=False)
-        out: Tensor = self.out(self.layer(found).mean(1))
+        outputs = self.embedding(inputs)
+        outputs, _ = self.attention(outputs, outputs, outputs, need_weights=False)
+        out: Tensor = self.out(self.layer(outputs).mean(1))
         return out
 
 

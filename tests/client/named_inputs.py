@@ -36,8 +36,8 @@ class Reading(nn.Module):
         values = self.norm(values + self.out(weights.softmax(2) @ self.value(values)))
         values = values + self.narrow(self.wide(values).relu())
         kept = attention_mask.unsqueeze(2).float()
-        found: Tensor = self.head((values * kept).sum(1) / kept.sum(1).clamp(min=1))
-        return found
+        outputs: Tensor = self.head((values * kept).sum(1) / kept.sum(1).clamp(min=1))
+        return outputs
 
 
 class Encoding(nn.Module):
@@ -53,8 +53,8 @@ class Encoding(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         values = self.layer(self.words(input_ids))
         kept = attention_mask.unsqueeze(2).float()
-        found: Tensor = self.head((values * kept).sum(1) / kept.sum(1).clamp(min=1))
-        return found
+        outputs: Tensor = self.head((values * kept).sum(1) / kept.sum(1).clamp(min=1))
+        return outputs
 
 
 class Towers(nn.Module):
@@ -66,8 +66,8 @@ class Towers(nn.Module):
 
     @override
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        found: Tensor = self.head(torch.tanh(self.left(left) * self.right(right)))
-        return found
+        outputs: Tensor = self.head(torch.tanh(self.left(left) * self.right(right)))
+        return outputs
 
 
 def texts(count: int) -> tuple[dict[str, Tensor], Tensor]:

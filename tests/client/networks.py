@@ -24,8 +24,8 @@ class Last(nn.Module):
         self.layer, self._everywhere = layer, everywhere
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(inputs)[0]
-        return found if self._everywhere else found[:, -1]
+        outputs: Tensor = self.layer(inputs)[0]
+        return outputs if self._everywhere else outputs[:, -1]
 
 
 class Self(nn.Module):
@@ -36,8 +36,8 @@ class Self(nn.Module):
         self.layer = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(inputs, inputs, inputs, need_weights=False)[0]
-        return found
+        outputs: Tensor = self.layer(inputs, inputs, inputs, need_weights=False)[0]
+        return outputs
 
 
 class Again(nn.Module):
@@ -61,8 +61,8 @@ class Twins(nn.Module):
         self.one, self.other = part, part
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.one(inputs) - 0.5 * self.other(inputs.flip(1)).tanh()
-        return found
+        outputs: Tensor = self.one(inputs) - 0.5 * self.other(inputs.flip(1)).tanh()
+        return outputs
 
 
 class Around(nn.Module):
@@ -73,8 +73,8 @@ class Around(nn.Module):
         self.part = part
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = inputs + self.part(inputs)
-        return found
+        outputs: Tensor = inputs + self.part(inputs)
+        return outputs
 
 
 class Scaled(nn.Module):
@@ -98,8 +98,8 @@ class Words(nn.Module):
         self.back.weight = self.embedding.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.back(self.embedding(inputs).mean(1).tanh())
-        return found
+        outputs: Tensor = self.back(self.embedding(inputs).mean(1).tanh())
+        return outputs
 
 
 class Turned(nn.Module):
@@ -218,12 +218,12 @@ class _Builder:
     def _convolution(self, space: int) -> nn.Module:
         channels = self._shape[1]
         kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[space - 1]
-        groups = self._chance.choice([each for each in (1, 2, channels) if channels % each == 0])
+        groups = self._chance.choice([number for number in (1, 2, channels) if channels % number == 0])
         kernel = tuple(min(self._chance.randint(1, 3), size) for size in self._shape[2:])
         fits = all(size >= 5 for size in self._shape[2:])
         stride = self._chance.choice([1, 1, 2])
         paddings: list[Any] = [0, 1, tuple(self._chance.randint(0, 1) for _ in kernel)]
-        made: nn.Module = kind(
+        layer: nn.Module = kind(
             channels,
             groups * self._chance.randint(1, 2),
             kernel,
@@ -234,7 +234,7 @@ class _Builder:
             bias=self._chance.random() < 0.6,
             padding_mode=self._chance.choice(["zeros", "zeros", "circular", "replicate"]),
         )
-        return made
+        return layer
 
     def _bend(self) -> nn.Module:
         return self._chance.choice([nn.Tanh(), nn.ReLU(), nn.GELU(), nn.ELU(inplace=True), nn.Identity()])

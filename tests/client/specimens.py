@@ -124,7 +124,7 @@ SPECIMENS = {
 }
 
 
-def made(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+def make_specimen(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """Return a specimen and its records; the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -134,12 +134,12 @@ def made(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, Tenso
 
 def one_by_one(task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> Tensor:
     """Return every record's gradient as plain autograd computes it, `(n, parameters)`."""
-    found, parameters = [], trainable(model)
+    vectors, parameters = [], trainable(model)
     for one, target in zip(*records, strict=True):
         loss = task.loss(model(one[None]), target[None])
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        found.append(torch.cat([each.flatten() for each in gradients]))
-    return torch.stack(found)
+        vectors.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return torch.stack(vectors)
 
 
 def clipped_sum(

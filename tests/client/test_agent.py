@@ -23,7 +23,7 @@ from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests import studies
-from tests.client.test_agent_rounds import plan_of, update_of
+from tests.client.agent_rounds import plan_of, update_of
 from tests.federations import (
     SETTINGS,
     TERMS,
@@ -86,9 +86,9 @@ class Server:
         self.mailboxes.put(node_of(self.federation, SITE), message.metadata.message_id, encode(message))
 
     def receive(self, message: Message, seconds: float = LONG) -> Message:
-        found = self.mailboxes.take({message.metadata.message_id}, seconds)
-        assert found is not None
-        return decode_reply(found[1], message)
+        messages = self.mailboxes.take({message.metadata.message_id}, seconds)
+        assert messages is not None
+        return decode_reply(messages[1], message)
 
 
 def query(federation: Federation, kind: str = MessageType.QUERY) -> Message:
@@ -122,9 +122,9 @@ def federation(make_federation: FederationMaker, port: int) -> Federation:
 
 @pytest.fixture
 def server(federation: Federation, port: int) -> Iterator[Server]:
-    found = Server(federation, Mailboxes({member.node_id for member in roster_of(federation).members}), port)
-    yield found
-    found.cut()
+    server_ = Server(federation, Mailboxes({member.node_id for member in roster_of(federation).members}), port)
+    yield server_
+    server_.cut()
 
 
 @contextmanager
@@ -351,9 +351,9 @@ def test_a_site_missing_from_the_servers_roster_gets_the_reason_and_ends(
 ) -> None:
     roster = roster_of(federation)
     server.open(replace(roster, members=tuple(member for member in roster.members if member.site != SITE)))
-    said = complaint(federation, server, AuthenticityError)
-    assert f"the server at localhost:{server.port} refuses this site" in said
-    assert "ask the coordinator to add this site" in said
+    message = complaint(federation, server, AuthenticityError)
+    assert f"the server at localhost:{server.port} refuses this site" in message
+    assert "ask the coordinator to add this site" in message
 
 
 def test_a_site_of_another_consortium_gets_the_reason_and_ends(

@@ -1,35 +1,23 @@
 """What an agent sends is charged before a record is trained on, made once, and all that it says."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from shutil import rmtree
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Message, RecordDict
 
-from client.flower import app, open_site
-from client.round.admission import admit
-from client.round.aggregate import open_sum
-from client.settings import read_site
-from client.site import Site
+from client.flower import open_site
 from client.work.training import Study
 from privacy.accounting.accounting import Mechanism, epsilon
-from privacy.codec.ciphertext import COEFF_MODULUS, pack60, unpack60
-from privacy.codec.envelope import SignedUpdate
-from privacy.codec.packing import PLAIN_MODULUS
 from privacy.crypto.summation import EncryptedSum
-from privacy.errors import RunError
 from privacy.ledger.ledger import Release
 from privacy.run.new_manifest import sign_manifest
-from privacy.run.plan import RoundPlan, read_plan
 from privacy.run.settings import RunSettings
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path
 from tests import studies
+from tests.client.agent_rounds import EVALUATE, NOWHERE, QUERY, SITE, TRAIN, ask, plan_of, train, update_of
 from tests.federations import (
     NOISY,
     SETTINGS,
@@ -37,10 +25,7 @@ from tests.federations import (
     TERMS,
     FederationMaker,
     charges_of,
-    context_of,
-    keys_of,
     models_of,
-    node_of,
     restart,
     run_with,
     signed_run,
@@ -48,61 +33,16 @@ from tests.federations import (
     watch_releases,
 )
 from transport import messages as wire
-from transport.flower import instruction, reply, stamp
-from transport.parcel import decode_arrays, decode_instruction, encode
+from transport.parcel import encode
 from transport.run_messages import (
     pack_sum,
     pack_train,
-    read_opened,
-    read_readiness,
-    read_sum,
-    read_update,
-    sum_from_arrays,
 )
-
-TRAIN, EVALUATE, QUERY = MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY
-SITE = "north"
-NOWHERE = "0" * 64
 
 
 @pytest.fixture
 def federation(make_federation: FederationMaker) -> Federation:
     return make_federation(replace(SETTINGS, rounds=2))
-
-
-def ask(federation: Federation, kind: str, content: RecordDict, site: str = SITE) -> Message:
-    """Hand a site's app a message as it comes off the wire, and return its reply."""
-    message = instruction(content, kind=kind, node=node_of(federation, site), run_id=1, group="1", ttl=60.0)
-    stamp(message)
-    return app(decode_instruction(b"".join(encode(message))), context_of(federation, site))
-
-
-def plan_of(federation: Federation, **changes: object) -> RoundPlan:
-    """The plan of the first round, with the model that the site says it has."""
-    document, manifest, run = signed_run(federation)
-    model = read_readiness(ask(federation, QUERY, wire.QUERY.pack(wire.Query(document))).content).model
-    plan = RoundPlan(
-        run=run,
-        round=1,
-        attempt=1,
-        cohort=tuple(sorted(SITES)),
-        roster_version=manifest.roster_version,
-        epoch=1,
-        keys=keys_of(federation, SITE).fingerprint,
-        minimum_cohort=3,
-        deadline=time.time() + 60,
-        base_model=model,
-    )
-    return replace(plan, **changes)  # type: ignore[arg-type]  # of several types
-
-
-def train(federation: Federation, plan: RoundPlan) -> Message:
-    """Ask the site to train under a plan."""
-    return ask(federation, TRAIN, pack_train(signed_run(federation)[0], plan.to_bytes(), []))
-
-
-def update_of(answer: Message) -> SignedUpdate:
-    return read_update(answer.content)[0]
 
 
 # --- Once, and charged before ---------------------------------------------------------------------------------------
@@ -206,9 +146,9 @@ def test_an_error_reported_to_the_server_is_charged_again_each_time(
     monkeypatch.setattr(studies.Broken, "bugs", 3)
     federation = make_federation(replace(NOISY, task=task_name(studies.Broken)))
     plan = plan_of(federation)
-    for told in (1, 2, 3):
+    for charge_count in (1, 2, 3):
         assert train(federation, plan).has_error()
-        assert charges_of(federation, SITE) == told
+        assert charges_of(federation, SITE) == charge_count
         restart(federation, SITE)
     update = update_of(train(federation, plan))
     assert charges_of(federation, SITE) == 4
@@ -226,7 +166,7 @@ def test_an_update_does_not_leave_once_the_ledger_has_no_charge_for_it(federatio
     assert charges_of(federation, SITE) == 0
 
 
-def test_a_cohort_that_no_masks_can_be_made_for_costs_nothing(make_federation: FederationMaker) -> None:
+def test_a_cohort_without_shared_secrets_is_refused_and_costs_nothing(make_federation: FederationMaker) -> None:
     masked = replace(SETTINGS.encryption, collusion_resistant=True)
     sizes = {**SETTINGS.cohort.sizes, "stranger": 10}  # whom no roster lists
     cohort = replace(SETTINGS.cohort, sizes=sizes)
@@ -307,161 +247,6 @@ def test_a_message_without_content_is_refused(federation: Federation, kind: str)
     assert "a message lacks" in str(ask(federation, kind, RecordDict()).error.reason)
 
 
-# --- Sums -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def total(federation: Federation) -> EncryptedSum:
-    """The sum of a first round that no site has opened yet."""
-    sums: list[EncryptedSum] = []
-
-    def answer(message: Message, context: Context) -> Message:
-        if message.metadata.message_type != EVALUATE:
-            return app(message, context)
-        sums.append(read_sum(message.content))
-        return reply(RecordDict(), message)
-
-    with pytest.raises(RunError, match="nothing was trained"):
-        run_with(federation, answer)
-    assert models_of(federation) == {}
-    return sums[0]
-
-
-def deliver(federation: Federation, total: EncryptedSum, site: str = SITE) -> Message:
-    return ask(federation, EVALUATE, pack_sum(signed_run(federation)[0], total), site)
-
-
-def test_a_sum_that_is_delivered_twice_is_opened_once(federation: Federation, total: EncryptedSum) -> None:
-    first = read_opened(deliver(federation, total).content)
-    file = models_of(federation)[SITE]
-    assert read_opened(deliver(federation, total).content) == first
-    restart(federation, SITE)
-    assert read_opened(deliver(federation, total).content) == first
-    assert models_of(federation)[SITE] == file
-
-
-def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Federation, total: EncryptedSum) -> None:
-    deliver(federation, total)
-    plan = replace(read_plan(total.plan), deadline=time.time() + 60)
-    charges = charges_of(federation, SITE)
-    for file in (federation.paths[SITE] / "outbox").iterdir():
-        file.unlink()
-    assert "made its update of round 1 and lost it" in str(train(federation, plan).error.reason)
-    assert charges_of(federation, SITE) == charges
-    for folder in ("ledger", "ledger-heads"):
-        rmtree(federation.paths[SITE] / folder)
-    assert "has already opened the sum of round 1" in str(train(federation, plan).error.reason)
-    assert charges_of(federation, SITE) == 0
-
-
-def test_all_sites_open_a_sum_to_the_same_file(federation: Federation, total: EncryptedSum) -> None:
-    digests = {read_opened(deliver(federation, total, site).content)[0].model for site in SITES}
-    assert len(digests) == len(set(models_of(federation).values())) == 1
-
-
-def _without_one(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, contributions=total.contributions[1:])
-
-
-def _with_one_twice(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, contributions=(*total.contributions[:3], total.contributions[0]))
-
-
-def _with_other_seeds(total: EncryptedSum) -> EncryptedSum:
-    first, second, *others = total.contributions
-    return replace(total, contributions=(replace(first, seeds=second.seeds), second, *others))
-
-
-def _of_two(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, contributions=total.contributions[:2])
-
-
-def _of_nothing(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, contributions=())
-
-
-def _with_noise(total: EncryptedSum) -> EncryptedSum:
-    (c0,) = total.c0
-    return replace(total, c0=(bytes(len(c0) // 2) + c0[len(c0) // 2 :],))
-
-
-def _cut(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, c0=(total.c0[0][:-15],))
-
-
-def _of_no_chunk(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, c0=())
-
-
-def _with_c1(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, c1=total.c0)
-
-
-def _with_c1_for_seeds(total: EncryptedSum) -> EncryptedSum:
-    seedless = tuple(replace(part, seeds=b"") for part in total.contributions)
-    return replace(total, contributions=seedless, c1=total.c0)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _with_one_twice,
-        _with_other_seeds,
-        _of_two,
-        _of_nothing,
-        _cut,
-        _of_no_chunk,
-        _with_c1,
-        _with_c1_for_seeds,
-    ],
-)
-def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
-    federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
-) -> None:
-    assert deliver(federation, change(total)).has_error()
-    assert models_of(federation) == {}
-    assert deliver(federation, total).has_content()
-
-
-@pytest.mark.parametrize("change", [_without_one, _with_noise])
-def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_its_plan(
-    federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
-) -> None:
-    assert "it is not the sum of its contributors' updates" in str(deliver(federation, change(total)).error.reason)
-    assert "it opens no other sum of that plan" in str(deliver(federation, total).error.reason)
-    assert models_of(federation) == {}
-
-
-def test_a_sum_to_which_the_server_added_a_number_of_its_own_is_opened_by_nobody(
-    federation: Federation, total: EncryptedSum
-) -> None:
-    words = unpack60(total.c0[0]).copy()
-    words[0] = (int(words[0]) + 1000 * COEFF_MODULUS // PLAIN_MODULUS) % COEFF_MODULUS
-    assert deliver(federation, replace(total, c0=(pack60(words),))).has_error()
-
-
-def test_a_sum_of_another_run_is_not_opened(federation: Federation, total: EncryptedSum) -> None:
-    federation.sign(replace(SETTINGS, rounds=2))
-    assert "another run" in str(deliver(federation, total).error.reason)
-    assert models_of(federation) == {}
-
-
-def test_processes_of_one_site_go_on_from_each_others_models(make_federation: FederationMaker) -> None:
-    # Flower's own engine answers each message in any of its processes.
-    federation = make_federation(replace(SETTINGS, rounds=4))
-    run_with(federation)
-    path, expected = federation.paths[SITE], models_of(federation)[SITE]
-    rmtree(path / "models")
-    document, manifest, run = signed_run(federation)
-    processes = [Site(read_site(path)) for _ in range(2)]
-    for number, file in enumerate(sorted((event_log_path(federation).parent / "sums").iterdir())):
-        total = sum_from_arrays(decode_arrays(file.read_bytes()))
-        opening = processes[number % 2]
-        opened = open_sum(admit(opening, document), total)
-        assert {each.checkpoint(manifest, run).model.digest for each in processes} == {opened.model.digest}
-    assert models_of(federation)[SITE] == expected
-
-
 # --- What leaves a site ---------------------------------------------------------------------------------------------
 
 
@@ -508,22 +293,3 @@ def test_nothing_that_the_policy_does_not_share_leaves_the_site(make_federation:
     assert event["epsilon"] == {}
     assert event["metrics"] == {}
     assert event["released"]
-
-
-def test_a_damaged_checkpoint_is_reported_at_the_site_and_refused(
-    federation: Federation, total: EncryptedSum, caplog: pytest.LogCaptureFixture
-) -> None:
-    deliver(federation, total)
-    (path,) = (federation.paths[SITE] / "models").iterdir()
-    _damage(path)
-    restart(federation, SITE)
-    answer = ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0])))
-    assert answer.has_error()
-    assert str(path) in caplog.text
-    assert str(path) not in str(answer.error.reason)
-
-
-def _damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)

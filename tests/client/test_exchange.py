@@ -44,9 +44,9 @@ def _answered(federation: Federation, mailboxes: Mailboxes, exchange: Exchange, 
     node = read_consortium(federation.server).roster().member("north").node_id
     mailboxes.put(node, "m", ())
     assert exchange.push(parts, "m")
-    taken = mailboxes.take({"m"}, 0)
-    assert taken is not None
-    return bytes(taken[1])
+    entry = mailboxes.take({"m"}, 0)
+    assert entry is not None
+    return bytes(entry[1])
 
 
 @pytest.mark.parametrize("size", [1, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 3 * FRAME_BYTES])

@@ -28,7 +28,7 @@ from privacy.noise.randomness import Randomness
 from privacy.run.settings import Privacy, RunSettings
 from tests.federations import NOISY, FederationMaker, charges_of, run_with, task_name
 from tests.privacy.consortium import LAYOUT, make_manifest, run_settings, signing_key
-from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head, vectors
+from tests.probes import CLASSES, WIDTH, Through, Toy, complaint, head, vectors
 from tests.studies import Tiny
 from tests.trainings import signed, summed
 
@@ -81,15 +81,15 @@ def test_adaptive_clipping_cannot_be_asked_for(tmp_path: Path) -> None:
     path, own = tmp_path / "run.toml", (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8")
     for key in ("clipping", "target_unclipped_quantile", "max_clipbound"):
         path.write_text(own.replace("[privacy]", f"[privacy]\n{key} = 0.5"), encoding="utf-8")
-        said = "'flat' or 'per_layer'" if key == "clipping" else "unknown key"
-        with pytest.raises(ConfigError, match=f"{key} = .*\n.*{said}"):
+        message = "'flat' or 'per_layer'" if key == "clipping" else "unknown key"
+        with pytest.raises(ConfigError, match=f"{key} = .*\n.*{message}"):
             read_toml(path, RunSettings)
 
 
 # --- Sampling --------------------------------------------------------------------------------------------------------
 
 
-class Coordinates(Made):
+class Coordinates(Toy):
     """Each record has a coordinate to itself, which its gradient moves by one wherever the model is."""
 
     def __init__(self, records: int) -> None:
@@ -130,16 +130,16 @@ def test_the_ledger_has_the_very_rate_at_which_records_are_drawn(make_federation
     assert drawn / chances == pytest.approx(0.37, abs=4 * np.sqrt(0.37 * 0.63 / chances))
 
 
-def test_a_batch_without_records_has_its_noise_and_counts() -> None:
-    task, manifest = Made(), signed(rate=1e-12, steps=50, noise=2.0, norm=0.5)
-    found = np.concatenate([summed(task, task.example(), manifest) for _ in range(40)])
-    assert found.std() == pytest.approx(2.0 * 0.5 * np.sqrt(50), rel=0.15)
+def test_empty_batches_get_their_noise() -> None:
+    task, manifest = Toy(), signed(rate=1e-12, steps=50, noise=2.0, norm=0.5)
+    total = np.concatenate([summed(task, task.example(), manifest) for _ in range(40)])
+    assert total.std() == pytest.approx(2.0 * 0.5 * np.sqrt(50), rel=0.15)
 
 
 # --- Noise -----------------------------------------------------------------------------------------------------------
 
 
-class Seeding(Made):
+class Seeding(Toy):
     """Sets torch's seed wherever it can."""
 
     @override
@@ -161,7 +161,7 @@ def test_a_seed_that_is_set_every_round_repeats_no_noise() -> None:
 
 def test_noise_is_normal_and_every_round_draws_its_own() -> None:
     # Opacus' secure mode cannot be installed. Ours has no mode: there is no other noise.
-    wide = Made(lambda: nn.Linear(WIDTH, 5_000), lambda outputs, _: outputs.mean())
+    wide = Toy(lambda: nn.Linear(WIDTH, 5_000), lambda outputs, _: outputs.mean())
     manifest = signed(rate=1e-12, noise=3.0, norm=0.5)
     drawn = np.array([summed(wide, vectors(), manifest) for _ in range(4)]) / (3.0 * 0.5)
     assert stats.kstest(drawn.ravel(), "norm").pvalue > 1e-4
@@ -183,10 +183,10 @@ def test_noise_is_normal_and_every_round_draws_its_own() -> None:
     ids=["without parameters", "frozen", "with nothing to see", "as a function"],
 )
 def test_batch_normalisation_is_refused_in_every_form(layer: Callable[[], nn.Module]) -> None:
-    assert "mixes the records of a batch" in complaint(Made(lambda: nn.Sequential(layer(), head())))
+    assert "mixes the records of a batch" in complaint(Toy(lambda: nn.Sequential(layer(), head())))
 
 
-class Burdened(Made):
+class Burdened(Toy):
     """Holds on to its model, for a term on parameters or for a step."""
 
     @override
@@ -220,17 +220,17 @@ def test_a_raw_step_of_an_optimizer_is_refused() -> None:
 
 def test_parameters_outside_of_the_model_are_refused() -> None:
     outside = nn.Linear(WIDTH, WIDTH)
-    said = complaint(Made(lambda: Through(outside.forward, head())))
-    assert said.startswith("its outputs or loss depend on a parameter outside the model")
+    message = complaint(Toy(lambda: Through(outside.forward, head())))
+    assert message.startswith("its outputs or loss depend on a parameter outside the model")
     assert outside.weight.grad is None
 
 
 def test_a_mean_with_class_weights_is_refused() -> None:
     # Its sensitivity at C = 1 was 6.42.
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1.0, 50.0]))
-    assert "no class weights" in complaint(Made(loss=weighted))
+    assert "no class weights" in complaint(Toy(loss=weighted))
     assert "multiply it by that record's own weight" in complaint(
-        Made(loss=lambda outputs, targets: functional.nll_loss(outputs, targets, torch.tensor([1.0, 1.0, 1.1])))
+        Toy(loss=lambda outputs, targets: functional.nll_loss(outputs, targets, torch.tensor([1.0, 1.0, 1.1])))
     )
 
 
@@ -244,7 +244,7 @@ class Infinite(Tiny):
         return inputs, targets
 
 
-def test_one_infinite_record_is_refused_before_the_model_is_no_longer_finite(make_federation: FederationMaker) -> None:
+def test_an_infinite_record_is_refused_before_it_reaches_the_model(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Infinite)))
     with pytest.raises(DataError, match="is not finite; correct the record"):
         open_site(federation.paths["north"]).check_records()
@@ -266,7 +266,7 @@ class _Trap:
 
 
 @pytest.mark.parametrize("write", [lambda trap, path: path.write_bytes(pickle.dumps(trap)), torch.save])
-def test_a_pickle_in_a_checkpoints_place_is_refused_and_not_run(
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_run(
     tmp_path: Path, write: Callable[[_Trap, Path], object]
 ) -> None:
     store = CheckpointStore(tmp_path)

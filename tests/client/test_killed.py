@@ -28,19 +28,19 @@ def test_a_site_that_is_killed_often_has_charged_for_all_that_left_it(
     make_federation: FederationMaker, encryption: Encryption, kills: int
 ) -> None:
     federation = make_federation(replace(NOISY, rounds=10, encryption=encryption))
-    found = killed(federation, kills, seed=int(encryption.collusion_resistant))
-    assert len(found["deaths"]) == kills
+    outcome = killed(federation, kills, seed=int(encryption.collusion_resistant))
+    assert len(outcome["deaths"]) == kills
     cost = Mechanism(2.0, 1.0, 1)
-    for left, charged in found["seen"]:
+    for left, charged in outcome["seen"]:
         assert epsilon([cost] * left, 1e-5) <= epsilon([cost] * charged, 1e-5)
         assert charged - left <= 1
-    assert set(found["left"]) == {1}  # asked again, the site sent the same bytes
+    assert set(outcome["left"]) == {1}  # asked again, the site sent the same bytes
     assert len(set(models_of(federation).values())) == 1
 
 
 def killed(federation: Federation, kills: int, *, seed: int) -> dict[str, Any]:
     process = Forked(federation.folder / "killed.log", main, str(federation.folder), str(kills), str(seed), env={})
-    code, said = process.wait(110), process.log.read_text(encoding="utf-8")
-    assert code == 0, said[-3000:]
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return found
+    code, message = process.wait(110), process.log.read_text(encoding="utf-8")
+    assert code == 0, message[-3000:]
+    report: dict[str, Any] = json.loads(message.splitlines()[-1])
+    return report

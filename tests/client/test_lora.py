@@ -30,7 +30,7 @@ MASKED = Encryption(update_bound=1.0, collusion_resistant=True)
 
 
 def trained_names() -> set[str]:
-    return {name for name, each in Intents().model().named_parameters() if each.requires_grad}
+    return {name for name, parameter in Intents().model().named_parameters() if parameter.requires_grad}
 
 
 def test_adapters_and_head_alone_are_trained_under_noise_masks_and_encryption(
@@ -48,8 +48,8 @@ def test_adapters_and_head_alone_are_trained_under_noise_masks_and_encryption(
     assert (
         len(
             {
-                sha256(next((each / "models").glob("study-*")).read_bytes()).digest()
-                for each in federation.paths.values()
+                sha256(next((folder / "models").glob("study-*")).read_bytes()).digest()
+                for folder in federation.paths.values()
             }
         )
         == 1
@@ -71,10 +71,15 @@ def test_book_keeping_computes_their_gradients() -> None:
 def test_a_hundred_million_frozen_parameters_cost_their_own_memory_and_an_update_of_a_megabyte_and_a_half() -> None:
     task = Base()
     module = make_model(task, 0)
-    sizes = [sum(each.numel() for each in module.parameters() if each.requires_grad is on) for on in (True, False)]
+    sizes = [
+        sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad is on)
+        for on in (True, False)
+    ]
     assert sizes[1] > 1e8
     assert 0.002 < sizes[0] / sizes[1] < 0.006
-    frozen = sum(each.numel() * each.element_size() for each in module.parameters() if not each.requires_grad)
+    frozen = sum(
+        parameter.numel() * parameter.element_size() for parameter in module.parameters() if not parameter.requires_grad
+    )
     inputs, targets = task.example()
     computing = Computing(gradients="bookkeeping", physical_batch=4)
     run = signed(steps=1, noise=1.0)

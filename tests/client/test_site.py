@@ -21,7 +21,7 @@ def folder(make_federation: FederationMaker) -> Path:
     return make_federation().paths["north"]
 
 
-def test_a_site_is_opened_once_in_a_process(make_federation: FederationMaker) -> None:
+def test_a_process_opens_a_site_only_once(make_federation: FederationMaker) -> None:
     federation = make_federation()
     north = open_site(federation.paths["north"])
     assert open_site(federation.paths["north"]) is north

@@ -27,14 +27,16 @@ RUN, SIZE = "ab" * 32, 5
 STATE = State({"v": np.linspace(0.1, 1, SIZE), "m": -np.ones(SIZE)})
 
 
-def test_a_state_comes_back_and_others_of_its_run_can_be_forgotten(tmp_path: Path) -> None:
+def test_a_state_is_read_back_and_other_states_of_its_run_can_be_deleted(tmp_path: Path) -> None:
     states, other = States(tmp_path), State({"v": np.zeros(SIZE), "m": np.zeros(SIZE)})
     for state in (STATE, other):
         states.save(RUN, state)
     read = states.load(RUN, STATE.digest, ("v", "m"), SIZE)
     assert read
     assert read.digest == STATE.digest
-    assert [each.tobytes() for each in read.vectors.values()] == [each.tobytes() for each in STATE.vectors.values()]
+    assert [vector.tobytes() for vector in read.vectors.values()] == [
+        vector.tobytes() for vector in STATE.vectors.values()
+    ]
     states.forget(RUN, {STATE.digest})
     assert states.load(RUN, other.digest, ("v", "m"), SIZE) is None
     assert states.load(RUN, STATE.digest, ("v", "m"), SIZE)
@@ -73,11 +75,11 @@ def test_a_damaged_state_is_named_and_never_taken(tmp_path: Path, names: tuple[s
 
 @pytest.mark.parametrize("vectors", [{"m": np.ones(SIZE), "v": np.ones(SIZE)}, {"v": np.ones(SIZE)}])
 def test_names_and_values_are_in_the_digest(vectors: dict[str, np.ndarray]) -> None:
-    found = {State(vectors).digest, State(dict(reversed(vectors.items()))).digest, STATE.digest}
-    assert len(found) == 1 + len(vectors)
+    digests = {State(vectors).digest, State(dict(reversed(vectors.items()))).digest, STATE.digest}
+    assert len(digests) == 1 + len(vectors)
 
 
-def test_what_a_site_keeps_counts_once_the_sum_is_open_with_its_update_in_it(tmp_path: Path) -> None:
+def test_a_sites_state_takes_effect_once_its_update_is_in_an_opened_sum(tmp_path: Path) -> None:
     own, plan = Own(tmp_path), make_plan(RUN)
     first, second = {"c": np.ones(SIZE)}, {"c": np.full(SIZE, 2.0)}
     assert own.load(plan.run, ("c",), SIZE)["c"].tolist() == [0.0] * SIZE
@@ -123,7 +125,7 @@ def test_a_run_with_averaging_goes_on_after_a_restart_and_from_its_sums_if_the_s
     assert before.digest == events[-1]["model"]
 
 
-def test_a_damaged_own_vector_costs_nothing(make_federation: FederationMaker) -> None:
+def test_a_damaged_own_vector_is_not_charged(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(SETTINGS, rounds=2, strategy={"name": "scaffold"}))
     node, done = node_of(federation, "west"), list[str]()
 

@@ -44,9 +44,9 @@ def _cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Com
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
-    shown = _cloister(*command, "--help")
-    assert shown.returncode == 0
-    assert f"cloister {' '.join(command)}" in shown.stdout.split("Example:")[1]
+    output = _cloister(*command, "--help")
+    assert output.returncode == 0
+    assert f"cloister {' '.join(command)}" in output.stdout.split("Example:")[1]
 
 
 def test_a_misspelt_command_gets_a_suggestion() -> None:
@@ -106,11 +106,11 @@ def test_signing_a_run_with_shared_noise_states_against_whom_it_protects(tmp_pat
     arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out",
                  tmp_path / "run.manifest")  # fmt: skip
     report = json.loads(_cloister("sign", run, *arguments, "--json").stdout.splitlines()[-1])
-    assert [each["colluding_sites"] for each in report["observers"]] == [0, 1, 2]
-    assert [each["declared"] for each in report["observers"]] == [False, True, False]
-    alone, declared, others = (each["epsilon"] for each in report["observers"])
+    assert [observer["colluding_sites"] for observer in report["observers"]] == [0, 1, 2]
+    assert [observer["declared"] for observer in report["observers"]] == [False, True, False]
+    alone, declared, others = (observer["epsilon"] for observer in report["observers"])
     assert alone < declared == report["epsilon"] < others
     assert report["most_parameters"] > 1_000
-    shown = _cloister("sign", run, *arguments).stdout
-    assert f"{declared:8.2f}  (σ {report['noise_multiplier']:.3g})  ← declared, charged" in shown
-    assert "and all other sites: one site's own update" in shown
+    output = _cloister("sign", run, *arguments).stdout
+    assert f"{declared:8.2f}  (σ {report['noise_multiplier']:.3g})  ← declared, charged" in output
+    assert "and all other sites: one site's own update" in output

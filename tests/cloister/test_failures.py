@@ -91,20 +91,20 @@ ERRORS: list[BaseException] = [
 ]
 
 
-def test_every_command_is_tried_here() -> None:
+def test_these_tests_cover_every_command() -> None:
     assert {*_commands(typer.main.get_command(cli.app))} == {*SEAMS}
 
 
 def _commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
-            yield from _commands(each, *names, name)
+        for name, inner in command.commands.items():
+            yield from _commands(inner, *names, name)
     else:
         yield names
 
 
 @pytest.mark.parametrize("command", SEAMS, ids=" ".join)
-def test_whatever_a_command_raises_is_one_sentence(
+def test_every_error_of_a_command_is_one_sentence(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, arguments = SEAMS[command]
@@ -112,15 +112,15 @@ def test_whatever_a_command_raises_is_one_sentence(
     for error in ERRORS:
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module(module), name, _raising(error))
-            said = _fail(patch, capsys, *command, *arguments)
-        assert said.startswith("✗ "), error
-        assert said.count("\n") == 1, said
-        assert QUOTE not in said
+            message = _fail(patch, capsys, *command, *arguments)
+        assert message.startswith("✗ "), error
+        assert message.count("\n") == 1, message
+        assert QUOTE not in message
     with monkeypatch.context() as patch:
         patch.setattr(importlib.import_module(module), name, _raising(KeyError(QUOTE)))
-        said = _fail(patch, capsys, "--debug", *command, *arguments)
-    assert "Traceback" in said
-    assert QUOTE in said
+        message = _fail(patch, capsys, "--debug", *command, *arguments)
+    assert "Traceback" in message
+    assert QUOTE in message
 
 
 def _raising(error: BaseException) -> Callable[..., object]:
@@ -150,12 +150,12 @@ def _fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     return capsys.readouterr().err
 
 
-def test_a_sentence_never_has_the_words_of_an_exception_that_is_not_ours() -> None:
+def test_the_text_of_foreign_exceptions_is_never_shown() -> None:
     for error in ERRORS:
-        said = sentence(error)
-        assert said
-        assert QUOTE not in said
-        assert isinstance(error, CloisterError | OSError | MemoryError) or type(error).__name__ in said
+        message = sentence(error)
+        assert message
+        assert QUOTE not in message
+        assert isinstance(error, CloisterError | OSError | MemoryError) or type(error).__name__ in message
 
 
 def test_a_message_states_where_an_error_was_raised() -> None:
@@ -193,7 +193,7 @@ def test_a_run_with_a_byte_order_mark_and_carriage_returns_is_signed(
     assert (tmp_path / "run.manifest").exists()
 
 
-def test_what_cannot_be_read_or_written_is_named(
+def test_files_that_cannot_be_read_or_written_are_named(
     consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -225,9 +225,9 @@ def test_what_cannot_be_read_or_written_is_named(
         f"{tmp_path}/{'n' * 300}: file name too long": sign(consortium, tmp_path / ("n" * 300)),
     }  # fmt: skip
     for expected, arguments in cases.items():
-        said = _fail(monkeypatch, capsys, *arguments)
-        assert said.startswith(f"✗ {expected}"), said
-        assert "Traceback" not in said
+        message = _fail(monkeypatch, capsys, *arguments)
+        assert message.startswith(f"✗ {expected}"), message
+        assert "Traceback" not in message
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "file",
         "folder",
@@ -238,12 +238,12 @@ def test_what_cannot_be_read_or_written_is_named(
     ]
 
 
-def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
+def test_a_file_that_exceeds_the_size_limit_is_named_and_removed(
     consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with file_size_limit(1000):
-        said = _fail(monkeypatch, capsys, *sign(consortium, tmp_path / "run.manifest"))
-    assert said.startswith(f"✗ {tmp_path / 'run.manifest'}: file too large; raise this account's limit")
+        message = _fail(monkeypatch, capsys, *sign(consortium, tmp_path / "run.manifest"))
+    assert message.startswith(f"✗ {tmp_path / 'run.manifest'}: file too large; raise this account's limit")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,11 +284,11 @@ def test_a_full_disk_under_standard_output_is_reported_and_a_closed_pipe_is_not(
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
-    shown = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
+    output = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
-    for each in (unread, shown):
-        assert each.returncode == 1
-        assert b"unexpected" not in each.stderr
+    for text in (unread, output):
+        assert text.returncode == 1
+        assert b"unexpected" not in text.stderr
     assert unread.stderr == b""
 
 
@@ -299,7 +299,7 @@ def test_a_closed_standard_output_is_not_an_error() -> None:
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-def test_every_character_that_is_not_ascii_has_another_form() -> None:
+def test_every_non_ascii_character_has_an_ascii_form() -> None:
     make_usable()
     assert "✓ ε ≥ 3, σ…\udcff".encode("ascii", "cloister") == rb"+ eps >= 3, sigma...\udcff"
 
@@ -310,6 +310,6 @@ def test_ctrl_c_stops_any_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module(module), name, _raising(KeyboardInterrupt()))
             assert _run(patch, *command, *arguments) == 130
-        said = capsys.readouterr().err
-        assert said.startswith(("stopped", "left; nothing is lost"))
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith(("stopped", "left; nothing is lost"))
+        assert message.count("\n") == 1

@@ -28,12 +28,12 @@ ENDED = {"crash": "an exception that is not ours", "oom": "too much memory", "ti
 
 def main() -> int:
     """Fuzz what was asked for and print a table; return how many parsers broke."""
-    asked = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Look for bytes that break a parser.")
-    asked.add_argument("--seconds", type=float, default=600, help="in all (600)")
-    asked.add_argument("--only", default="", help="parsers whose names hold this")
-    asked.add_argument("--replay", type=Path, help="a file that broke a parser: see how")
-    asked.add_argument("--one", help=argparse.SUPPRESS)
-    options, _ = asked.parse_known_args()  # the rest is libFuzzer's
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Look for bytes that break a parser.")
+    parser.add_argument("--seconds", type=float, default=600, help="in all (600)")
+    parser.add_argument("--only", default="", help="parsers whose names hold this")
+    parser.add_argument("--replay", type=Path, help="a file that broke a parser: see how")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options, _ = parser.parse_known_args()  # the rest is libFuzzer's
     if options.one:
         return _fuzz(options.one)
     from tests.fuzz.parsers import TRICKY, parsers  # noqa: PLC0415 - where one is fuzzed, it is imported under atheris' eyes
@@ -70,13 +70,13 @@ def _run(name: str, seeds: list[bytes], seconds: int) -> bool:
     with (folder / "log").open("w+b") as log:
         ended = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
         log.seek(0)
-        said = log.read().decode(errors="replace")
-    counts = re.findall(r"^#(\d+)\s|number_of_executed_units: (\d+)", said, re.MULTILINE)
+        output = log.read().decode(errors="replace")
+    counts = re.findall(r"^#(\d+)\s|number_of_executed_units: (\d+)", output, re.MULTILINE)
     executions = max((int(first or second) for first, second in counts), default=0)
-    found = [path for path in sorted(set(folder.iterdir()) - before) if path.name.partition("-")[0] in ENDED]
-    result = "held" if ended == 0 and not found else f"broke: see {folder}/log"
-    if found:
-        result = f"{ENDED[found[0].name.partition('-')[0]]}: {found[0]}"
+    crashes = [path for path in sorted(set(folder.iterdir()) - before) if path.name.partition("-")[0] in ENDED]
+    result = "held" if ended == 0 and not crashes else f"broke: see {folder}/log"
+    if crashes:
+        result = f"{ENDED[crashes[0].name.partition('-')[0]]}: {crashes[0]}"
     print(f"{name:<30} {executions:>10,}  {result}", flush=True)  # noqa: T201
     return result != "held"
 
@@ -96,7 +96,7 @@ def _fuzz(name: str) -> int:
         except CloisterError:
             return
 
-    atheris.Setup([sys.argv[0], *(each for each in sys.argv[1:] if each not in {"--one", name})], parse)
+    atheris.Setup([sys.argv[0], *(argument for argument in sys.argv[1:] if argument not in {"--one", name})], parse)
     atheris.Fuzz()
     return 0
 

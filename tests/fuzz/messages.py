@@ -71,7 +71,7 @@ def _framed(data: bytes, size: int) -> bytes:
     whole = next(to_frames([data], "m"))
     chunks = [pb.Chunk(opening=whole.opening, data=data[:size])]
     chunks += [pb.Chunk(data=data[start : start + size]) for start in range(size, len(data), size)]
-    return b"".join(len(each).to_bytes(2) + each for each in (chunk.SerializeToString() for chunk in chunks))
+    return b"".join(len(frame).to_bytes(2) + frame for frame in (chunk.SerializeToString() for chunk in chunks))
 
 
 def _assemble(data: bytes) -> bytearray | None:

@@ -56,7 +56,7 @@ def edits(draw: DrawFn, data: bytes, other: bytes) -> bytes:
     return draw(st.sampled_from([before + middle + after, before + middle, middle + after, middle]))
 
 
-def test_what_the_fuzzing_starts_from_is_accepted() -> None:
+def test_the_seeds_of_the_fuzzing_are_accepted() -> None:
     for parser in parsers().values():
         for seed in parser.seeds:
             parser.parse(seed)

@@ -65,12 +65,12 @@ def signing_key(name: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(sha256(b"test signing key " + name.encode()).digest())
 
 
-def chained(events: Iterable[bytes], key: Ed25519PrivateKey, whose: str = "north patients") -> bytes:
+def chained(events: Iterable[bytes], key: Ed25519PrivateKey, owner: str = "north patients") -> bytes:
     """Return a ledger of these events, as docs/protocol.md says, rather than by the code under test."""
     head, signature, lines = "0" * 64, b"", b""
     for event in events:
         head = sha256(bytes.fromhex(head) + signature + event).hexdigest()
-        signed = f"{whose} {head}".encode()
+        signed = f"{owner} {head}".encode()
         bound = b"cloister" + struct.pack(">H", 6) + b"ledger" + struct.pack(">Q", len(signed)) + signed
         signature = key.sign(bound).hex().encode()
         lines += b"%s %s %s\n" % (head.encode(), signature, event)
@@ -140,9 +140,9 @@ def run_settings(
     )
 
 
-def make_manifest(asked: RunSettings | None = None) -> tuple[Manifest, str]:
+def make_manifest(wanted: RunSettings | None = None) -> tuple[Manifest, str]:
     """Sign and open a run's manifest; return it with the run's name."""
-    document = sign_manifest(asked or run_settings(), signing_key("coordinator"), roster_version=3)
+    document = sign_manifest(wanted or run_settings(), signing_key("coordinator"), roster_version=3)
     return open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
 
 
@@ -299,8 +299,8 @@ class Round:
         return running.close()
 
 
-def make_round(asked: RunSettings | None = None, *, number: int = 1, size: int = PARAMETERS) -> Round:
-    manifest, run = make_manifest(asked)
+def make_round(wanted: RunSettings | None = None, *, number: int = 1, size: int = PARAMETERS) -> Round:
+    manifest, run = make_manifest(wanted)
     sizes = manifest.settings.cohort.sizes
     model = MODEL if size == PARAMETERS else Model(np.zeros(size, np.float32), Layout((("all", (size,)),)))
     plan = make_plan(

@@ -83,10 +83,12 @@ def write() -> None:
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
     tagged = tag_key().tag(mask(packed, None), plan, "north")
     (block,) = tagged.blocks
-    made = mac_key().authenticate(key.encrypt(replace(tagged, blocks=iter([block]))), plan, "north")
-    (chunk,) = made.ciphertexts.chunks
+    authenticated = mac_key().authenticate(key.encrypt(replace(tagged, blocks=iter([block]))), plan, "north")
+    (chunk,) = authenticated.ciphertexts.chunks
     bound = manifest.packing.update_bound
-    update = sign_update(made, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask="")
+    update = sign_update(
+        authenticated, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask=""
+    )
     ciphertext = {
         "key": text(key.to_bytes()),
         "values": VECTOR.tolist(),
@@ -96,9 +98,9 @@ def write() -> None:
         "tag": int(block[0, -1]),
         "wire": text(chunk),
         "code": int.from_bytes(chunk[-CODE_BYTES:], "little"),
-        "digest": made.ciphertexts.digest,
-        "seeds_digest": seeds_digest(made.ciphertexts.seeds),
-        "c1": sha256(binding().expand(made.ciphertexts.seeds).tobytes()).hexdigest(),
+        "digest": authenticated.ciphertexts.digest,
+        "seeds_digest": seeds_digest(authenticated.ciphertexts.seeds),
+        "c1": sha256(binding().expand(authenticated.ciphertexts.seeds).tobytes()).hexdigest(),
     }
     roster = sign_roster(make_roster(), authority_key())
     documents = {
@@ -120,12 +122,12 @@ def write() -> None:
     keys = EpochKeys(2, key, SECRET)
     round_, golden = masked_round(keys)
     store("ciphertext", ciphertext)
-    store("codes", codes(plan, made.nonce, chunk[:C0_BYTES], made.ciphertexts.seeds))
+    store("codes", codes(plan, authenticated.nonce, chunk[:C0_BYTES], authenticated.ciphertexts.seeds))
     store("masks", masks(plan))
     store("documents", documents | {"signed": text(_signed(update))})
     store("ledger", _ledger())
     store("keys", letters(keys))
-    store("round", round_ | _shown(golden, made.ciphertexts))
+    store("round", round_ | _contributors(golden, authenticated.ciphertexts))
     store("large", large_round(keys)[0])
     store("numbers", numbers() | {"evaluation": made_up_evaluation()})
     store("wire", messages(run))
@@ -140,12 +142,14 @@ def write_bad() -> None:
     store("bad", {"kinds": kinds, "bad": []})
     bad = [
         {
-            "kind": each.kind,
-            "name": each.name,
-            "parts": {name: change(good_parts(each.kind).get(name, b""), part) for name, part in each.parts.items()},
-            "error": each.error,
+            "kind": bad_one.kind,
+            "name": bad_one.name,
+            "parts": {
+                name: change(good_parts(bad_one.kind).get(name, b""), part) for name, part in bad_one.parts.items()
+            },
+            "error": bad_one.error,
         }
-        for each in (
+        for bad_one in (
             *golden_bad.documents(),
             *golden_bad_sums.sums(),
             *golden_bad_wire.wire(),
@@ -163,20 +167,26 @@ def _signed(north: SignedUpdate) -> bytes:
     return golden_bad.joined([one, *others])
 
 
-def _shown(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
+def _contributors(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
     """Return what sites are shown of a masked round; and an update with masks whose body is the known ciphertext."""
-    shown = [replace(each, seeds=b"", reveal=b"", pairs=b"") for each in golden.total.contributions]
-    south = next(each for each in golden.total.contributions if json.loads(each.header)["site"] == "south")
+    contributions = [
+        replace(contribution, seeds=b"", reveal=b"", pairs=b"") for contribution in golden.total.contributions
+    ]
+    south = next(
+        contribution
+        for contribution in golden.total.contributions
+        if json.loads(contribution.header)["site"] == "south"
+    )
     changes = {"size": PARAMETERS, "ciphertexts": ciphertexts.digest, "seeds": seeds_digest(ciphertexts.seeds)}
-    made = golden_bad.resigned(south, changes)
-    agreed = {json.loads(each.header)["site"]: each for each in shown}
-    statement = f"{golden.plan.digest} {set_digest({site: each.header for site, each in agreed.items()})}".encode()
+    changed = golden_bad.resigned(south, changes)
+    agreed = {json.loads(contribution.header)["site"]: contribution for contribution in contributions}
+    statement = f"{golden.plan.digest} {set_digest({site: part.header for site, part in agreed.items()})}".encode()
     return {
-        "shown": text(golden_bad.joined(shown)),
+        "shown": text(golden_bad.joined(contributions)),
         "agreed": json.dumps({site: sign(signing_key(site), "agree", statement).hex() for site in agreed}),
         "masked_update": {
-            "header": made.header.decode(),
-            "signature": made.signature.hex(),
+            "header": changed.header.decode(),
+            "signature": changed.signature.hex(),
             "commitments": golden.commitments["south"].hex(),
         },
     }

@@ -22,6 +22,7 @@ from privacy.crypto.masking import REVEAL_BYTES, _pair_sealer, seed_sealer, sign
 from privacy.crypto.pairs import _info
 from privacy.crypto.signing import SIGNATURE_BYTES, SignedDocument, sign
 from privacy.run.plan import read_plan
+from tests.privacy.bad_vectors import OTHER, A, Bad, M, P, canonical, changed
 from tests.privacy.consortium import (
     SECRET,
     mac_key,
@@ -30,7 +31,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
-from tests.privacy.golden_bad import OTHER, A, Bad, M, P, canonical, changed, joined, resigned, split
+from tests.privacy.golden_bad import joined, resigned, split
 from tests.privacy.vectors import good_parts, stored
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _contributions() -> Iterator[Bad]:
     yield Bad("sum", "a round after the last", {"plan": later.to_bytes(), "contributions": signed}, P)
     yield Bad("sum", "a plan with spaces", {"plan": good["plan"].replace(b":", b": ")}, M)
     one, two, three = parts
-    seedless = [resigned(each, {}, b"") for each in parts]
+    seedless = [resigned(part, {}, b"") for part in parts]
     for name, contributions, error in (
         ("a site twice", [one, two, three, one], P),
         ("too few", [one, two], P),
@@ -204,9 +205,9 @@ def tagged(good: dict[str, bytes], row: int, values: dict[int, int]) -> dict[str
 
 
 def _plus(codes: bytes, row: int, by: int) -> bytes:
-    found = np.frombuffer(codes, "<u8").copy()
-    found[row] = (int(found[row]) + by) % _Q
-    return found.tobytes()
+    values = np.frombuffer(codes, "<u8").copy()
+    values[row] = (int(values[row]) + by) % _Q
+    return values.tobytes()
 
 
 def _shown_seeds() -> Iterator[Bad]:
@@ -305,9 +306,9 @@ def _repetitions(kind: str, good: Mapping[str, bytes]) -> Iterator[Bad]:
     parts = [resigned(part, {"plan": fewer.digest, "attempt": 3}) for part in split(good["shown"])]
     headers = {site: part.header for site, part in zip(three, parts, strict=True)}
     statement = f"{fewer.digest} {set_digest(headers)}".encode()
-    shown = {"plan": fewer.to_bytes(), "shown": joined(parts), "own": headers["south"]}
+    parts_shown = {"plan": fewer.to_bytes(), "shown": joined(parts), "own": headers["south"]}
     if kind == "reveal":
-        shown["agreed"] = _json({site: sign(signing_key(site), "agree", statement).hex() for site in three})
+        parts_shown["agreed"] = _json({site: sign(signing_key(site), "agree", statement).hex() for site in three})
     revealed = f"revealing for round 2: {OTHER} {OTHER}\n"
     evidence = f"evidence against north: {OTHER}\nevidence against dover: {OTHER}\n"
 
@@ -316,11 +317,11 @@ def _repetitions(kind: str, good: Mapping[str, bytes]) -> Iterator[Bad]:
         return {"once": f"{signed}{revealed}{known}".encode()}
 
     for name, changes in (
-        ("a repetition of what nobody signed", shown | {"once": (revealed + evidence).encode()}),
-        ("a repetition without evidence", shown | once("east", "north", "south", "west", known="")),
-        ("a repetition with evidence against others", shown | once("bath", "east", "north", "south", "west")),
-        ("a repetition over the same sites", shown | once(*three)),
-        ("a repetition with one site more", shown | once("east", "north", "south")),
+        ("a repetition of what nobody signed", parts_shown | {"once": (revealed + evidence).encode()}),
+        ("a repetition without evidence", parts_shown | once("east", "north", "south", "west", known="")),
+        ("a repetition with evidence against others", parts_shown | once("bath", "east", "north", "south", "west")),
+        ("a repetition over the same sites", parts_shown | once(*three)),
+        ("a repetition with one site more", parts_shown | once("east", "north", "south")),
         ("a repetition that is not whole", once("dover", "east", "north", "south", "west")),
     ):
         yield Bad(kind, name, changes, P)

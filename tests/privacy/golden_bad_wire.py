@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.crypto.signing import sign
 from privacy.run.votes import cast
+from tests.privacy.bad_vectors import OTHER, A, Bad, M, P
 from tests.privacy.consortium import signing_key
-from tests.privacy.golden_bad import OTHER, A, Bad, M, P
 from tests.privacy.golden_wire import (
     NODE,
     answered,
@@ -215,7 +215,7 @@ def _records() -> Iterator[Bad]:
         ("reply opened", "a range without an end", "opened", config(opened | {"update_bound": float("inf")})),
         ("reply opened", "no signature", "opened", config({"model": OTHER, "update_bound": 0.5})),
     ]
-    told: list[tuple[str, str, str, object]] = [
+    unwelcome: list[tuple[str, str, str, object]] = [
         ("reply update", "a report among values", "report", config({"epsilon": 0.5})),
         ("reply update", "a list for ε", "report", metrics({"epsilon": [0.5]})),
         ("reply update", "a negative ε", "report", metrics({"epsilon": -0.5})),
@@ -228,13 +228,15 @@ def _records() -> Iterator[Bad]:
         ("reply opened", "a name of a metric in two lines", "metrics", metrics({"lo\nss": 0.5})),
         ("reply opened", "too many metrics", "metrics", metrics({f"m{number}": 0.5 for number in range(17)})),
     ]
-    for error, kind, name, record, value in [(M, *each) for each in cases] + [("LeftOutError", *each) for each in told]:
+    for error, kind, name, record, value in [(M, *case) for case in cases] + [
+        ("LeftOutError", *case) for case in unwelcome
+    ]:
         content = RecordDict(dict(good[kind].items()))
         content.pop(record, None)
         if value is not None:
             content[record] = value  # type: ignore[assignment]
-        what = kind.partition(" ")[2]
-        body = body_of(ask(what, content)) if kind.startswith("message") else answered(content)
+        name_ = kind.partition(" ")[2]
+        body = body_of(ask(name_, content)) if kind.startswith("message") else answered(content)
         yield Bad(kind, name, {"body": body}, error)
 
 
@@ -266,8 +268,8 @@ def _readiness() -> Iterator[Bad]:
     ):
         content = RecordDict({"readiness": ConfigRecord(ready | changes)})
         yield Bad("readiness", name, {"body": answered(content)}, error)
-    made = readiness(run)
-    elsewhere = sign(signing_key("south"), "readiness", made.signed_part(run, NODE + 1))
+    genuine = readiness(run)
+    elsewhere = sign(signing_key("south"), "readiness", genuine.signed_part(run, NODE + 1))
     content = RecordDict({"readiness": ConfigRecord(ready | {"signature": elsewhere})})
     yield Bad("readiness", "signed for another node", {"body": answered(content)}, A)
     yield Bad("readiness", "signed for another run", {"run": OTHER.encode()}, A)
@@ -275,20 +277,22 @@ def _readiness() -> Iterator[Bad]:
 
 def _votes() -> Iterator[Bad]:
     run = stored("wire")["run"]
-    asked, good = question(run), votes(run)
-    keep = {site: cast(asked, signing_key(site), reject=False) for site in good}
-    for name, about, shown, error in (
-        ("another round", replace(asked, round=5), good, A),
-        ("from another model", replace(asked, before=OTHER), good, A),
-        ("to another model", replace(asked, after=OTHER), good, A),
-        ("a vote turned over", asked, good | {"south": replace(good["south"], reject=True)}, A),
-        ("another's vote", asked, good | {"south": good["north"]}, A),
-        ("a site that is no member", asked, good | {"mallory": good["north"]}, P),
-        ("a vote left out, so that too few are left", asked, {site: good[site] for site in ("north", "west")}, P),
-        ("one of three rejects", asked, keep | {"north": good["north"]}, P),
+    genuine, good = question(run), votes(run)
+    keep = {site: cast(genuine, signing_key(site), reject=False) for site in good}
+    for name, about, votes_, error in (
+        ("another round", replace(genuine, round=5), good, A),
+        ("from another model", replace(genuine, before=OTHER), good, A),
+        ("to another model", replace(genuine, after=OTHER), good, A),
+        ("a vote turned over", genuine, good | {"south": replace(good["south"], reject=True)}, A),
+        ("another's vote", genuine, good | {"south": good["north"]}, A),
+        ("a site that is no member", genuine, good | {"mallory": good["north"]}, P),
+        ("a vote left out, so that too few are left", genuine, {site: good[site] for site in ("north", "west")}, P),
+        ("one of three rejects", genuine, keep | {"north": good["north"]}, P),
     ):
         body = body_of(
-            ask("query.undo", kinds.UNDO.pack(kinds.Undo(b"a manifest", about.round, about.before, about.after, shown)))
+            ask(
+                "query.undo", kinds.UNDO.pack(kinds.Undo(b"a manifest", about.round, about.before, about.after, votes_))
+            )
         )
         yield Bad("votes", name, {"body": body}, error)
     yield Bad("votes", "of another run", {"run": OTHER.encode()}, A)
@@ -317,4 +321,4 @@ def _chunks() -> Iterator[Bad]:
 
 
 def _text(chunks: Any) -> bytes:  # noqa: ANN401 - any iterable of bytes
-    return " ".join(each.hex() for each in chunks).encode()
+    return " ".join(chunk.hex() for chunk in chunks).encode()

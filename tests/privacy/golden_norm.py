@@ -14,8 +14,8 @@ from privacy.crypto.norm_signature import sign_proof, subject_of
 from privacy.crypto.norms import _blinding, context_of, longest, projection, prove_norm, state
 from privacy.crypto.pedersen import BYTES, IDENTITY, ORDER, generator
 from privacy.crypto.signing import SIGNATURE_BYTES
+from tests.privacy.bad_vectors import Bad
 from tests.privacy.consortium import shared_secrets, signing_key
-from tests.privacy.golden_bad import Bad
 from tests.privacy.vectors import good_parts, stored
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ KINDS = {
 _SIZE, _NORM, _BOUND = 300, 2.0, 0.5
 _WEIGHTS = {"north": 1.0, "south": 0.75, "west": 0.5}
 _GENERATORS = (("number", 0), ("number", 127), ("hidden", 5), ("value", 0), ("blinding", 0))
-_PLAN, _SET, _SUM = (sha256(what).hexdigest() for what in (b"a plan", b"a set", b"a sum"))
+_PLAN, _SET, _SUM = (sha256(name).hexdigest() for name in (b"a plan", b"a set", b"a sum"))
 _FIRST = _MASKED = 6 * BYTES
 _SCALARS = _FIRST + 15 * ROWS
 
@@ -47,14 +47,14 @@ def norms() -> dict[str, object]:
     seeds = {site: sha256(f"mask of {site}".encode()).digest() for site in SITES}
     subject = subject_of(_PLAN, _SET, _SUM)
     context = context_of(subject, seeds)
-    said, proof, total, limit = dict[str, object](), b"", np.zeros(_SIZE), 0
+    by_site, proof, total, limit = dict[str, object](), b"", np.zeros(_SIZE), 0
     for number, site in enumerate(SITES):
         update, secrets = half_levels(number + 3), shared_secrets(site, SITES)
         into = projection(context)
         into.add(update)
         length = longest(packing, _SIZE, _WEIGHTS[site], _NORM)
         blinding = _blinding(secrets, context, site)
-        said[site] = {
+        by_site[site] = {
             "factor": number + 3,
             "weight": _WEIGHTS[site],
             "length": length,
@@ -73,7 +73,7 @@ def norms() -> dict[str, object]:
     return {
         "plan": _PLAN, "set": _SET, "sum": _SUM, "subject": subject.hex(), "context": context.hex(),
         "parameters": _SIZE, "update_norm": _NORM,
-        "update_bound": _BOUND, "levels": packing.levels, "sites": said, "projections_of_sum": into.numbers,
+        "update_bound": _BOUND, "levels": packing.levels, "sites": by_site, "projections_of_sum": into.numbers,
         "generators": {f"{name} {index}": generator(name, index).hex() for name, index in _GENERATORS},
         "limit_of_south": str(limit),
         "proof_of_south": _text(sign_proof(proof, subject, signing_key("south"))),
@@ -112,8 +112,8 @@ def bad_norms() -> Iterator[Bad]:
         ("another commitment", {"signed": with_(0, generator("value"))}, "AuthenticityError"),
         ("another masked sum", {"signed": resigned(bytes(off))}, "AuthenticityError"),
         *(
-            (f"another {what}", {"signed": with_(place, (5).to_bytes(BYTES, "little"))}, "AuthenticityError")
-            for what, place in (
+            (f"another {part}", {"signed": with_(place, (5).to_bytes(BYTES, "little"))}, "AuthenticityError")
+            for part, place in (
                 ("answer of a projection", _SCALARS),
                 ("answer of a mask", _SCALARS + 130 * BYTES),
                 ("answer of a bit", len(proof) - 4 * BYTES),

@@ -66,7 +66,9 @@ def _constants() -> dict[str, object]:
     layout = Layout((("head.weight", (1, 3)), ("head.bias", (1,))), constants)
     return {
         "layout": layout.shapes,
-        "constants": [[each.name, each.dtype, each.shape, each.values.tobytes().hex()] for each in constants],
+        "constants": [
+            [constant.name, constant.dtype, constant.shape, constant.values.tobytes().hex()] for constant in constants
+        ],
         "layout_digest": layout.digest,
     }
 
@@ -120,32 +122,32 @@ def _ranges() -> list[dict[str, object]]:
 def _averaging(averaging: Averaging, rounds: int) -> dict[str, object]:
     """Rounds that are averaged, as `client.state.models` does it, after those that are not."""
     layout = Layout((("all", (40,)),))
-    model, mean, found = model_of(layout), np.empty(0, np.float32), list[dict[str, object]]()
+    model, mean, rows = model_of(layout), np.empty(0, np.float32), list[dict[str, object]]()
     for number in range(1, rounds + 1):
         model, averaged = average(model, Update(values_of(40, number, 7000))), averaging.includes(number, rounds)
-        count = sum(averaging.includes(each, rounds) for each in range(1, number + 1))
+        count = sum(averaging.includes(round_number, rounds) for round_number in range(1, number + 1))
         if averaged and count > 1:
             include(mean, model.vector, averaging.window(count))
         else:
             mean = model.vector.copy()
         kept = Checkpoint("", number, model, 1.0, average=replace(model, vector=mean).digest)
-        found.append({
+        rows.append({
             "averaged": averaged,
             "model": model.digest,
             "mean": kept.average,
             "digest": kept.digest,
             "first_of_mean": mean[:SHOWN].tolist(),
         })  # fmt: skip
-    return {"layout": layout.shapes, "rounds": found, "averaging": averaging.share, "ema_decay": averaging.decay}
+    return {"layout": layout.shapes, "rounds": rows, "averaging": averaging.share, "ema_decay": averaging.decay}
 
 
 def _algorithms() -> dict[str, object]:
     """Three rounds of every algorithm that ships, to some of which not all sites contribute."""
     layout, weights = Layout((("all", (40,)),)), {"north": 1.0, "south": 0.5, "west": 0.25}
-    run, found = Run(5, 0.25, weights), dict[str, object]()
+    run, entries = Run(5, 0.25, weights), dict[str, object]()
     for name in shipped():
-        given: dict[str, Any] = {"steps": {"south": 2, "west": 4}} if name == "fednova" else {}
-        settings = completed(replace(run_settings(), strategy={"name": name, **given}))
+        extra: dict[str, Any] = {"steps": {"south": 2, "west": 4}} if name == "fednova" else {}
+        settings = completed(replace(run_settings(), strategy={"name": name, **extra}))
         document = sign_manifest(settings, (key := signing_key("coordinator")), roster_version=3)
         algorithm = algorithm_of(open_manifest(document.to_bytes(), key.public_key())[0], "north")
         model, rounds = model_of(layout), list[dict[str, object]]()
@@ -161,18 +163,18 @@ def _algorithms() -> dict[str, object]:
                 "digest": Checkpoint("", number, model, 1.0, state=state).digest,
                 "first_of_model": model.vector[:SHOWN].tolist(),
             })  # fmt: skip
-        found[name] = {"strategy": settings.strategy, "rounds": rounds}
-    return {"layout": layout.shapes, "steps": run.steps, "weights": weights, "strategies": found}
+        entries[name] = {"strategy": settings.strategy, "rounds": rounds}
+    return {"layout": layout.shapes, "steps": run.steps, "weights": weights, "strategies": entries}
 
 
 def _shared_noise() -> dict[str, object]:
-    asked = replace(
+    settings = replace(
         run_settings(),
         training=Training(steps_per_round=1, sample_rate=0.25, learning_rate=0.5),
         privacy=Privacy(max_grad_norm=2.0, noise_multiplier=0.8, noise="shared", colluding_sites=1),
         encryption=Encryption(update_bound=0.25, profile="precise"),
     )
-    document = sign_manifest(asked, signing_key("coordinator"), roster_version=3)
+    document = sign_manifest(settings, signing_key("coordinator"), roster_version=3)
     manifest, _ = open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
     model, weight = model_of(Layout((("all", (20,)),))), manifest.weight("south")
     share = share_for(manifest, model)
@@ -205,7 +207,7 @@ def _statistics() -> dict[str, object]:
     values = np.array([[0.0, 100.0], [37.5, 240.5], [61.25, 300.0], [100.0, 59.0], [20.0, 150.25]])
     labels = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     return {
-        "columns": [[each.name, each.low, each.high] for each in form.columns],
+        "columns": [[column.name, column.low, column.high] for column in form.columns],
         "classes": list(form.classes),
         "bins": form.bins,
         "values": values.tolist(),

@@ -105,7 +105,7 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
     roster = make_roster(*sites)
     document, manifest, plan = _planned(settings, keys, model, number=2, attempt=2)
     running, masks = RunningSum(plan), dict[str, Masks]()
-    said: dict[str, dict[str, object]] = {}
+    by_site: dict[str, dict[str, object]] = {}
     for number, site in enumerate(sites):
         if site == _ABSENT:
             continue
@@ -119,13 +119,13 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
         blocks = joined(packed.blocks)
         digest = words_digest(blocks)
         masked = mask(PackedUpdate(iter([blocks]), packed.charge), masks[site])
-        made = mac_key().authenticate(keys.decryption.encrypt(tag_key().tag(masked, plan, site)), plan, site)
+        authenticated = mac_key().authenticate(keys.decryption.encrypt(tag_key().tag(masked, plan, site)), plan, site)
         update = sign_update(
-            made, plan, model.layout, site, signing_key(site), weight=manifest.weight(site), update_bound=bound,
-            mask=commitment(seed), commitments=masks[site].commitments,
+            authenticated, plan, model.layout, site, signing_key(site), weight=manifest.weight(site),
+            update_bound=bound, mask=commitment(seed), commitments=masks[site].commitments,
         )  # fmt: skip
         running.add(verify_update(update, site, plan, manifest, roster))
-        said[site] = {
+        by_site[site] = {
             "values": [number + 3, _SMALL],
             "rounding_key": sha256(repr((7, site)).encode()).hexdigest(),
             "packed": digest,
@@ -136,8 +136,8 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
             "commitments": update.commitments.hex(),
         }
     closed = running.close()
-    shown = {site: part.header for site, part in zip(running.sites, closed.contributions, strict=True)}
-    absent, parts = absent_from(plan, shown), []
+    headers = {site: part.header for site, part in zip(running.sites, closed.contributions, strict=True)}
+    absent, parts = absent_from(plan, headers), []
     for site, part in zip(running.sites, closed.contributions, strict=True):
         sealed, pairs = (
             sign_seed(
@@ -148,8 +148,8 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
                 signing_key(site),
             ),
         )  # fmt: skip
-        said[site] |= {
-            "agreed": agree(Nothing(), plan, shown, signing_key(site)).hex(),
+        by_site[site] |= {
+            "agreed": agree(Nothing(), plan, headers, signing_key(site)).hex(),
             "reveal": sealed.hex(),
             "pairs": pairs.hex(),
         }
@@ -159,8 +159,8 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
     return {
         **_documents(golden, document),
         "absent": absent,
-        "set": set_digest(shown),
-        "sites": said,
+        "set": set_digest(headers),
+        "sites": by_site,
         "sum": sum_parts(total),
         "opened": opened(golden, *seeds_of(golden)),
     }, golden  # fmt: skip
@@ -175,19 +175,19 @@ def large_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
     members = tuple(member(site) if site in first else replace(member(site), sealing_key="") for site in sites)
     roster = replace(make_roster(), members=members)
     document, manifest, plan = _planned(settings, keys, model, number=1, attempt=1)
-    running, said = RunningSum(plan), dict[str, dict[str, object]]()
+    running, by_site = RunningSum(plan), dict[str, dict[str, object]]()
     for number, site in enumerate(first):
         charge = Charge(Release(plan.run, 1, 1), manifest.round_cost, sha256(site.encode()).hexdigest())
         packed = pack(
             private(values_of(5000, number + 3, _LARGE), charge), 1.0, manifest.packing, Randomness.seeded(7, site)
         )
         tagged = tag_key().tag(mask(packed, None), plan, site)
-        made = mac_key().authenticate(keys.decryption.encrypt(tagged), plan, site)
+        authenticated = mac_key().authenticate(keys.decryption.encrypt(tagged), plan, site)
         update = sign_update(
-            made, plan, model.layout, site, signing_key(site), weight=1.0, update_bound=0.25, mask=""
+            authenticated, plan, model.layout, site, signing_key(site), weight=1.0, update_bound=0.25, mask=""
         )  # fmt: skip
         running.add(verify_update(update, site, plan, manifest, roster))
-        said[site] = {
+        by_site[site] = {
             "values": [number + 3, _LARGE],
             "rounding_key": sha256(repr((7, site)).encode()).hexdigest(),
             "seeds": Ciphertexts(update.chunks).seeds.hex(),
@@ -199,7 +199,7 @@ def large_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
     del parts["c1-0"]  # follows from the seeds
     return {
         **_documents(golden, document),
-        "sites": said,
+        "sites": by_site,
         "sum": parts,
         "c1": sha256(golden.total.c1[0]).hexdigest(),
         "opened": opened(golden, {}, {}),
@@ -215,7 +215,7 @@ def opened(golden: Golden, seeds: Mapping[str, bytes], pairs: Mapping[str, Mappi
     size, weights = golden.model.layout.size, [header.weight for header in golden.headers.values()]
     packing = replace(golden.manifest.packing, update_bound=golden.bound)
     mean = unpack([unmasked], size, weights, packing)
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "decrypted": words_digest(decrypted),
         "unmasked": words_digest(unmasked),
         "coefficients": unmasked[0, :SHOWN].tolist(),
@@ -224,7 +224,7 @@ def opened(golden: Golden, seeds: Mapping[str, bytes], pairs: Mapping[str, Mappi
         "next_update_bound": next_bound(mean, len(weights), golden.manifest.packing.update_bound),
     }
     model = average(golden.model, mean)
-    return found | {"model_digest": model.digest, "first_of_model": model.vector[:SHOWN].tolist()}
+    return values | {"model_digest": model.digest, "first_of_model": model.vector[:SHOWN].tolist()}
 
 
 def seeds_of(golden: Golden) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:

@@ -45,14 +45,14 @@ _TRAININGS = [
 
 def trainings() -> dict[str, list[dict[str, object]]]:
     """Return signed runs, each with its steps per round and the learning rate of every step."""
-    key, found = signing_key("coordinator"), list[dict[str, object]]()
+    key, rows = signing_key("coordinator"), list[dict[str, object]]()
     for training in _TRAININGS:
         settings = replace(run_settings(), rounds=_ROUNDS, training=training)
         document = sign_manifest(settings, key, roster_version=3).to_bytes()
         manifest, _ = open_manifest(document, key.public_key())
         steps, rates = steps_and_rates(manifest)
-        found.append({"manifest": document.decode(), "steps": steps, "rates": rates})
-    return {"runs": found}
+        rows.append({"manifest": document.decode(), "steps": steps, "rates": rates})
+    return {"runs": rows}
 
 
 def steps_and_rates(manifest: Manifest) -> tuple[int, list[float]]:
@@ -61,4 +61,4 @@ def steps_and_rates(manifest: Manifest) -> tuple[int, list[float]]:
     assert training is not None
     steps, rate = training.steps, training.learning_rate
     fractions = (training.schedule.fraction(step, steps, rounds) for step in range(1, steps * rounds + 1))
-    return steps, [rate * each for each in fractions]
+    return steps, [rate * fraction for fraction in fractions]

@@ -21,7 +21,7 @@ from transport import messages as wire
 from transport.flower import instruction, reply, stamp
 from transport.framing import to_frames
 from transport.parcel import encode
-from transport.reports import Told
+from transport.reports import ReportedNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 NODE = member("south").node_id
 HEAD_LINE = "5a" * 32
 _DIGEST, _OTHER = "0f" * 32, "1e" * 32
-_PARTS = tuple(Contribution(f"header of {each}".encode(), bytes([each]) * 64, b"seeds" * each, b"reveal", b"pairs" * 2)
-               for each in (1, 2))  # fmt: skip
+_PARTS = tuple(Contribution(f"header of {n}".encode(), bytes([n]) * 64, b"seeds" * n, b"reveal", b"pairs" * 2)
+               for n in (1, 2))  # fmt: skip
 _SUM = EncryptedSum(b"a plan", _PARTS, (b"c0 of 32", b"c0 of the rest"), b"codes!!!", ())
 _PROVED = EncryptedSum(b"a plan", _PARTS, _SUM.c0, b"codes!!!", (), (b"a proof", b"another"))
 _UPDATE = SignedUpdate(b"a header", b"\3" * 64, (b"32 ciphertexts", b"the rest"), b"\4" * 96)
@@ -73,9 +73,9 @@ def instructions(run: str) -> dict[str, RecordDict]:
         "query.accept": wire.ACCEPT.pack(wire.Letter("north", b"a letter")),
         "query.pairs": wire.PAIRS.pack(wire.Pairs(_DIGEST, {"east": b"a pair letter", "north": b"another"})),
         "train": wire.TRAIN.pack(wire.Order(manifest, plan, [_SUM, _LARGE], signed_head())),
-        "query.agree": wire.AGREE.pack(wire.Shown(manifest, plan, _PARTS)),
-        "query.reveal": wire.REVEAL.pack(wire.Shown(manifest, plan, _PARTS, agreed, _DIGEST)),
-        "query.prove": wire.PROVE.pack(wire.ToProve(manifest, bare, agreed, _PROVED.digest)),
+        "query.agree": wire.AGREE.pack(wire.ContributorSet(manifest, plan, _PARTS)),
+        "query.reveal": wire.REVEAL.pack(wire.ContributorSet(manifest, plan, _PARTS, agreed, _DIGEST)),
+        "query.prove": wire.PROVE.pack(wire.ProofRequest(manifest, bare, agreed, _PROVED.digest)),
         "query.judge": wire.JUDGE.pack(
             wire.Suspect(manifest, plan, _UPDATE, mask_messages.Accusation("north", b"\x09" * 64))
         ),
@@ -94,15 +94,15 @@ def replies(run: str) -> dict[str, RecordDict]:
         "leader": wire.Keys(3, _DIGEST, {"north": b"one", "south": b"two"}, pairs),
         "keys": wire.Keys(3, _DIGEST, {}, pairs),
         "shared": wire.Shared(pairs, ["east", "north", "west"]),
-        "update": wire.Trained(_UPDATE, Told({"epsilon": 0.5}), signed_head()),
+        "update": wire.Trained(_UPDATE, ReportedNumbers({"epsilon": 0.5}), signed_head()),
         "agreed": wire.Agreed(b"\5" * 64, b"\6" * 112),
         "revealed": b"\7" * 112,
         "proved": b"\x08" * 100,
         "verdict": mask_messages.Verdict(right=False, signature=b"\x0a" * 64),
         "refused": mask_messages.Refusal("seeds", ["east", "west"], b"\x0b" * 64),
-        "opened": wire.Reached(
+        "opened": wire.RoundOutcome(
             run_messages.Opened(_OTHER, 2.0**-20, b"\x08" * 64),
-            Told({"loss": 0.25, "accuracy": 0.88}),
+            ReportedNumbers({"loss": 0.25, "accuracy": 0.88}),
             votes(run)["south"],
         ),
         "undone": _DIGEST,
@@ -134,25 +134,25 @@ def frames(body: bytes, size: int, reply_to: str = "") -> list[bytes]:
     opening = next(to_frames([body], reply_to)).opening
     pieces = [body[start : start + size] for start in range(0, len(body), size)]
     first = pb.Chunk(opening=opening, data=pieces[0])
-    return [each.SerializeToString() for each in (first, *(pb.Chunk(data=piece) for piece in pieces[1:]))]
+    return [chunk.SerializeToString() for chunk in (first, *(pb.Chunk(data=piece) for piece in pieces[1:]))]
 
 
 def messages(run: str) -> dict[str, object]:
     """Return all of it."""
-    asked = {kind: entry(body_of(ask(kind, content)), content) for kind, content in instructions(run).items()}
-    said = {kind: entry(answered(content), content) for kind, content in replies(run).items()}
-    lead = bytes.fromhex(asked["query.lead"]["body"])
+    questions = {kind: entry(body_of(ask(kind, content)), content) for kind, content in instructions(run).items()}
+    answers = {kind: entry(answered(content), content) for kind, content in replies(run).items()}
+    lead = bytes.fromhex(questions["query.lead"]["body"])
     return {
         "node": NODE,
         "run": run,
         "lineage": "patients",
         "words": _words(),
-        "messages": asked,
-        "replies": said,
+        "messages": questions,
+        "replies": answers,
         "failure": {"body": answered(Error(100, "south refuses")).hex(), "code": 100, "reason": "south refuses"},
         "pull": pb.PullRequest(protocol=1, wait_seconds=20.0).SerializeToString().hex(),
-        "chunks": [each.hex() for each in frames(lead, 64, "f" * 32)],
-        "chunks_as_text": " ".join(each.hex() for each in frames(lead, 64, "f" * 32)),
+        "chunks": [frame.hex() for frame in frames(lead, 64, "f" * 32)],
+        "chunks_as_text": " ".join(frame.hex() for frame in frames(lead, 64, "f" * 32)),
         "receipt": pb.Receipt(status=pb.Receipt.ACCEPTED).SerializeToString().hex(),
     }
 
@@ -185,15 +185,15 @@ def entry(body: bytes, content: RecordDict) -> dict[str, Any]:
     """Return a body, and what is in it."""
     return {
         "body": body.hex(),
-        "arrays": {name: _arrays(each) for name, each in content.array_records.items()},
-        "configs": {name: _values(each) for name, each in content.config_records.items()},
-        "metrics": {name: _values(each) for name, each in content.metric_records.items()},
+        "arrays": {name: _arrays(record) for name, record in content.array_records.items()},
+        "configs": {name: _values(record) for name, record in content.config_records.items()},
+        "metrics": {name: _values(record) for name, record in content.metric_records.items()},
     }
 
 
 def _arrays(arrays: ArrayRecord) -> list[list[object]]:
-    return [[name, each.dtype, list(each.shape), each.stype, each.data.hex()] for name, each in arrays.items()]
+    return [[name, array.dtype, list(array.shape), array.stype, array.data.hex()] for name, array in arrays.items()]
 
 
 def _values(values: Mapping[str, Any]) -> dict[str, object]:
-    return {name: {"blob": each.hex()} if isinstance(each, bytes) else each for name, each in values.items()}
+    return {name: {"blob": value.hex()} if isinstance(value, bytes) else value for name, value in values.items()}

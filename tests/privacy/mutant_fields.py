@@ -37,14 +37,14 @@ class FieldMutant:
     """A class of a document in which a field may be more than it should."""
 
     module: str
-    what: str
+    change: str
     source: str
     reader: tuple[str, str]  # its module, and its name among the readers
 
     @property
     def name(self) -> str:
         """Which bound of which field is off."""
-        return f"{self.module}.{self.what}"
+        return f"{self.module}.{self.change}"
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -54,8 +54,8 @@ class FieldMutant:
             reader = importlib.import_module(module)
             if module != self.module:
                 with ExitStack() as stack:
-                    for each in (*_BETWEEN.get(self.module, ()), module):
-                        reader = stack.enter_context(_instead(each, ast.unparse(parsed(each))))
+                    for module_name in (*_BETWEEN.get(self.module, ()), module):
+                        reader = stack.enter_context(_instead(module_name, ast.unparse(parsed(module_name))))
         forget()
         with patch.object(readers, name, getattr(reader, name)):
             yield
@@ -64,20 +64,20 @@ class FieldMutant:
 
 def field_mutants(module: str, reader: tuple[str, str]) -> list[FieldMutant]:
     """Return a mutant for every bound of every field of a module's documents."""
-    tree, found = parsed(module), []
+    tree, mutants = parsed(module), []
     for owner in tree.body:
         if isinstance(owner, ast.ClassDef):
             for field in owner.body:
                 if isinstance(field, ast.AnnAssign):
-                    for what, annotation in _relaxed(field.annotation):
-                        name = f"{owner.name}.{ast.unparse(field.target)}: {what}"
-                        found.append(FieldMutant(module, name, changed(tree, {field.annotation: annotation}), reader))
+                    for relaxation, annotation in _relaxed(field.annotation):
+                        name = f"{owner.name}.{ast.unparse(field.target)}: {relaxation}"
+                        mutants.append(FieldMutant(module, name, changed(tree, {field.annotation: annotation}), reader))
             for decorator in owner.decorator_list:
-                for what in ("extra='ignore'", "strict=False"):
-                    source = changed(tree, {decorator: _configured(decorator, what)}) if _is_strict(decorator) else ""
+                for change in ("extra='ignore'", "strict=False"):
+                    source = changed(tree, {decorator: _configured(decorator, change)}) if _is_strict(decorator) else ""
                     if source:
-                        found.append(FieldMutant(module, f"{owner.name}: {what}", source, reader))
-    return found
+                        mutants.append(FieldMutant(module, f"{owner.name}: {change}", source, reader))
+    return mutants
 
 
 def _relaxed(annotation: ast.expr) -> Iterator[tuple[str, ast.expr]]:
@@ -87,27 +87,27 @@ def _relaxed(annotation: ast.expr) -> Iterator[tuple[str, ast.expr]]:
             for text in _ALIASES[name]:
                 yield f"{name} as {text}", _expression(text)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            for what, other in _relaxed(left):
-                yield what, ast.BinOp(other, ast.BitOr(), right)
+            for relaxation, other in _relaxed(left):
+                yield relaxation, ast.BinOp(other, ast.BitOr(), right)
         case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, ast.Call(keywords=words)])):
             yield from _unbounded(inner, words)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
             base = "int" if isinstance(ast.literal_eval(values), int) else "str"
             yield f"any {base}", _expression(base)
         case ast.Subscript(value=ast.Name(id=outer), slice=ast.Tuple(elts=[first, second])):
-            for what, other in _relaxed(first):
-                yield what, _subscript(outer, other, second)
-            for what, other in _relaxed(second):
-                yield what, _subscript(outer, first, other)
+            for change, other in _relaxed(first):
+                yield change, _subscript(outer, other, second)
+            for second_change, other in _relaxed(second):
+                yield second_change, _subscript(outer, first, other)
 
 
 def _unbounded(inner: ast.expr, words: list[ast.keyword]) -> Iterator[tuple[str, ast.expr]]:
     """Yield `Annotated` types without one of their bounds."""
     for word in words:
-        rest = [each for each in words if each is not word]
+        rest = [part for part in words if part is not word]
         yield ast.unparse(word), _subscript("Annotated", inner, ast.Call(ast.Name("Field"), [], rest))
-    for what, other in _relaxed(inner):
-        yield what, _subscript("Annotated", other, ast.Call(ast.Name("Field"), [], words))
+    for relaxation, other in _relaxed(inner):
+        yield relaxation, _subscript("Annotated", other, ast.Call(ast.Name("Field"), [], words))
 
 
 def _expression(text: str) -> ast.expr:
@@ -122,8 +122,8 @@ def _is_strict(decorator: ast.expr) -> bool:
     return isinstance(decorator, ast.Call) and "config=STRICT" in ast.unparse(decorator)
 
 
-def _configured(decorator: ast.expr, what: str) -> ast.expr:
-    return _expression(ast.unparse(decorator).replace("STRICT", f"{{**STRICT, **dict({what})}}"))
+def _configured(decorator: ast.expr, relaxation: str) -> ast.expr:
+    return _expression(ast.unparse(decorator).replace("STRICT", f"{{**STRICT, **dict({relaxation})}}"))
 
 
 @contextmanager

@@ -38,20 +38,20 @@ class Mutant:
 
     module: str
     function: str
-    what: str
+    check: str
     source: str  # of the whole module
 
     @property
     def name(self) -> str:
         """Which check of which function is off."""
-        return f"{self.module}.{self.function}: {self.what}"
+        return f"{self.module}.{self.function}: {self.check}"
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Have it take its function's place."""
         original = _function(self.module, self.function)
         code = original.__code__
-        original.__code__ = _code(compile(self.source, f"<{self.what}>", "exec"), self.function)
+        original.__code__ = _code(compile(self.source, f"<{self.check}>", "exec"), self.function)
         forget()
         try:
             yield
@@ -64,7 +64,7 @@ def mutants_of(module: str, function: str) -> list[Mutant]:
     """Return a mutant for every check in a function, such as `SignedDocument.open`."""
     tree = parsed(module)
     node = _find(tree, function.split("."))
-    return [Mutant(module, function, what, changed(tree, change)) for what, change in _Checks(node).off()]
+    return [Mutant(module, function, check, changed(tree, change)) for check, change in _Checks(node).off()]
 
 
 def refusing_functions(module: str) -> set[str]:
@@ -72,7 +72,7 @@ def refusing_functions(module: str) -> set[str]:
     return {
         path
         for path, node in _functions(parsed(module), "")
-        if any(isinstance(each, ast.Raise) for each in ast.walk(node)) or next(_Checks(node).off(), None)
+        if any(isinstance(inner, ast.Raise) for inner in ast.walk(node)) or next(_Checks(node).off(), None)
     }
 
 
@@ -95,8 +95,8 @@ def changed(tree: ast.Module, change: Change) -> str:
     places = {id(node): number for number, node in enumerate(ast.walk(tree))}
     copied = copy.deepcopy(tree)
     others = {places[id(old)]: new for old, new in change.items()}
-    found = {id(node): others[number] for number, node in enumerate(ast.walk(copied)) if number in others}
-    return ast.unparse(ast.fix_missing_locations(_Replaced(found).visit(copied)))
+    replacements = {id(node): others[number] for number, node in enumerate(ast.walk(copied)) if number in others}
+    return ast.unparse(ast.fix_missing_locations(_Replaced(replacements).visit(copied)))
 
 
 def forget() -> None:
@@ -144,7 +144,7 @@ class _Checks:
                 yield f"except {ast.unparse(kind) if kind else ''}", {node: bare}
 
     def _loops(self, node: ast.AST) -> Changes:
-        if isinstance(node, ast.For) and any(isinstance(each, ast.Raise) for each in ast.walk(node)):
+        if isinstance(node, ast.For) and any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
             yield from self._table(node.iter)
 
     def _filters(self, node: ast.AST) -> Changes:
@@ -201,7 +201,7 @@ class _Checks:
     def _equal(self, test: ast.expr, left: ast.expr, right: ast.expr, *, holds: bool) -> Changes:
         """Yield what to change so that two things, or parts of them, count as equal."""
         one, other = (
-            self._assigned.get(each.id, each) if isinstance(each, ast.Name) else each for each in (left, right)
+            self._assigned.get(side.id, side) if isinstance(side, ast.Name) else side for side in (left, right)
         )
         match one, other:
             case ast.Tuple(elts=ones), ast.Tuple(elts=others) if len(ones) == len(others):
@@ -235,21 +235,21 @@ class _Checks:
         last = self._function.body[-1]
         returns = isinstance(node.body[-1], ast.Return) and _refuses([last])
         keeps = isinstance(node.body[-1], ast.Assign) and isinstance(node.body[-1].targets[0], ast.Subscript)
-        return (returns or keeps) and any(isinstance(each, ast.Raise) for each in ast.walk(self._function))
+        return (returns or keeps) and any(isinstance(inner, ast.Raise) for inner in ast.walk(self._function))
 
     @cached_property
     def _assigned(self) -> dict[str, ast.expr]:
         """The values of names that are assigned once."""
-        found: dict[str, list[ast.expr]] = {}
+        values: dict[str, list[ast.expr]] = {}
         for node in ast.walk(self._function):
             if isinstance(node, ast.Assign):
                 target, value = node.targets[0], node.value
                 pairs = zip(target.elts, value.elts, strict=False) if (
                     isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
                 ) else [(target, value)]  # fmt: skip
-                for name, each in pairs:
-                    found.setdefault(ast.unparse(name), []).append(each)
-        return {name: each[0] for name, each in found.items() if len(each) == 1}
+                for name, expression in pairs:
+                    values.setdefault(ast.unparse(name), []).append(expression)
+        return {name: assigned[0] for name, assigned in values.items() if len(assigned) == 1}
 
 
 def _links(test: ast.Compare) -> Changes:
@@ -297,27 +297,27 @@ def _called(call: ast.Call) -> str:
 
 def _find(tree: ast.AST, path: list[str]) -> ast.FunctionDef:
     for name in path:
-        tree = next(each for each in ast.iter_child_nodes(tree) if getattr(each, "name", None) == name)
+        tree = next(node for node in ast.iter_child_nodes(tree) if getattr(node, "name", None) == name)
     assert isinstance(tree, ast.FunctionDef)
     return tree
 
 
 def _function(module: str, path: str) -> FunctionType:
-    found: Any = importlib.import_module(module)
+    owner: Any = importlib.import_module(module)
     for name in path.split("."):
-        found = vars(found)[name]
+        owner = vars(owner)[name]
     for wrapper in ("__wrapped__", "__func__", "fget", "func"):
-        found = getattr(found, wrapper, found)
-    assert isinstance(found, FunctionType)
-    return found
+        owner = getattr(owner, wrapper, owner)
+    assert isinstance(owner, FunctionType)
+    return owner
 
 
 def _code(code: CodeType, path: str) -> CodeType:
     """Find a function's code in that of its module."""
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            if each.co_qualname == path:
-                return each
-            if path.startswith(f"{each.co_qualname}."):
-                return _code(each, path)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_qualname == path:
+                return constant
+            if path.startswith(f"{constant.co_qualname}."):
+                return _code(constant, path)
     raise LookupError(path)

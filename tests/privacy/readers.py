@@ -56,7 +56,7 @@ from transport.fields import blob
 from transport.flower import instruction, stamp
 from transport.framing import Assembly
 from transport.parcel import decode_instruction, decode_reply
-from transport.reports import Told
+from transport.reports import ReportedNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -113,7 +113,7 @@ def plan(parts: Parts) -> None:
     read_plan(parts["plan"])
 
 
-def asked(parts: Parts) -> None:
+def check_policy_of(parts: Parts) -> None:
     opened, run = _manifest(parts)
     with at(parts["now"]):
         check_plan(read_plan(parts["plan"]), opened, run, parts["site"].decode())
@@ -137,50 +137,50 @@ def update(parts: Parts) -> None:
 def addition(parts: Parts) -> None:
     """Updates with one body, added up and closed."""
     asked_for, running = read_plan(parts["plan"]), RunningSum(read_plan(parts["sum's plan"]))
-    for each in run_messages._split(parts["signed"]):
-        site, signed = json.loads(each.header)["site"], SignedUpdate(each.header, each.signature, (parts["chunk"],))
+    for part in run_messages._split(parts["signed"]):
+        site, signed = json.loads(part.header)["site"], SignedUpdate(part.header, part.signature, (parts["chunk"],))
         running.add(verify_update(signed, site, asked_for, _manifest(parts)[0], _roster(parts)))
     running.close()
 
 
 def total(parts: Parts) -> None:
     """A sum as a site gets it, to the mean. The names of its arrays are a part too."""
-    found, (opened, run), members = run_messages.sum_from_arrays(arrays_of(parts)), _manifest(parts), _roster(parts)
-    asked_for, headers = check_sum(found, run, opened, members)
-    nonces = {site: each.nonce for site, each in headers.items()}
-    chunks = MacKey(SECRET).check(found.ciphertexts, asked_for, nonces)
+    sum_, (opened, run), members = run_messages.sum_from_arrays(arrays_of(parts)), _manifest(parts), _roster(parts)
+    asked_for, headers = check_sum(sum_, run, opened, members)
+    nonces = {site: stated.nonce for site, stated in headers.items()}
+    chunks = MacKey(SECRET).check(sum_.ciphertexts, asked_for, nonces)
     blocks = TagKey(SECRET).check(_decryption().decrypt(chunks), asked_for, nonces)
     first = next(iter(headers.values()))
     if first.mask:
         absent, own, pairs = absent_from(asked_for, headers), {}, {}
-        for each, part in zip(headers.values(), found.contributions, strict=True):
-            key = members.member(each.site).verification_key
-            sealed = verify_seed(part.reveal, asked_for, each.mask, key)
-            shown = verify_pairs(part.pairs, asked_for, each.pairs, absent, key)
-            own[each.site] = open_seed(sealed, SECRET, asked_for, each.site, each.mask)
-            pairs[each.site] = open_pairs(shown, absent, SECRET, asked_for, each.site, each.pairs)
+        for stated, part in zip(headers.values(), sum_.contributions, strict=True):
+            key = members.member(stated.site).verification_key
+            sealed = verify_seed(part.reveal, asked_for, stated.mask, key)
+            opened_pairs = verify_pairs(part.pairs, asked_for, stated.pairs, absent, key)
+            own[stated.site] = open_seed(sealed, SECRET, asked_for, stated.site, stated.mask)
+            pairs[stated.site] = open_pairs(opened_pairs, absent, SECRET, asked_for, stated.site, stated.pairs)
         blocks = unmask_sum(blocks, own, pairs, asked_for)
     packing = replace(opened.packing, update_bound=first.update_bound)
-    unpack(blocks, first.size, [each.weight for each in headers.values()], packing)
+    unpack(blocks, first.size, [update_header.weight for update_header in headers.values()], packing)
 
 
 def contributors(parts: Parts) -> None:
     """A set that a site is asked to sign; and, if it is shown what all signed, to reveal its seed for."""
     opened, run = _manifest(parts)
-    asked_for, shown, site = (
+    asked_for, contributions_, site = (
         read_plan(parts["plan"]),
         tuple(run_messages._split(parts["shown"])),
         parts["site"].decode(),
     )
     with at(parts["now"]):
         check_under_way(asked_for, opened.settings.cohort.round_deadline_seconds, site)
-    verified = check_contributions(shown, asked_for, opened, _roster(parts))
-    signed = {name: each.header for name, each in zip(verified, shown, strict=True)}
+    verified = check_contributions(contributions_, asked_for, opened, _roster(parts))
+    signed = {name: contribution.header for name, contribution in zip(verified, contributions_, strict=True)}
     check_set(asked_for, signed, (site, parts["own"]), int(parts["minimum"]))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"{run[:16]}.commitments").write_bytes(parts["once"])
         if parts["agreed"]:
-            signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
+            signatures = {name: bytes.fromhex(digest) for name, digest in json.loads(parts["agreed"]).items()}
             check_agreed(asked_for, signed, signatures, _roster(parts))
             agreement.reveal(Commitments(Path(folder)), asked_for, signed, json.loads(parts["own"])["mask"])
         else:
@@ -191,8 +191,8 @@ def proof(parts: Parts) -> None:
     """A signed proof of how long an update is."""
     site = parts["site"].decode()
     statement = Statement(parts["context"], site, DEFAULT, int(parts["limit"]))
-    shown = verify_proof(parts["signed"], parts["subject"], signing_key(site).public_key())
-    if not all_hold([(statement, Proof.read(shown, statement))]):
+    proof_bytes = verify_proof(parts["signed"], parts["subject"], signing_key(site).public_key())
+    if not all_hold([(statement, Proof.read(proof_bytes, statement))]):
         msg = "the proof does not hold"
         raise AuthenticityError(msg)
 
@@ -215,9 +215,9 @@ def pair(parts: Parts) -> None:
 
 
 def readiness(parts: Parts) -> None:
-    found = run_messages.read_readiness(reply_of(parts["body"]))
-    signed = found.signed_part(parts["run"].decode(), int(parts["node"]))
-    verify(_roster(parts).member(found.site).verification_key, "readiness", signed, found.signature)
+    reply_ = run_messages.read_readiness(reply_of(parts["body"]))
+    signed = reply_.signed_part(parts["run"].decode(), int(parts["node"]))
+    verify(_roster(parts).member(reply_.site).verification_key, "readiness", signed, reply_.signature)
 
 
 def votes(parts: Parts) -> None:
@@ -230,24 +230,24 @@ def votes(parts: Parts) -> None:
 
 def message(parts: Parts) -> None:
     """A message from the server. What is read of it depends on its kind."""
-    found = decode_instruction(parts["body"])
-    wire.KINDS[found.metadata.message_type].read(found.content)
+    question = decode_instruction(parts["body"])
+    wire.KINDS[question.metadata.message_type].read(question.content)
 
 
 def answer(parts: Parts) -> None:
     """A site's reply to the message of the id `f…f`."""
-    found = ANSWERED[parts["kind"].decode()].read_reply(reply_of(parts["body"]))
-    told = found.report if isinstance(found, wire.Trained) else getattr(found, "metrics", Told())
-    if told.dropped:
-        raise LeftOutError(told.dropped)
+    reply = ANSWERED[parts["kind"].decode()].read_reply(reply_of(parts["body"]))
+    report = reply.report if isinstance(reply, wire.Trained) else getattr(reply, "metrics", ReportedNumbers())
+    if report.dropped:
+        raise LeftOutError(report.dropped)
 
 
 def chunks(parts: Parts) -> None:
     """A message in chunks, each as gRPC hands it over: in hex, with a space between."""
     assembly = Assembly(LIMIT)
-    for each in parts["chunks"].decode().split():
+    for chunk in parts["chunks"].decode().split():
         try:
-            assembly.add(pb.Chunk.FromString(bytes.fromhex(each)))
+            assembly.add(pb.Chunk.FromString(bytes.fromhex(chunk)))
         except DecodeError as error:
             raise MalformedError(str(error)) from error  # gRPC does that
     assembly.finish()
@@ -288,7 +288,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "manifest": manifest,
     "roster": roster,
     "plan": plan,
-    "asked": asked,
+    "asked": check_policy_of,
     "header": header,
     "update": update,
     "masked update": update,

@@ -79,7 +79,7 @@ def test_a_good_file_is_read() -> None:
     )
 
 
-def test_the_first_example_of_the_module_is_what_one_sees() -> None:
+def test_an_unknown_key_is_shown_with_its_line_and_a_suggestion() -> None:
     text = "# a study\n" * 6 + "rouns = 20\n"
     lines = complaint(text, RunSettings)
     assert lines == [
@@ -204,8 +204,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_not_part_of_the_text(end: str) -> None:
     text = end.join(['\ufeffname = "s"', "[training]", "rounds = 3", ""])
     assert read(text) == Outer("s", Inner(3))
-    shown = complaint(text.replace("rounds", "rouns"))
-    assert shown == ["study.toml:3  rouns = 3", "              ^^^^^ unknown key; did you mean `rounds`?"]
+    output = complaint(text.replace("rounds", "rouns"))
+    assert output == ["study.toml:3  rouns = 3", "              ^^^^^ unknown key; did you mean `rounds`?"]
 
 
 @pytest.mark.parametrize("data", [b'name = "\xff"', "name = 1".encode("utf-16")])

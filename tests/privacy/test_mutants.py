@@ -229,8 +229,8 @@ TWICE: dict[str, str] = {
         "the name chooses one of the classes"
     ),
     **{
-        f"privacy.run.optimizer.{each}.name: any str": "the name chooses the class"
-        for each in ("Sgd", "Adam", "AdamW", "Constant", "Cosine", "Linear", "Step")
+        f"privacy.run.optimizer.{kind}.name: any str": "the name chooses the class"
+        for kind in ("Sgd", "Adam", "AdamW", "Constant", "Cosine", "Linear", "Step")
     },
     "privacy.run.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
     "privacy.run.settings.Start: strict=False": "text is never converted from anything",

@@ -75,24 +75,24 @@ def test_results_are_those_of_map_in_their_order(length: int) -> None:
     assert os.getpid() not in pids[parallel._FEW :]
 
 
-def test_one_process_is_this_one() -> None:
+def test_one_process_means_the_calling_process() -> None:
     assert {pid for _, pid in in_processes(1)(squared, range(100))} == {os.getpid()}
 
 
 def test_work_is_lazy_and_a_long_stream_never_holds_more_than_a_few_items() -> None:
-    taken, most = 0, 2 * parallel._AHEAD
+    pulled, most = 0, 2 * parallel._AHEAD
 
     def items() -> Iterator[int]:
-        nonlocal taken
+        nonlocal pulled
         for number in count():
-            taken += 1
+            pulled += 1
             yield number
 
     results = in_processes(2)(squared, items())
-    assert taken == 0
+    assert pulled == 0
     for done in range(1, parallel._FEW + 60):
         next(results)
-        assert taken - done <= most
+        assert pulled - done <= most
     results.close()  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
 
 
@@ -160,21 +160,21 @@ def test_processes_end_when_their_parent_is_killed(busy: float) -> None:
 # --- Encryption ----------------------------------------------------------------------------------------------------
 
 
-def test_what_processes_encrypt_and_decrypt_is_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_encrypt_and_decrypt_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_FEW", 1)
     apply, key, rows = in_processes(2), decryption_key(), 3 * BLOCK + 1
     coefficients = np.random.default_rng(1).integers(0, 1 << 47, (rows, RING_DEGREE), np.uint64)
-    made = uncoded(key.encrypt(tagged(coefficients), apply))
-    seeds = made.seeds
-    assert made.count == rows
+    encrypted = uncoded(key.encrypt(tagged(coefficients), apply))
+    seeds = encrypted.seeds
+    assert encrypted.count == rows
     assert len({seeds[start : start + 64] for start in range(0, len(seeds), 64)}) == rows
     for how in (map, apply):
-        np.testing.assert_array_equal(joined(key.decrypt(made.alone.chunks(), how)), coefficients)
+        np.testing.assert_array_equal(joined(key.decrypt(encrypted.alone.chunks(), how)), coefficients)
 
 
 def test_a_bad_chunk_is_refused_by_whichever_process_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_FEW", 1)
-    made = uncoded(decryption_key().encrypt(tagged(np.zeros((2 * BLOCK, RING_DEGREE), np.uint64)))).alone
-    bad = replace(made, c0=(made.c0[0], b"\xff" * len(made.c0[1])))
+    encrypted = uncoded(decryption_key().encrypt(tagged(np.zeros((2 * BLOCK, RING_DEGREE), np.uint64)))).alone
+    bad = replace(encrypted, c0=(encrypted.c0[0], b"\xff" * len(encrypted.c0[1])))
     with pytest.raises(MalformedError, match="not below the modulus q"):
         joined(decryption_key().decrypt(bad.chunks(), in_processes(2)))

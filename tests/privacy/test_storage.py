@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_last_content_is_there_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_only_the_last_content_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file"
     for content in (b"a" * 10_000, b"", b"short"):
         write_atomically(path, content)
         assert path.read_bytes() == content
-    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_file_that_others_could_read_is_not_afterwards(tmp_path: Path) -> None:
+def test_a_file_that_others_could_read_becomes_private(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch(0o644)
     write_atomically(path, b"secret")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_what_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_replaced_is_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     (path / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match="folder"):
@@ -126,7 +126,7 @@ def test_a_ledger_on_a_disk_that_is_not_mounted_is_not_an_empty_one(tmp_path: Pa
     assert not list((tmp_path / "disk").iterdir())
 
 
-def test_space_is_taken_up_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_space_is_reserved_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "space"
     set_aside(path, 300_000)
     assert path.stat().st_size == 300_000
@@ -153,7 +153,7 @@ def test_a_second_name_keeps_what_a_file_held_when_it_is_replaced(
         link_atomically(path, second)
         write_atomically(path, b"after")
         assert (path.read_bytes(), second.read_bytes()) == (b"after", content)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == ["model", "model", "other"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["model", "model", "other"]
 
 
 def test_a_second_name_that_cannot_be_made_is_named_and_the_old_one_stays(
@@ -174,7 +174,7 @@ def test_a_second_name_that_cannot_be_made_is_named_and_the_old_one_stays(
 # --- Signed documents ------------------------------------------------------------------------------------------------
 
 
-def test_a_document_is_what_its_reader_makes_of_it(tmp_path: Path) -> None:
+def test_a_document_is_parsed_by_its_reader(tmp_path: Path) -> None:
     (tmp_path / "document").write_bytes(b"signed")
     assert read_document(tmp_path / "document", bytes.upper, "bring it") == b"SIGNED"
 

@@ -19,15 +19,15 @@ hostile = st.text(st.characters(exclude_categories=())) | st.text(
 @example(text="\u0627\u0644" * 400)
 @example(text="e\u0301")
 def test_foreign_text_is_shown_verbatim(text: str) -> None:
-    shown = plain(text)
-    assert len(shown) <= MOST
-    assert shown.isprintable()
-    assert plain(shown) == shown
-    shown.encode()
-    for character in shown:
+    output = plain(text)
+    assert len(output) <= MOST
+    assert output.isprintable()
+    assert plain(output) == output
+    output.encode()
+    for character in output:
         assert unicodedata.category(character)[0] not in "CM"
         assert unicodedata.bidirectional(character) not in {"R", "AL", "AN", "RLE", "RLO", "RLI"}
-    assert json.loads(json.dumps(shown)) == shown
+    assert json.loads(json.dumps(output)) == output
 
 
 @given(text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=MOST))
@@ -41,15 +41,15 @@ def test_letters_and_signs_stay_as_they_are(text: str) -> None:
 
 
 @given(text=hostile)
-def test_nobody_closes_the_quotation_marks(text: str) -> None:
-    said = quoted(text)
-    assert (said[0], said[-1]) == ("“", "”")
-    assert not set("“”") & set(said[1:-1])
-    assert "  " not in said
-    assert len(said) <= MOST + 2
-    assert plain(said, MOST + 2) == said
+def test_foreign_text_cannot_close_the_quotation_marks(text: str) -> None:
+    message = quoted(text)
+    assert (message[0], message[-1]) == ("“", "”")
+    assert not set("“”") & set(message[1:-1])
+    assert "  " not in message
+    assert len(message) <= MOST + 2
+    assert plain(message, MOST + 2) == message
 
 
-def test_megabytes_are_cut_before_they_are_looked_at() -> None:
+def test_long_text_is_cut_before_it_is_processed() -> None:
     assert plain("\x1b" * 10_000_000).startswith("\\x1b\\x1b")
     assert len(quoted("”" * 10_000_000)) <= MOST + 2

@@ -162,30 +162,30 @@ def test_the_known_key_is_stored_as_it_was() -> None:
 
 
 def test_the_known_documents_verify_and_say_the_same() -> None:
-    data, found = stored("documents"), documents()
-    assert data["coordinator"] == public_hex("coordinator") == found.roster.coordinator_key
-    assert found.roster == make_roster()
-    assert found.manifest.settings == run_settings()
-    assert found.run == data["run"] == found.plan.run
-    assert found.plan.digest == data["plan_digest"]
-    assert found.plan.to_bytes() == data["plan"].encode()
-    assert SignedDocument.open(data["roster"].encode(), "roster", found.authority).digest == data["roster_digest"]
+    data, made_now = stored("documents"), documents()
+    assert data["coordinator"] == public_hex("coordinator") == made_now.roster.coordinator_key
+    assert made_now.roster == make_roster()
+    assert made_now.manifest.settings == run_settings()
+    assert made_now.run == data["run"] == made_now.plan.run
+    assert made_now.plan.digest == data["plan_digest"]
+    assert made_now.plan.to_bytes() == data["plan"].encode()
+    assert SignedDocument.open(data["roster"].encode(), "roster", made_now.authority).digest == data["roster_digest"]
     assert (LAYOUT.digest, MODEL.digest) == (data["layout_digest"], data["model_digest"])
 
 
 def test_the_known_update_is_verified_and_signing_it_again_gives_the_same_bytes() -> None:
-    found = documents()
-    verified = verify_update(found.update, "north", found.plan, found.manifest, found.roster)
+    golden = documents()
+    verified = verify_update(golden.update, "north", golden.plan, golden.manifest, golden.roster)
     assert verified.header.layout == LAYOUT.digest
-    assert resigned(found.update, "north", {}) == found.update
+    assert resigned(golden.update, "north", {}) == golden.update
 
 
 def test_a_sum_with_the_known_update_alone_is_too_small() -> None:
-    found = documents()
-    part = Contribution(found.update.header, found.update.signature, wire()[C0_BYTES:-CODE_BYTES])
-    total = EncryptedSum(found.plan.to_bytes(), (part,), (wire()[:C0_BYTES],), wire()[-CODE_BYTES:])
+    golden = documents()
+    part = Contribution(golden.update.header, golden.update.signature, wire()[C0_BYTES:-CODE_BYTES])
+    total = EncryptedSum(golden.plan.to_bytes(), (part,), (wire()[:C0_BYTES],), wire()[-CODE_BYTES:])
     with pytest.raises(errors.ProtocolError, match=r"has too few contributors \(1\)"):
-        check_sum(total, found.run, found.manifest, found.roster)
+        check_sum(total, golden.run, golden.manifest, golden.roster)
 
 
 def test_the_known_ledger_counts_every_charge(tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ def test_the_known_ledger_counts_every_charge(tmp_path: Path) -> None:
     ledger = Ledger(path, known["site"], known["lineage"], signing_key("north"))
     names = ("noise_multiplier", "sample_rate", "steps", "discrete")
     assert ledger.mechanisms() == [
-        Mechanism.response(each["epsilon"]) if "epsilon" in each else Mechanism(*(each[name] for name in names))
-        for each in known["charges"]
+        Mechanism.response(charge["epsilon"]) if "epsilon" in charge else Mechanism(*(charge[name] for name in names))
+        for charge in known["charges"]
     ]
-    assert [entry.head for entry in ledger.entries().charges] == [each["head"] for each in known["charges"]]
+    assert [entry.head for entry in ledger.entries().charges] == [charge["head"] for charge in known["charges"]]
     assert ledger.head == known["head"]
 
 
@@ -210,15 +210,15 @@ def test_each_good_one_is_read(kind: str) -> None:
 @pytest.mark.parametrize("kind", READERS)
 def test_each_bad_one_is_refused_with_its_own_error(kind: str) -> None:
     expected = {bad["name"]: bad["error"] for bad in stored("bad")["bad"] if bad["kind"] == kind}
-    found = dict.fromkeys(expected, "none")
+    results = dict.fromkeys(expected, "none")
     for bad in stored("bad")["bad"]:
         if bad["kind"] == kind:
             try:
                 READERS[kind](parts_of(bad))
             except errors.CloisterError as error:
-                found[bad["name"]] = type(error).__name__
+                results[bad["name"]] = type(error).__name__
     assert expected
-    assert found == expected
+    assert results == expected
 
 
 def test_names_of_bad_records_are_reported_once() -> None:
@@ -227,7 +227,7 @@ def test_names_of_bad_records_are_reported_once() -> None:
 
 
 @pytest.mark.parametrize("kind", stored("wire")["messages"])
-def test_each_known_message_holds_what_it_held(kind: str) -> None:
+def test_each_known_message_is_read_as_before(kind: str) -> None:
     known = stored("wire")["messages"][kind]
     message = decode_instruction(bytes.fromhex(known["body"]))
     assert entry(bytes.fromhex(known["body"]), message.content) == known
@@ -235,7 +235,7 @@ def test_each_known_message_holds_what_it_held(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", stored("wire")["replies"])
-def test_each_known_reply_holds_what_it_held(kind: str) -> None:
+def test_each_known_reply_is_read_as_before(kind: str) -> None:
     known = stored("wire")["replies"][kind]
     assert entry(bytes.fromhex(known["body"]), reply_of(bytes.fromhex(known["body"]))) == known
 
@@ -258,19 +258,19 @@ def test_the_known_runs_have_the_known_steps_and_learning_rates() -> None:
         np.testing.assert_allclose(rates, known["rates"], rtol=1e-14)  # other machines may round cosines otherwise
 
 
-def test_what_follows_from_fixed_keys_is_made_as_it_was() -> None:
+def test_values_derived_from_fixed_keys_are_unchanged() -> None:
     codes_, plan = stored("codes"), read_plan(stored("masks")["plan"].encode())
-    made = codes(plan, codes_["nonce"], wire()[:C0_BYTES], wire()[C0_BYTES:-CODE_BYTES])
-    assert plain(made) == codes_
+    computed = codes(plan, codes_["nonce"], wire()[:C0_BYTES], wire()[C0_BYTES:-CODE_BYTES])
+    assert plain(computed) == codes_
     assert plain(masks(plan)) == stored("masks")
-    made, known = plain(numbers()), plain(stored("numbers"))
-    for each in (made, known):
-        del each["shared_noise"]["manifest"]  # has a nonce and the time in it
+    computed, known = plain(numbers()), plain(stored("numbers"))
+    for documents_ in (computed, known):
+        del documents_["shared_noise"]["manifest"]  # has a nonce and the time in it
     del known["evaluation"]  # of a model that torch drew: see tests/client/work/test_evaluation.py
     for name in ("edges", "vector"):  # sums of cosines and roots, which other machines may round otherwise
-        np.testing.assert_allclose(made["statistics"].pop(name), known["statistics"][name], rtol=1e-12)
-        made["statistics"][name] = known["statistics"][name]
-    assert made == known
+        np.testing.assert_allclose(computed["statistics"].pop(name), known["statistics"][name], rtol=1e-12)
+        computed["statistics"][name] = known["statistics"][name]
+    assert computed == known
 
 
 @pytest.mark.parametrize("name", ["round", "large"])

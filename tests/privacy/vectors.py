@@ -45,7 +45,7 @@ def store(name: str, content: object) -> None:
 def _lines(content: object) -> str:
     """Return JSON with one entry of the outermost tables a line."""
     if isinstance(content, dict):
-        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_entries(each)}" for key, each in content.items()) + "\n}"
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_entries(entry)}" for key, entry in content.items()) + "\n}"
     return json.dumps(content)
 
 
@@ -53,7 +53,7 @@ def _entries(content: object) -> str:
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return "[\n" + ",\n".join(map(json.dumps, content)) + "\n]"
     if isinstance(content, dict) and content:
-        return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(each)}" for key, each in content.items()) + "\n}"
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in content.items()) + "\n}"
     return json.dumps(content)
 
 
@@ -83,7 +83,7 @@ def change(good: bytes, bad: bytes) -> dict[str, Any]:
         edits = [_edit(good[start:stop], bad[start:stop], start) for start, stop in _runs(good, bad)]
     else:
         edits = [_edit(good, bad, 0)]
-    return {"edits": [each for each in edits if each[1:] != [each[0], ""]]}
+    return {"edits": [edit for edit in edits if edit[1:] != [edit[0], ""]]}
 
 
 def _runs(good: bytes, bad: bytes) -> list[tuple[int, int]]:
@@ -149,8 +149,8 @@ def _expanded(sites: Mapping[str, Mapping[str, str]]) -> bytes:
     """Return the sum of what follows from the sites' seeds."""
     seeds = [bytes.fromhex(site["seeds"]) for site in sites.values()]
     total = np.zeros((len(seeds[0]) // SEED_BYTES, RING_DEGREE), np.uint64)
-    for each in seeds:
-        add_expanded(total, each)
+    for seed in seeds:
+        add_expanded(total, seed)
     return pack60(total.reshape(-1))
 
 

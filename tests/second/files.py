@@ -73,10 +73,10 @@ def written(value: object) -> bytes:
 
 @cache
 def good(kind: str) -> Parts:
-    return {name: _found(place) for name, place in stored("bad")["kinds"][kind].items()}
+    return {name: _value_at(place) for name, place in stored("bad")["kinds"][kind].items()}
 
 
-def _found(place: str) -> bytes:
+def _value_at(place: str) -> bytes:
     encoding, path = place.split(" ", 1)
     if path.startswith("="):
         return path[1:].encode()
@@ -105,8 +105,8 @@ def parts_of(bad: Table) -> Parts:
 
 
 def _manifest(parts: Parts) -> None:
-    found = signed.open_manifest(parts["data"], coordinator())
-    need(float(parts["now"]) <= found["expires"], "RefusedError", "expired")
+    opened = signed.open_manifest(parts["data"], coordinator())
+    need(float(parts["now"]) <= opened["expires"], "RefusedError", "expired")
 
 
 def _roster(parts: Parts) -> None:
@@ -130,17 +130,17 @@ def _update(parts: Parts) -> None:
     cuts, body = parts["cuts"].decode(), parts["chunk"]
     ends = [] if cuts == "none" else [*map(int, cuts.split()), len(body)]
     chunks = [body[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    found = rounds.read_body(chunks, header, manifest(parts["manifest"]))
+    ciphertexts = rounds.read_body(chunks, header, manifest(parts["manifest"]))
     rounds.check_commitments(parts["commitments"], header, plan)
-    rounds.Adding(plan).add(header, found)
+    rounds.Adding(plan).add(header, ciphertexts)
 
 
 def _addition(parts: Parts) -> None:
     plan, adding = signed.read_plan(parts["plan"]), rounds.Adding(signed.read_plan(parts["sum's plan"]))
-    for each in rounds.split(parts["signed"]):
-        site = json.loads(each.header)["site"]
+    for part in rounds.split(parts["signed"]):
+        site = json.loads(part.header)["site"]
         settings, members = manifest(parts["manifest"]), roster(parts["roster"])
-        header = signed.check_header(each.header, each.signature, site, plan, settings, members)
+        header = signed.check_header(part.header, part.signature, site, plan, settings, members)
         adding.add(header, rounds.read_body([parts["chunk"]], header, settings))
     adding.close()
 
@@ -153,24 +153,24 @@ def arrays_of(parts: Parts) -> list[tuple[str, bytes]]:
 def open_sum(parts: Parts) -> rounds.Opened:
     settings = manifest(parts["manifest"])
     opened = rounds.open_sum(arrays_of(parts), settings, roster(parts["roster"]), tag_key(), decryption_key())
-    found = numbers.separated(opened.unmasked, settings["fields"], settings["bits"])
+    fields = numbers.separated(opened.unmasked, settings["fields"], settings["bits"])
     size = next(iter(opened.headers.values()))["size"]
-    rounds.check_fields(found, size, len(opened.headers), settings["levels"])
+    rounds.check_fields(fields, size, len(opened.headers), settings["levels"])
     return opened
 
 
 def _contributors(parts: Parts) -> None:
     plan, site = signed.read_plan(parts["plan"]), parts["site"].decode()
-    shown = rounds.split(parts["shown"])
+    contributions = rounds.split(parts["shown"])
     settings, members = manifest(parts["manifest"]), roster(parts["roster"])
     signed.check_under_way(plan, settings, float(parts["now"]))
-    named = zip(rounds.contributors(shown, plan, settings, members), shown, strict=True)
-    headers = {name: each.header for name, each in named}
+    named = zip(rounds.contributors(contributions, plan, settings, members), contributions, strict=True)
+    headers = {name: contribution.header for name, contribution in named}
     need(headers.get(site) == parts["own"], PROTOCOL, "not what was sent")
     need(len(headers) >= int(parts["minimum"]), PROTOCOL, "too few")
     record, own = parts["once"].decode(), json.loads(parts["own"])
     if parts["agreed"]:
-        signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
+        signatures = {name: bytes.fromhex(digest) for name, digest in json.loads(parts["agreed"]).items()}
         rounds.check_agreed(plan, headers, signatures, members)
         rounds.check_repeat(record, plan, headers)
         rounds.check_once(record, f"revealing for round {plan['round']}", f"{plan['digest']} {own['mask']}")
@@ -181,10 +181,10 @@ def _contributors(parts: Parts) -> None:
 
 
 def _keys(parts: Parts) -> None:
-    found = ring.read_key_file(parts["data"])
-    need(found, "KeyFileError", "key file")
-    assert found
-    need(ring.has_form(found[2]), MALFORMED, "form")
+    polynomial = ring.read_key_file(parts["data"])
+    need(polynomial, "KeyFileError", "key file")
+    assert polynomial
+    need(ring.has_form(polynomial[2]), MALFORMED, "form")
 
 
 def _sealing(parts: Parts) -> None:
@@ -198,15 +198,15 @@ def _private(site: str) -> bytes:
 def read_letter(parts: Parts) -> bytes:
     """Return the key file in a letter to south."""
     leader, site, members = parts["leader"].decode(), parts["site"].decode(), roster(parts["roster"])
-    found = signed.read_letter(parts["letter"], leader, members)
-    said = [found[name] for name in ("consortium", "roster", "leader", "recipient")]
-    need(said == [members["consortium"], members["version"], leader, site], PROTOCOL, "not for this site")
-    info = sealing.bound("epoch", *said[:2], found["epoch"], found["fingerprint"], *said[2:])
-    data = sealing.open_sealed(found["sealed"], _private("south"), info)
+    letter = signed.read_letter(parts["letter"], leader, members)
+    stated = [letter[name] for name in ("consortium", "roster", "leader", "recipient")]
+    need(stated == [members["consortium"], members["version"], leader, site], PROTOCOL, "not for this site")
+    info = sealing.bound("epoch", *stated[:2], letter["epoch"], letter["fingerprint"], *stated[2:])
+    data = sealing.open_sealed(letter["sealed"], _private("south"), info)
     keys = ring.read_key_file(data)
     need(keys, "KeyFileError", "key file")
     assert keys
-    need([keys[0], ring.fingerprint(data)] == [found["epoch"], found["fingerprint"]], AUTHENTICITY, "other keys")
+    need([keys[0], ring.fingerprint(data)] == [letter["epoch"], letter["fingerprint"]], AUTHENTICITY, "other keys")
     need(ring.has_form(keys[2]), MALFORMED, "form")
     return data
 
@@ -228,22 +228,27 @@ def _epoch(parts: Parts) -> None:
 
 
 def _readiness(parts: Parts) -> None:
-    said = wire.read_reply(parts["body"], REPLIED_TO, "readiness").configs["readiness"]
-    key = bytes.fromhex(member(roster(parts["roster"]), said["site"])["signing_key"])
-    verify(key, "readiness", readiness_payload(said, parts["run"].decode(), int(parts["node"])), said["signature"])
+    readiness = wire.read_reply(parts["body"], REPLIED_TO, "readiness").configs["readiness"]
+    key = bytes.fromhex(member(roster(parts["roster"]), readiness["site"])["signing_key"])
+    verify(
+        key,
+        "readiness",
+        readiness_payload(readiness, parts["run"].decode(), int(parts["node"])),
+        readiness["signature"],
+    )
 
 
-def readiness_payload(said: Table, run: str, node: int) -> bytes:
+def readiness_payload(readiness: Table, run: str, node: int) -> bytes:
     words = [
         run,
-        said["site"],
+        readiness["site"],
         node,
-        said["model"],
-        said["update_bound"],
-        said["epoch"],
-        said["keys"],
-        said["latest"],
-        ",".join(said["pairs"]),
+        readiness["model"],
+        readiness["update_bound"],
+        readiness["epoch"],
+        readiness["keys"],
+        readiness["latest"],
+        ",".join(readiness["pairs"]),
     ]
     return " ".join(map(str, words)).encode()
 
@@ -255,13 +260,13 @@ def _proof(parts: Parts) -> None:
 
 
 def _chunks(parts: Parts) -> None:
-    wire.assemble([bytes.fromhex(each) for each in parts["chunks"].decode().split()], 1 << 16)
+    wire.assemble([bytes.fromhex(chunk) for chunk in parts["chunks"].decode().split()], 1 << 16)
 
 
 def _share(parts: Parts) -> None:
-    asked = manifest(parts["manifest"])
-    found = numbers.share(asked["settings"], asked["levels"], int(parts["parameters"]), float(parts["length"]))
-    need(numbers.fits(*found, asked["levels"]), "RefusedError", "share")
+    opened = manifest(parts["manifest"])
+    share = numbers.share(opened["settings"], opened["levels"], int(parts["parameters"]), float(parts["length"]))
+    need(numbers.fits(*share, opened["levels"]), "RefusedError", "share")
 
 
 def _ledger(parts: Parts) -> None:

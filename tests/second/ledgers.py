@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 def read_lines(data: bytes, site: str, lineage: str, key: bytes) -> list[Line]:
     """Return a ledger's lines, by the site's present key; a last one without a newline is dropped."""
-    head, signature, found = "0" * 64, b"", list[Line]()
+    head, signature, lines = "0" * 64, b"", list[Line]()
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]):
         body = line[64 + 128 + 2 :]
         head = sha256(bytes.fromhex(head) + signature + body).hexdigest()
@@ -48,10 +48,10 @@ def read_lines(data: bytes, site: str, lineage: str, key: bytes) -> list[Line]:
             need(event.get("records_per_person", 2) >= 2, LEDGER, "records of a person")
         else:
             need([event.get(name) for name in ("site", "lineage")] == [site, lineage], LEDGER, "whose")
-        found.append(Line(head, signature.decode("ascii", "replace"), event))
-    if found:
-        check_signature(found[-1], site, lineage, key)
-    return found
+        lines.append(Line(head, signature.decode("ascii", "replace"), event))
+    if lines:
+        check_signature(lines[-1], site, lineage, key)
+    return lines
 
 
 def check_signature(line: Line, site: str, lineage: str, key: bytes) -> None:

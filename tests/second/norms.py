@@ -38,19 +38,19 @@ def add(one: Point, other: Point) -> Point:
 
 
 def times(scalar: int, point: Point) -> Point:
-    found, scalar = NEUTRAL, scalar % ORDER
+    product, scalar = NEUTRAL, scalar % ORDER
     while scalar:
         if scalar & 1:
-            found = add(found, point)
+            product = add(product, point)
         point, scalar = add(point, point), scalar >> 1
-    return found
+    return product
 
 
 def total(terms: Iterable[tuple[int, Point]]) -> Point:
-    found = NEUTRAL
+    sum_ = NEUTRAL
     for scalar, point in terms:
-        found = add(found, times(scalar, point))
-    return found
+        sum_ = add(sum_, times(scalar, point))
+    return sum_
 
 
 def same(one: Point, other: Point) -> bool:
@@ -118,12 +118,12 @@ def longest(norm: float, weight: float, levels: int, bound: float, size: int) ->
 
 
 def blinding(secrets: dict[str, bytes], context: bytes, site: str) -> int:
-    found = 0
+    blinding_ = 0
     for other, secret in secrets.items():
         info = b"cloister norm blinding" + context + " ".join(sorted((site, other))).encode()
         drawn = int.from_bytes(HKDF(hashes.SHA256(), 64, salt=None, info=info).derive(secret), "little")
-        found += drawn if site < other else -drawn
-    return found % ORDER
+        blinding_ += drawn if site < other else -drawn
+    return blinding_ % ORDER
 
 
 def check(signed: bytes, subject: bytes, context: bytes, site: str, limit: int, key: bytes) -> Point:
@@ -141,11 +141,11 @@ def check(signed: bytes, subject: bytes, context: bytes, site: str, limit: int, 
     need(all(scalar < ORDER for scalar in scalars), MALFORMED, "scalar")
     z, (r1, r2, r3) = scalars[:-3], scalars[-3:]
 
-    said: list[bytes] = [context, site.encode(), b"%d %d" % (K, limit)]
+    transcript: list[bytes] = [context, site.encode(), b"%d %d" % (K, limit)]
 
     def challenge(length: int, *parts: bytes) -> bytes:
-        said.extend(parts)
-        data = b"".join(struct.pack(">Q", len(part)) + part for part in said)
+        transcript.extend(parts)
+        data = b"".join(struct.pack(">Q", len(part)) + part for part in transcript)
         return shake_256(b"cloister norm proof" + data).digest(length)
 
     drawn = int.from_bytes(challenge(ROWS * K // 8, points[0], points[1]), "little")
@@ -161,7 +161,7 @@ def check(signed: bytes, subject: bytes, context: bytes, site: str, limit: int, 
     blind = generator("blinding", 0)
     hidden = [(value, generator("hidden", j)) for j, value in enumerate(z[K:])]
     value = sum(d * a * a for d, a in zip(squares, z, strict=True))
-    value += e * sum(each * a for each, a in zip(linear, z, strict=True)) - e * e * constant
+    value += e * sum(weight * a for weight, a in zip(linear, z, strict=True)) - e * e * constant
     need(same(commit(z[:K], r1), total([(e, c), (1, a1)])), AUTHENTICITY, "numbers")
     need(same(total([*hidden, (r2, blind)]), total([(e, m), (1, a2)])), AUTHENTICITY, "masks and bits")
     left = total([(value, generator("value", 0)), (r3, blind)])
@@ -171,6 +171,6 @@ def check(signed: bytes, subject: bytes, context: bytes, site: str, limit: int, 
 
 def known(case: dict[str, Any], site: str) -> tuple[dict[str, bytes], list[int]]:
     """Return what a site of the golden file shares with the others, and its update in half levels."""
-    said = case["sites"][site]
-    secrets = {other: bytes.fromhex(secret) for other, secret in said["pair_secrets"].items()}
-    return secrets, [((31 * said["factor"] * j) % 401 - 200) * 10 for j in range(case["parameters"])]
+    entry = case["sites"][site]
+    secrets = {other: bytes.fromhex(secret) for other, secret in entry["pair_secrets"].items()}
+    return secrets, [((31 * entry["factor"] * j) % 401 - 200) * 10 for j in range(case["parameters"])]

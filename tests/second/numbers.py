@@ -59,10 +59,10 @@ def unit_of(bound: float, levels: int, weight: float) -> float:
     return 2 * bound / (levels - 1) / weight
 
 
-def joined(found: Sequence[int], count: int, bits: int) -> list[list[int]]:
+def joined(integers: Sequence[int], count: int, bits: int) -> list[list[int]]:
     """Return ciphertexts' coefficients: so many fields of so many bits in each, the last one left free."""
-    rows = [[0] * N for _ in range(-(-len(found) // (count * SLOTS)))]
-    for place, field in enumerate(found):
+    rows = [[0] * N for _ in range(-(-len(integers) // (count * SLOTS)))]
+    for place, field in enumerate(integers):
         chunk, column = divmod(place, SLOTS)
         row, k = divmod(chunk, count)
         rows[row][column] += field << bits * k
@@ -74,9 +74,9 @@ def separated(rows: Sequence[Sequence[int]], count: int, bits: int) -> list[int]
     return [row[place] >> bits * k & mask for row in rows for k in range(count) for place in range(SLOTS)]
 
 
-def left_over(values: Sequence[float], found: Sequence[int], unit: float, levels: int) -> list[float]:
+def left_over(values: Sequence[float], integers: Sequence[int], unit: float, levels: int) -> list[float]:
     middle = (levels - 1) / 2
-    return [float32(x - float32((field - middle) * unit)) for x, field in zip(values, found, strict=True)]
+    return [float32(x - float32((field - middle) * unit)) for x, field in zip(values, integers, strict=True)]
 
 
 def mean_of(sums: Sequence[int], weights: Sequence[float], bound: float, levels: int) -> list[float]:
@@ -139,8 +139,8 @@ def _moved(
     if name in {"fedavg", "fedprox"}:
         return w + x, {}
     if name == "fednova":
-        taken = math.fsum(weights[site] * strategy["steps"].get(site, steps) for site in there)
-        return w + taken / math.fsum(weights[site] * steps for site in there) * x, {}
+        total_steps = math.fsum(weights[site] * strategy["steps"].get(site, steps) for site in there)
+        return w + total_steps / math.fsum(weights[site] * steps for site in there) * x, {}
     if name == "fedavgm":
         velocity = strategy["momentum"] * kept["velocity"] + x
         return w + eta * velocity, {"velocity": velocity}
@@ -165,7 +165,7 @@ def state_digest(state: dict[str, list[float]]) -> str:
     """Return the digest of what a strategy keeps; empty if that is nothing."""
     if not state:
         return ""
-    values = b"".join(struct.pack(f"<{len(each)}d", *each) for each in state.values())
+    values = b"".join(struct.pack(f"<{len(vector)}d", *vector) for vector in state.values())
     return sha256(b"cloister state" + json.dumps(list(state)).encode() + values).hexdigest()
 
 
@@ -174,7 +174,7 @@ def checkpoint_digest(model: str, state: str) -> str:
 
 
 def average_digest(layout: list[Any], model: Sequence[float], mean: Sequence[float]) -> str:
-    both = [bytes.fromhex(model_digest(layout, packed_floats(each))) for each in (model, mean)]
+    both = [bytes.fromhex(model_digest(layout, packed_floats(vector))) for vector in (model, mean)]
     return sha256(b"cloister average" + b"".join(both)).hexdigest()
 
 
@@ -246,7 +246,7 @@ def survey(columns: Sequence[Sequence[Any]], classes: Sequence[float], bins: int
             for i in range(bins):
                 total[i] += (1 - share) * matrix[i][below] + share * matrix[i][below + 1]
         parts.append(total)
-    parts.append([single * labels.count(each) for each in classes])
+    parts.append([single * labels.count(value) for value in classes])
     return [value / whole for part in parts for value in part]
 
 

@@ -42,9 +42,9 @@ def residues(key: bytes, modulus: int, count: int) -> list[int]:
     """Return the first residues of a stream."""
     shift, drawn = 64 - modulus.bit_length(), count + 64
     words = struct.unpack(f"<{drawn}Q", keystream(key, 8 * drawn))
-    found = [word >> shift for word in words if word >> shift < modulus]
-    assert len(found) >= count
-    return found[:count]
+    residues_ = [word >> shift for word in words if word >> shift < modulus]
+    assert len(residues_) >= count
+    return residues_[:count]
 
 
 def uniform(key: bytes, count: int) -> list[float]:
@@ -71,11 +71,11 @@ def rho(secret: bytes) -> tuple[list[int], list[int]]:
 
 
 def unpack60(data: bytes) -> list[int]:
-    found = []
+    numbers = []
     for start in range(0, len(data), 15):
         both = int.from_bytes(data[start : start + 15], "little")
-        found += [both & (1 << 60) - 1, both >> 60]
-    return found
+        numbers += [both & (1 << 60) - 1, both >> 60]
+    return numbers
 
 
 def pack60(words: Sequence[int]) -> bytes:
@@ -93,31 +93,31 @@ _INVERSE = [pow(power, -1, Q) for power in _POWERS]
 
 def transform(values: Sequence[int]) -> list[int]:
     """Return a polynomial's values at ψ^(2·rev(i) + 1)."""
-    found, length, block = list(values), N, 1
+    values_, length, block = list(values), N, 1
     while block < N:
         length //= 2
         for number in range(block):
             root, start = _POWERS[block + number], 2 * number * length
             for place in range(start, start + length):
-                one, other = found[place], found[place + length] * root % Q
-                found[place], found[place + length] = (one + other) % Q, (one - other) % Q
+                one, other = values_[place], values_[place + length] * root % Q
+                values_[place], values_[place + length] = (one + other) % Q, (one - other) % Q
         block *= 2
-    return found
+    return values_
 
 
 def inverse(values: Sequence[int]) -> list[int]:
     """Return the polynomial that has these values."""
-    found, length, block = list(values), 1, N
+    values_, length, block = list(values), 1, N
     while block > 1:
         block //= 2
         for number in range(block):
             root, start = _INVERSE[block + number], 2 * number * length
             for place in range(start, start + length):
-                one, other = found[place], found[place + length]
-                found[place], found[place + length] = (one + other) % Q, (one - other) * root % Q
+                one, other = values_[place], values_[place + length]
+                values_[place], values_[place + length] = (one + other) % Q, (one - other) * root % Q
         length *= 2
     scale = pow(N, -1, Q)
-    return [value * scale % Q for value in found]
+    return [value * scale % Q for value in values_]
 
 
 def secret_of(words: Sequence[int]) -> list[int]:
@@ -134,9 +134,9 @@ def decrypt(c0: Sequence[int], c1: Sequence[int], key: Sequence[int]) -> list[in
 def noise(c0: Sequence[int], c1: Sequence[int], key: Sequence[int], message: Sequence[int]) -> list[int]:
     """Return e of a ciphertext."""
     product = inverse([one * other % Q for one, other in zip(transform(c1), key, strict=True)])
-    found = [(one + other - (2 * Q * m + T) // (2 * T)) % Q
+    rounded = [(one + other - (2 * Q * m + T) // (2 * T)) % Q
              for one, other, m in zip(c0, product, message, strict=True)]  # fmt: skip
-    return [value if value < Q // 2 else value - Q for value in found]
+    return [value if value < Q // 2 else value - Q for value in rounded]
 
 
 def plus(rows: Iterable[Sequence[int]], modulus: int) -> list[int]:
@@ -167,7 +167,7 @@ def blake2xb(root: bytes, length: int) -> bytes:
     parameters = [np.full(count, value, np.uint64) for value in (64 | 64 << 32, length << 32, 64 << 8, 0, 0, 0, 0, 0)]
     parameters[1] |= np.arange(count, dtype=np.uint64)
     start = [np.uint64(value) ^ parameter for value, parameter in zip(_START, parameters, strict=True)]
-    state = [*(each.copy() for each in start), *(np.full(count, value, np.uint64) for value in _START)]
+    state = [*(row.copy() for row in start), *(np.full(count, value, np.uint64) for value in _START)]
     state[12] ^= np.uint64(64)
     state[14] ^= np.uint64(2**64 - 1)
     message = [np.uint64(word) for word in [*struct.unpack("<8Q", root), *[0] * 8]]
@@ -203,10 +203,10 @@ def read_key_file(data: bytes) -> tuple[int, bytes, list[int]] | None:
     if len(data) != 8 + 32 + 8 * N + 32 + 32 or sha256(data[:-32]).digest() != data[-32:]:
         return None
     words = data[40:-64]
-    found = list(struct.unpack(f"<{N}Q", words))
-    if sha256(words).digest() != data[-64:-32] or max(found) >= Q:
+    values = list(struct.unpack(f"<{N}Q", words))
+    if sha256(words).digest() != data[-64:-32] or max(values) >= Q:
         return None
-    return int.from_bytes(data[:8], "big"), data[8:40], found
+    return int.from_bytes(data[:8], "big"), data[8:40], values
 
 
 def has_form(words: Sequence[int]) -> bool:

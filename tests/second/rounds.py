@@ -44,8 +44,8 @@ class Contribution(NamedTuple):
 # --- Masks ------------------------------------------------------------------------------------------------------------
 
 
-def derived(secret: bytes, label: bytes, plan: Table, whose: bytes) -> bytes:
-    return hkdf(secret, b"cloister mask " + label + bytes.fromhex(plan["digest"]) + whose)
+def derived(secret: bytes, label: bytes, plan: Table, owner: bytes) -> bytes:
+    return hkdf(secret, b"cloister mask " + label + bytes.fromhex(plan["digest"]) + owner)
 
 
 def pair_seed(secret: bytes, plan: Table, one: str, other: str) -> bytes:
@@ -63,7 +63,7 @@ def commitment(seed: bytes) -> str:
 def commitments(seeds: dict[str, bytes], plan: Table) -> bytes:
     """Return the values of the tree of what a site shares, in the plan's order."""
     return b"".join(
-        sha256(b"cloister pair" + seeds[each]).digest() if each in seeds else bytes(32) for each in plan["cohort"]
+        sha256(b"cloister pair" + seeds[name]).digest() if name in seeds else bytes(32) for name in plan["cohort"]
     )
 
 
@@ -90,34 +90,34 @@ def masked(
     rows: Sequence[Sequence[int]], own: bytes, seeds: dict[str, bytes], plan: Table, site: str
 ) -> list[list[int]]:
     """Put a site's masks on."""
-    found = [list(row) for row in rows]
-    _put(found, own_key(own, plan, site), 1)
+    rows_ = [list(row) for row in rows]
+    _put(rows_, own_key(own, plan, site), 1)
     for other, seed in seeds.items():
-        _put(found, seed, 1 if site < other else -1)
-    return found
+        _put(rows_, seed, 1 if site < other else -1)
+    return rows_
 
 
 def _put(rows: list[list[int]], key: bytes, sign: int) -> None:
     for row, mask in zip(rows, stream_rows(key, len(rows)), strict=True):
-        row[:] = [(value + sign * each) % T for value, each in zip(row, mask, strict=True)]
+        row[:] = [(value + sign * pad) % T for value, pad in zip(row, mask, strict=True)]
 
 
-def unseal(secret: bytes, sealed: bytes, label: bytes, plan: Table, whose: bytes) -> bytes:
+def unseal(secret: bytes, sealed: bytes, label: bytes, plan: Table, owner: bytes) -> bytes:
     try:
-        return AESGCM(derived(secret, label, plan, whose)).decrypt(bytes(12), sealed, None)
+        return AESGCM(derived(secret, label, plan, owner)).decrypt(bytes(12), sealed, None)
     except (InvalidTag, ValueError) as error:
         raise RefusedError(AUTHENTICITY, "seed") from error
 
 
-def signed_seeds(shown: bytes, of: str, plan: Table, key: bytes) -> bytes:
+def signed_seeds(data: bytes, of: str, plan: Table, key: bytes) -> bytes:
     """Return the sealed seeds that a site signed for its header's commitment, and for the absent sites."""
-    verify(key, "seeds", f"{plan['digest']} {of} {shown[64:].hex()}".encode(), shown[:64])
-    return shown[64:]
+    verify(key, "seeds", f"{plan['digest']} {of} {data[64:].hex()}".encode(), data[:64])
+    return data[64:]
 
 
 def open_reveal(secret: bytes, part: Contribution, plan: Table, header: Table, key: bytes) -> bytes:
-    whose = bytes.fromhex(header["mask"]) + header["site"].encode()
-    seed = unseal(secret, signed_seeds(part.reveal, header["mask"], plan, key), b"reveal", plan, whose)
+    owner = bytes.fromhex(header["mask"]) + header["site"].encode()
+    seed = unseal(secret, signed_seeds(part.reveal, header["mask"], plan, key), b"reveal", plan, owner)
     need(commitment(seed) == header["mask"], AUTHENTICITY, "mask")
     return seed
 
@@ -125,12 +125,12 @@ def open_reveal(secret: bytes, part: Contribution, plan: Table, header: Table, k
 def open_pairs(
     secret: bytes, part: Contribution, absent: list[str], plan: Table, header: Table, key: bytes
 ) -> dict[str, bytes]:
-    length, found = 48 + 32 * depth(len(plan["cohort"])), {}
+    length, seeds = 48 + 32 * depth(len(plan["cohort"])), {}
     signed = part.pairs or absent
-    shown = signed_seeds(part.pairs, f"{header['pairs']} {','.join(absent)}", plan, key) if signed else b""
-    need(len(shown) == length * len(absent), AUTHENTICITY, "length")
+    sealed_seeds = signed_seeds(part.pairs, f"{header['pairs']} {','.join(absent)}", plan, key) if signed else b""
+    need(len(sealed_seeds) == length * len(absent), AUTHENTICITY, "length")
     for number, other in enumerate(absent):
-        sealed = shown[number * length : (number + 1) * length]
+        sealed = sealed_seeds[number * length : (number + 1) * length]
         seed = unseal(secret, sealed[:48], b"show", plan, json.dumps([header["site"], other]).encode())
         place, node = plan["cohort"].index(other), sha256(b"\0" + sha256(b"cloister pair" + seed).digest()).digest()
         for start in range(48, length, 32):
@@ -138,15 +138,15 @@ def open_pairs(
             node = sha256(b"\1" + (beside + node if place & 1 else node + beside)).digest()
             place >>= 1
         need(node.hex() == header["pairs"], AUTHENTICITY, "pair")
-        found[other] = seed
-    return found
+        seeds[other] = seed
+    return seeds
 
 
 # --- Who contributed --------------------------------------------------------------------------------------------------
 
 
 def split(data: bytes) -> list[Contribution]:
-    found, place = [], 0
+    contributions, place = [], 0
     while place < len(data):
         need(place + 20 <= len(data), MALFORMED, "lengths")
         lengths = [int.from_bytes(data[start : start + 4], "big") for start in range(place, place + 20, 4)]
@@ -155,8 +155,8 @@ def split(data: bytes) -> list[Contribution]:
         for length in lengths:
             parts.append(data[place : place + length])
             place += length
-        found.append(Contribution(*parts))
-    return found
+        contributions.append(Contribution(*parts))
+    return contributions
 
 
 def contributors(parts: list[Contribution], plan: Table, manifest: Table, roster: Table) -> dict[str, Table]:
@@ -220,8 +220,8 @@ def ciphertexts_of(size: int, manifest: Table) -> int:
     return -(-size // (fields * (N - 1)))
 
 
-def check_chunks(chunks: Sequence[bytes], count: int, each: int) -> None:
-    lengths = [min(CHUNK, count - start) * each for start in range(0, count, CHUNK)]
+def check_chunks(chunks: Sequence[bytes], count: int, length: int) -> None:
+    lengths = [min(CHUNK, count - start) * length for start in range(0, count, CHUNK)]
     need([len(chunk) for chunk in chunks] == lengths, MALFORMED, "lengths")
 
 
@@ -338,8 +338,8 @@ def open_sum(arrays: list[tuple[str, bytes]], manifest: Table, roster: Table, se
     unmasked = [list(row) for row in decrypted]
     for site, seed in own.items():
         _put(unmasked, own_key(seed, plan, site), -1)
-        for other, each in pairs[site].items():
-            _put(unmasked, each, -1 if site < other else 1)
+        for other, sealed in pairs[site].items():
+            _put(unmasked, sealed, -1 if site < other else 1)
     return Opened(plan, headers, decrypted, unmasked)
 
 
@@ -352,9 +352,9 @@ def _rows(data: bytes) -> list[list[int]]:
 def all_pads(
     purpose: str, modulus: int, plan: Table, headers: dict[str, Table], secret: bytes, count: int
 ) -> list[int]:
-    each = (ring.pads(secret, purpose, modulus, plan["digest"], header["nonce"], site, count)
+    pads = (ring.pads(secret, purpose, modulus, plan["digest"], header["nonce"], site, count)
             for site, header in headers.items())  # fmt: skip
-    return ring.plus(each, modulus)
+    return ring.plus(pads, modulus)
 
 
 def _check_codes(c0: list[list[int]], c1: list[list[int]], codes: list[int], plan: Table, headers: dict[str, Table],
@@ -372,6 +372,6 @@ def check_tags(rows: list[list[int]], plan: Table, headers: dict[str, Table], se
         need(row[-1] == (ring.inner(alpha, row[:-1]) + pad) % T, AUTHENTICITY, "tag")
 
 
-def check_fields(found: Sequence[int], size: int, contributors: int, levels: int) -> None:
-    need(max(found[:size]) <= contributors * (levels - 1), MALFORMED, "field")
-    need(not any(found[size:]), MALFORMED, "behind the last")
+def check_fields(fields: Sequence[int], size: int, contributors: int, levels: int) -> None:
+    need(max(fields[:size]) <= contributors * (levels - 1), MALFORMED, "field")
+    need(not any(fields[size:]), MALFORMED, "behind the last")

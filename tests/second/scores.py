@@ -18,20 +18,20 @@ def layout(
     names: Sequence[str], kind: str, count: int, threshold: float, bins: int, ends: Sequence[float]
 ) -> list[Any]:
     """Return names and shapes; `kind` is classes, values or times."""
-    asked, cut = set(names), f"2 {threshold!r}" if count == 2 else f"{count}"
+    wanted, cut = set(names), f"2 {threshold!r}" if count == 2 else f"{count}"
     between, curves = f"{ends[0]!r} {ends[1]!r}", 1 if kind == "classes" and count == 2 else count
     table: list[tuple[Any, list[Any]]] = [
-        (asked & _COUNTS, [f"confusion {cut}", [count, count]]),
-        ("c_index" in asked, [f"times {count}", [count, 2]]),
-        (asked & _CURVES or "c_index" in asked, [f"scores {count} {bins}", [curves, 2, bins - 1]]),
-        ("ece" in asked, [f"gaps {count} 10", [10]]),
-        ("ece" in asked, [f"bins {count} 10", [10]]),
-        ("accuracy" in asked, [f"accuracy {cut}", [1]]),
-        ("brier" in asked, [f"brier {count}", [1]]),
-        ("mae" in asked, [f"absolute {between}", [1]]),
-        (asked & {"rmse", "r2"}, [f"squared {between}", [1]]),
-        ("r2" in asked, [f"target {between}", [1]]),
-        ("r2" in asked, [f"target-squared {between}", [1]]),
+        (wanted & _COUNTS, [f"confusion {cut}", [count, count]]),
+        ("c_index" in wanted, [f"times {count}", [count, 2]]),
+        (wanted & _CURVES or "c_index" in wanted, [f"scores {count} {bins}", [curves, 2, bins - 1]]),
+        ("ece" in wanted, [f"gaps {count} 10", [10]]),
+        ("ece" in wanted, [f"bins {count} 10", [10]]),
+        ("accuracy" in wanted, [f"accuracy {cut}", [1]]),
+        ("brier" in wanted, [f"brier {count}", [1]]),
+        ("mae" in wanted, [f"absolute {between}", [1]]),
+        (wanted & {"rmse", "r2"}, [f"squared {between}", [1]]),
+        ("r2" in wanted, [f"target {between}", [1]]),
+        ("r2" in wanted, [f"target-squared {between}", [1]]),
     ]
     return [block for needed, block in table if needed]
 
@@ -39,21 +39,21 @@ def layout(
 def record(name: str, shape: Sequence[int], score: Any, label: Any, threshold: float, ends: Sequence[float]  # noqa: ANN401 - of each kind
            ) -> list[float]:  # fmt: skip
     """Return what one record adds to a block: a score is probabilities, a value or a risk; a time has an event."""
-    block, found = name.partition(" ")[0], [0.0] * math.prod(shape)
+    block, values = name.partition(" ")[0], [0.0] * math.prod(shape)
     if block in {"absolute", "squared", "target", "target-squared"}:
-        f, t = ((min(max(each, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) for each in (score, label))
+        f, t = ((min(max(value, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) for value in (score, label))
         return [{"absolute": abs(f - t), "squared": (f - t) ** 2, "target": t, "target-squared": t * t}[block]]
     if isinstance(label, tuple):
         row = 2 * label[0] + label[1]
         if block == "times":
-            found[row] = 1.0
-            return found
-        return _placed(found, row, score, shape[-1], 1.0)
-    return _of_classes(block, found, score, label, threshold, shape[-1])
+            values[row] = 1.0
+            return values
+        return _placed(values, row, score, shape[-1], 1.0)
+    return _of_classes(block, values, score, label, threshold, shape[-1])
 
 
 def _of_classes(
-    block: str, found: list[float], score: list[float], label: int, threshold: float, size: int
+    block: str, values: list[float], score: list[float], label: int, threshold: float, size: int
 ) -> list[float]:
     two = len(score) == 2
     predicted = int(score[1] >= threshold) if two else score.index(max(score))
@@ -61,28 +61,28 @@ def _of_classes(
     place = min(math.floor(10 * p), 9)
     match block:
         case "confusion":
-            found[label * len(score) + predicted] = 1.0
+            values[label * len(score) + predicted] = 1.0
         case "gaps":
-            found[place] = y - p
+            values[place] = y - p
         case "bins":
-            found[place] = 1.0
+            values[place] = 1.0
         case "accuracy":
-            found[0] = float(predicted == label)
+            values[0] = float(predicted == label)
         case "brier":
-            found[0] = min(sum((each - (c == label)) ** 2 for c, each in enumerate(score)) / 2, 1.0)
+            values[0] = min(sum((probability - (c == label)) ** 2 for c, probability in enumerate(score)) / 2, 1.0)
         case "scores" if two:
-            _placed(found, label, score[1], size, 1.0)
+            _placed(values, label, score[1], size, 1.0)
         case "scores":
-            for c, each in enumerate(score):
-                _placed(found, 2 * c + (c == label), each, size, math.sqrt(len(score)))
-    return found
+            for c, probability in enumerate(score):
+                _placed(values, 2 * c + (c == label), probability, size, math.sqrt(len(score)))
+    return values
 
 
-def _placed(found: list[float], row: int, score: float, size: int, divisor: float) -> list[float]:
+def _placed(values: list[float], row: int, score: float, size: int, divisor: float) -> list[float]:
     """Add the column of a score's bin to a row of `size` numbers."""
     bins = size + 1
     low, high = math.sqrt(score), math.sqrt(1 - score)
     place = min(math.floor(bins * low / (low + high)), bins - 1)
-    for number, each in enumerate(kernel(size)):
-        found[row * size + number] += each[place] / divisor
-    return found
+    for number, weight in enumerate(kernel(size)):
+        values[row * size + number] += weight[place] / divisor
+    return values

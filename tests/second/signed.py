@@ -73,10 +73,10 @@ def open_document(data: bytes, kind: str, key: bytes) -> bytes:
     """Return the payload of a signed file."""
     need(len(data) <= LARGEST_DOCUMENT, MALFORMED, "too long")
     line, newline, payload = data.partition(b"\n")
-    found = re.fullmatch(rb"cloister-signed-1 ([^ ]+) ((?:[0-9a-f]{2})*)", line)
-    if not found or not newline or found[1] != kind.encode():
+    match = re.fullmatch(rb"cloister-signed-1 ([^ ]+) ((?:[0-9a-f]{2})*)", line)
+    if not match or not newline or match[1] != kind.encode():
         raise RefusedError(MALFORMED, "first line")
-    verify(key, kind, payload, bytes.fromhex(found[2].decode()))
+    verify(key, kind, payload, bytes.fromhex(match[2].decode()))
     return payload
 
 
@@ -131,7 +131,7 @@ def flag(value: object) -> bool:
 
 def one_of(*values: object) -> Check:
     def check(value: object) -> object:
-        need(any(type(value) is type(each) and value == each for each in values), MALFORMED, f"{value!r}")
+        need(any(type(value) is type(allowed) and value == allowed for allowed in values), MALFORMED, f"{value!r}")
         return value
 
     return check
@@ -142,12 +142,12 @@ def nullable(check: Check) -> Check:
 
 
 def several(check: Check, least: int = 0) -> Check:
-    def each(value: object) -> list[Any]:
+    def checked(value: object) -> list[Any]:
         need(isinstance(value, list) and len(value) >= least, MALFORMED, "no list, or too short")
         assert isinstance(value, list)
         return [check(part) for part in value]
 
-    return each
+    return checked
 
 
 def table(**fields: Check | tuple[Check, object]) -> Check:
@@ -157,22 +157,22 @@ def table(**fields: Check | tuple[Check, object]) -> Check:
         need(isinstance(value, dict), MALFORMED, "no table")
         assert isinstance(value, dict)
         need(value.keys() <= fields.keys(), MALFORMED, f"unknown: {value.keys() - fields.keys()}")
-        found = {}
+        values = {}
         for name, field in fields.items():
             one, default = field if isinstance(field, tuple) else (field, _REQUIRED)
             need(name in value or default is not _REQUIRED, MALFORMED, f"{name} is missing")
-            found[name] = one(value[name]) if name in value else default
-        return found
+            values[name] = one(value[name]) if name in value else default
+        return values
 
     return check
 
 
 def parsed(payload: bytes, check: Check) -> Table:
     try:
-        found: Table = check(json.loads(payload.decode()))
+        content: Table = check(json.loads(payload.decode()))
     except (ValueError, RecursionError) as error:
         raise RefusedError(MALFORMED, "no JSON") from error
-    return found
+    return content
 
 
 DIGEST, SITE = text("[0-9a-f]{64}"), text("[a-z][a-z0-9-]{0,31}")
@@ -189,16 +189,16 @@ _ROSTER = table(
 def open_roster(data: bytes, authority: bytes, now: float) -> Table:
     roster = parsed(open_document(data, "roster", authority), _ROSTER)
     for name in ("site", "tls_key", "signing_key"):
-        need(len({each[name] for each in roster["members"]}) == len(roster["members"]), MALFORMED, f"{name} twice")
+        need(len({row[name] for row in roster["members"]}) == len(roster["members"]), MALFORMED, f"{name} twice")
     need(now <= roster["expires"], AUTHENTICITY, "expired")
-    roster["by name"] = {each["site"]: each for each in roster["members"]}
+    roster["by name"] = {row["site"]: row for row in roster["members"]}
     return roster
 
 
 def member(roster: Table, site: str) -> Table:
     need(site in roster["by name"], PROTOCOL, f"{site} is no member")
-    found: Table = roster["by name"][site]
-    return found
+    entry: Table = roster["by name"][site]
+    return entry
 
 
 def node_number(site: str) -> int:
@@ -213,29 +213,29 @@ def _sizes(value: object) -> dict[str, int]:
 
 def _strategy(value: object) -> Table:
     """Return a strategy: a name alone, or with a version and parameters."""
-    found = {"name": value} if isinstance(value, str) else value
-    need(isinstance(found, dict), MALFORMED, "no strategy")
-    assert isinstance(found, dict)
-    need("name" in found, MALFORMED, "no name")
-    text(r"[a-z][a-z0-9_-]{0,39}|[\w.]+:\w+")(found["name"])
-    integer(1)(found.get("version", 1))
-    for key, each in found.items():
+    content = {"name": value} if isinstance(value, str) else value
+    need(isinstance(content, dict), MALFORMED, "no strategy")
+    assert isinstance(content, dict)
+    need("name" in content, MALFORMED, "no name")
+    text(r"[a-z][a-z0-9_-]{0,39}|[\w.]+:\w+")(content["name"])
+    integer(1)(content.get("version", 1))
+    for key, item in content.items():
         text("[a-z][a-z0-9_-]{0,39}")(key)
-        for one in each.values() if isinstance(each, dict) else [each]:
-            need(type(one) in ({int, float} if isinstance(each, dict) else {bool, int, float, str}), MALFORMED, key)
+        for one in item.values() if isinstance(item, dict) else [item]:
+            need(type(one) in ({int, float} if isinstance(item, dict) else {bool, int, float, str}), MALFORMED, key)
             need(not isinstance(one, float) or math.isfinite(one), MALFORMED, key)
-    return found
+    return content
 
 
 def named(**kinds: dict[str, tuple[Check, object]]) -> Check:
     """Check a table whose name says what else it has; a name alone is a table of defaults."""
 
     def check(value: object) -> Table:
-        found = {"name": value} if isinstance(value, str) else value
-        need(isinstance(found, dict) and "name" in found, MALFORMED, "no name")
-        assert isinstance(found, dict)
-        one_of(*kinds)(found["name"])
-        read: Table = table(name=text(), **kinds[found["name"]])(found)
+        content = {"name": value} if isinstance(value, str) else value
+        need(isinstance(content, dict) and "name" in content, MALFORMED, "no name")
+        assert isinstance(content, dict)
+        one_of(*kinds)(content["name"])
+        read: Table = table(name=text(), **kinds[content["name"]])(content)
         return read
 
     return check
@@ -350,7 +350,7 @@ def _contradictions(settings: Table) -> list[str]:
     training, statistics, evaluation = (settings[name] for name in ("training", "statistics", "evaluation"))
     privacy, encryption, cohort, start = (settings[name] for name in ("privacy", "encryption", "cohort", "start"))
     colluding, shared = privacy["colluding_sites"], privacy["noise"] == "shared"
-    masked, asked = encryption["collusion_resistant"], evaluation or {"metrics": ["some"], "loss_bound": None}
+    masked, evaluation_ = encryption["collusion_resistant"], evaluation or {"metrics": ["some"], "loss_bound": None}
     measured = [encryption["update_bound"], privacy["max_grad_norm"]]
     steps, plain = (
         steps_of(training),
@@ -363,7 +363,7 @@ def _contradictions(settings: Table) -> list[str]:
     wrong = {
         "steps or epochs": steps is None,
         "nesterov": bool(training) and training["optimizer"].get("nesterov") and not training["optimizer"]["momentum"],
-        "several purposes": sum(each is not None for each in (training, statistics, evaluation)) != 1,
+        "several purposes": sum(part is not None for part in (training, statistics, evaluation)) != 1,
         "ε and σ": (privacy["epsilon"] is None) == (privacy["noise_multiplier"] is None),
         "no range or norm": bool(training) and None in measured,
         "a range, norm or profile": not training and [*measured, encryption["profile"]] != [None] * 3,
@@ -373,9 +373,9 @@ def _contradictions(settings: Table) -> list[str]:
         "a strategy": not training and settings["strategy"]["name"] != "fedavg",
         "a start": bool(statistics) and start is not None,
         "no start": bool(evaluation) and start is None,
-        "nothing to evaluate": not asked["metrics"] and asked["loss_bound"] is None,
-        "a metric twice": len(set(asked["metrics"])) < len(asked["metrics"]),
-        "a metric's name": any(name.split(" ")[0] in {"loss", "count"} for name in asked["metrics"]),
+        "nothing to evaluate": not evaluation_["metrics"] and evaluation_["loss_bound"] is None,
+        "a metric twice": len(set(evaluation_["metrics"])) < len(evaluation_["metrics"]),
+        "a metric's name": any(name.split(" ")[0] in {"loss", "count"} for name in evaluation_["metrics"]),
         "a vote on nothing, or on a mean": bool(settings["vote"]) and not (
             training and training["averaging"] == training["ema_decay"] == 0
         ),
@@ -389,7 +389,7 @@ def _contradictions(settings: Table) -> list[str]:
                                         and cohort["minimum"] > (1 if colluding is None else colluding)),
         "levels": levels(_PROFILES[_profile(settings)][1], len(cohort["sizes"])) < 16,
     }  # fmt: skip
-    return [what for what, is_so in wrong.items() if is_so]
+    return [sentence for sentence, is_so in wrong.items() if is_so]
 
 
 # --- Plan and header --------------------------------------------------------------------------------------------------
@@ -407,9 +407,9 @@ _HEADER = table(
 
 
 def _canonical(data: bytes, check: Check) -> Table:
-    found = parsed(data, check)
-    need(json.dumps(found, sort_keys=True, separators=(",", ":")).encode() == data, MALFORMED, "not canonical")
-    return found
+    content = parsed(data, check)
+    need(json.dumps(content, sort_keys=True, separators=(",", ":")).encode() == data, MALFORMED, "not canonical")
+    return content
 
 
 def read_plan(data: bytes) -> Table:
@@ -463,9 +463,9 @@ def read_letter(data: bytes, leader: str, roster: Table) -> Table:
         consortium=text(), roster=integer(1), epoch=integer(1), fingerprint=DIGEST, leader=SITE, recipient=SITE,
         sealed=text(), format=(one_of(1), 1),
     )  # fmt: skip
-    found = parsed(open_document(data, "epoch", bytes.fromhex(member(roster, leader)["signing_key"])), letter)
+    content = parsed(open_document(data, "epoch", bytes.fromhex(member(roster, leader)["signing_key"])), letter)
     try:
-        found["sealed"] = base64.b64decode(found["sealed"], validate=True)
+        content["sealed"] = base64.b64decode(content["sealed"], validate=True)
     except ValueError as error:
         raise RefusedError(MALFORMED, "base64") from error
-    return found
+    return content

@@ -44,7 +44,7 @@ ROUNDS = {"round": "sum", "large": "large sum"}
 def test_the_second_reader_imports_nothing_of_ours() -> None:
     for path in Path(__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 top = name.partition(".")[0]
@@ -53,21 +53,21 @@ def test_the_second_reader_imports_nothing_of_ours() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_reads_what_is_good(kind: str) -> None:
+def test_the_second_reader_accepts_good_documents(kind: str) -> None:
     read(kind, good(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_refuses_what_is_bad_with_the_same_errors(kind: str) -> None:
+def test_the_second_reader_refuses_bad_documents_with_the_same_errors(kind: str) -> None:
     expected = {bad["name"]: bad["error"] for bad in stored("bad")["bad"] if bad["kind"] == kind}
-    found = dict.fromkeys(expected, "none")
+    results = dict.fromkeys(expected, "none")
     for bad in stored("bad")["bad"]:
         if bad["kind"] == kind:
             try:
                 read(kind, parts_of(bad))
             except RefusedError as error:
-                found[bad["name"]] = error.kind
-    assert found == expected
+                results[bad["name"]] = error.kind
+    assert results == expected
 
 
 def test_documents_have_their_digests() -> None:
@@ -84,13 +84,13 @@ def test_runs_have_their_steps_and_learning_rates() -> None:
     for known in stored("training")["runs"]:
         settings = manifest(known["manifest"].encode())["settings"]
         assert signed.steps_of(settings["training"]) == known["steps"]
-        found = numbers.rates(settings["training"], known["steps"], settings["rounds"])
-        assert found == pytest.approx(known["rates"], rel=1e-14)
+        rates = numbers.rates(settings["training"], known["steps"], settings["rounds"])
+        assert rates == pytest.approx(known["rates"], rel=1e-14)
 
 
 def test_a_layout_with_constants() -> None:
     known = stored("numbers")["constants"]
-    beside = [[*said, sha256(bytes.fromhex(values)).hexdigest()] for *said, values in known["constants"]]
+    beside = [[*description, sha256(bytes.fromhex(values)).hexdigest()] for *description, values in known["constants"]]
     assert signed.layout_digest(known["layout"], beside) == known["layout_digest"]
 
 
@@ -113,15 +113,15 @@ def test_the_known_ciphertext_is_of_the_known_values() -> None:
     assert sha256(b"".join(word.to_bytes(8, "little") for word in c1)).hexdigest() == known["c1"]
     message = ring.decrypt(c0, c1, saved_key())
     unit = numbers.unit_of(1.0, levels, 1.0)
-    found = numbers.fields(known["values"], unit, levels, bytes.fromhex(known["rounding_key"]))
-    (row,) = numbers.joined(found, 3, 16)
+    fields = numbers.fields(known["values"], unit, levels, bytes.fromhex(known["rounding_key"]))
+    (row,) = numbers.joined(fields, 3, 16)
     assert message[:-1] == row[:-1]
     assert message[:20] == known["coefficients"]
     plan, nonce = stored("documents")["plan_digest"], header["nonce"]
     tag = ring.inner(ring.alpha(tag_key()), message[:-1]) + ring.pads(tag_key(), "tag", T, plan, nonce, "north", 1)[0]
     assert message[-1] == known["tag"] == tag % T
-    made = ring.inner(ring.rho(tag_key())[0], c0) + ring.pads(tag_key(), "mac", Q, plan, nonce, "north", 1)[0]
-    assert code == known["code"] == made % Q
+    computed = ring.inner(ring.rho(tag_key())[0], c0) + ring.pads(tag_key(), "mac", Q, plan, nonce, "north", 1)[0]
+    assert code == known["code"] == computed % Q
     assert max(map(abs, ring.noise(c0, c1, saved_key(), message))) <= 22  # 21, and half a rounding
     assert known["digest"] == header["ciphertexts"] == sha256(b64decode(known["wire"])).hexdigest()
     assert known["seeds_digest"] == header["seeds"] == rounds.seeds_digest(seed)
@@ -132,7 +132,7 @@ def test_codes_of_the_known_ciphertext(number: int) -> None:
     known = stored("codes")
     case, secret = known["rounds"][number], bytes.fromhex(known["secret"])
     plan, rho = signed.read_plan(case["plan"].encode()), ring.rho(secret)
-    assert [each[:4] for each in rho] == known["rho"]
+    assert [row[:4] for row in rho] == known["rho"]
     pads = ring.pads(secret, "mac", Q, plan["digest"], known["nonce"], known["site"], 4)
     assert (plan["digest"], pads) == (case["digest"], case["pads"])
     c0, seed, _ = wire_of()
@@ -164,9 +164,9 @@ def test_seeds_that_one_site_reveals() -> None:
     part = rounds.Contribution(b"", b"", b"", bytes.fromhex(known["sealed"]), bytes.fromhex(known["sealed_pairs"]))
     key = bytes.fromhex(signed.member(roster(stored("documents")["roster"].encode()), known["site"])["signing_key"])
     assert rounds.open_reveal(secret, part, plan, header, key).hex() == known["seed"]
-    shown = rounds.open_pairs(secret, part, known["absent"], plan, header, key)
-    assert {other: seed.hex() for other, seed in shown.items()} == {
-        each: known["pair_seeds"][each] for each in known["absent"]
+    seeds = rounds.open_pairs(secret, part, known["absent"], plan, header, key)
+    assert {other: seed.hex() for other, seed in seeds.items()} == {
+        absent: known["pair_seeds"][absent] for absent in known["absent"]
     }
     headers = {site: header.encode() for site, header in known["headers"].items()}
     assert rounds.set_digest(headers) == known["set"]
@@ -175,62 +175,62 @@ def test_seeds_that_one_site_reveals() -> None:
 
 def packed_update(site: dict[str, Any], size: int, weight: float, known: dict[str, Any]) -> list[list[int]]:
     """Return the coefficients of a site's update."""
-    asked = manifest(known["manifest"].encode())
-    unit = numbers.unit_of(known["update_bound"], asked["levels"], weight)
-    found = numbers.fields(numbers.update_values(size, *site["values"]), unit, asked["levels"],
+    run = manifest(known["manifest"].encode())
+    unit = numbers.unit_of(known["update_bound"], run["levels"], weight)
+    fields = numbers.fields(numbers.update_values(size, *site["values"]), unit, run["levels"],
                            bytes.fromhex(site["rounding_key"]))  # fmt: skip
-    return numbers.joined(found, asked["fields"], asked["bits"])
+    return numbers.joined(fields, run["fields"], run["bits"])
 
 
 @pytest.mark.parametrize("name", ROUNDS)
 def test_a_round_from_updates_to_the_new_model(name: str) -> None:
     known, opened = stored(name), open_sum(good(ROUNDS[name]))
-    asked, size = manifest(known["manifest"].encode()), sum(math.prod(shape) for _, shape in known["layout"])
+    run, size = manifest(known["manifest"].encode()), sum(math.prod(shape) for _, shape in known["layout"])
     assert opened.plan["digest"] == known["plan_digest"]
     assert known["layout_digest"] == signed.layout_digest(known["layout"])
     model = numbers.model_values(size)
     assert opened.plan["base_model"] == signed.model_digest(known["layout"], numbers.packed_floats(model))
-    updates = {site: packed_update(each, size, asked["weights"][site], known) for site, each in known["sites"].items()}
-    for site, each in known["sites"].items():
-        assert each.get("packed", numbers.words_digest(updates[site])) == numbers.words_digest(updates[site])
-        assert opened.headers[site] == json.loads(each["header"])
+    updates = {site: packed_update(entry, size, run["weights"][site], known) for site, entry in known["sites"].items()}
+    for site, entry in known["sites"].items():
+        assert entry.get("packed", numbers.words_digest(updates[site])) == numbers.words_digest(updates[site])
+        assert opened.headers[site] == json.loads(entry["header"])
     sums = [ring.plus(rows, T) for rows in zip(*updates.values(), strict=True)]
     assert [row[:-1] for row in opened.unmasked] == [row[:-1] for row in sums]
-    said = known["opened"]
-    assert numbers.words_digest(opened.decrypted) == said["decrypted"]
-    assert numbers.words_digest(opened.unmasked) == said["unmasked"]
-    assert opened.unmasked[0][:4] == said["coefficients"]
+    expected = known["opened"]
+    assert numbers.words_digest(opened.decrypted) == expected["decrypted"]
+    assert numbers.words_digest(opened.unmasked) == expected["unmasked"]
+    assert opened.unmasked[0][:4] == expected["coefficients"]
     weights = [header["weight"] for header in opened.headers.values()]
-    found = numbers.separated(opened.unmasked, asked["fields"], asked["bits"])[:size]
-    mean = numbers.mean_of(found, weights, known["update_bound"], asked["levels"])
-    assert (numbers.floats_digest(mean), mean[:4]) == (said["mean"], said["first_of_mean"])
-    assert numbers.next_bound(max(map(abs, mean)), len(weights), asked["update_bound"]) == said["next_update_bound"]
+    fields = numbers.separated(opened.unmasked, run["fields"], run["bits"])[:size]
+    mean = numbers.mean_of(fields, weights, known["update_bound"], run["levels"])
+    assert (numbers.floats_digest(mean), mean[:4]) == (expected["mean"], expected["first_of_mean"])
+    assert numbers.next_bound(max(map(abs, mean)), len(weights), run["update_bound"]) == expected["next_update_bound"]
     after = numbers.plus(model, mean)
-    assert signed.model_digest(known["layout"], numbers.packed_floats(after)) == said["model_digest"]
-    assert after[:4] == said["first_of_model"]
+    assert signed.model_digest(known["layout"], numbers.packed_floats(after)) == expected["model_digest"]
+    assert after[:4] == expected["first_of_model"]
 
 
 def test_a_masked_round_from_secrets_to_revealed_seeds() -> None:
     known, plan = stored("round"), signed.read_plan(stored("round")["plan"].encode())
     parts = rounds.split(b64decode(known["sum"]["contributions"]))
     assert known["absent"] == [site for site in plan["cohort"] if site not in known["sites"]]
-    headers = {site: each["header"].encode() for site, each in known["sites"].items()}
+    headers = {site: entry["header"].encode() for site, entry in known["sites"].items()}
     assert rounds.set_digest(headers) == known["set"]
-    signatures = {site: bytes.fromhex(each["agreed"]) for site, each in known["sites"].items()}
+    signatures = {site: bytes.fromhex(entry["agreed"]) for site, entry in known["sites"].items()}
     members = roster(known["roster"].encode())
     rounds.check_agreed(plan, headers, signatures, members)
-    assert json.loads(known["agreed"]) == {site: each["agreed"] for site, each in known["sites"].items()}
-    shown = [each._replace(seeds=b"", reveal=b"", pairs=b"") for each in parts]
-    assert rounds.split(b64decode(known["shown"])) == shown
+    assert json.loads(known["agreed"]) == {site: entry["agreed"] for site, entry in known["sites"].items()}
+    stripped = [contribution._replace(seeds=b"", reveal=b"", pairs=b"") for contribution in parts]
+    assert rounds.split(b64decode(known["shown"])) == stripped
     masks = []
-    for part, (site, each) in zip(parts, known["sites"].items(), strict=True):
-        header, own = json.loads(each["header"]), bytes.fromhex(each["seed"])
+    for part, (site, entry) in zip(parts, known["sites"].items(), strict=True):
+        header, own = json.loads(entry["header"]), bytes.fromhex(entry["seed"])
         seeds = {other: rounds.pair_seed(bytes.fromhex(secret), plan, site, other)
-                 for other, secret in each["pair_secrets"].items()}  # fmt: skip
+                 for other, secret in entry["pair_secrets"].items()}  # fmt: skip
         values = rounds.commitments(seeds, plan)
-        assert (values.hex(), rounds.root(values)) == (each["commitments"], header["pairs"])
+        assert (values.hex(), rounds.root(values)) == (entry["commitments"], header["pairs"])
         assert [part.header.decode(), part.signature.hex(), part.reveal.hex(), part.pairs.hex()] == [
-            each[name] for name in ("header", "signature", "reveal", "pairs")
+            entry[name] for name in ("header", "signature", "reveal", "pairs")
         ]
         key = bytes.fromhex(signed.member(members, site)["signing_key"])
         assert rounds.open_reveal(tag_key(), part, plan, header, key) == own
@@ -261,12 +261,12 @@ def test_packing_in_every_profile(case: dict[str, Any]) -> None:
     for update in case["updates"]:
         values = numbers.update_values(case["size"], update["factor"], case["scale"])
         unit = numbers.unit_of(case["update_bound"], levels, update["weight"])
-        found = numbers.fields(values, unit, levels, key)
-        rows.append(numbers.joined(found, count, bits))
+        fields = numbers.fields(values, unit, levels, key)
+        rows.append(numbers.joined(fields, count, bits))
         assert numbers.words_digest(rows[-1]) == update["packed"]
         assert rows[-1][0][:4] == update["first_coefficients"]
-        assert numbers.floats_digest(numbers.left_over(values, found, unit, levels)) == update["left_over"]
-    total = [ring.plus(each, T) for each in zip(*rows, strict=True)]
+        assert numbers.floats_digest(numbers.left_over(values, fields, unit, levels)) == update["left_over"]
+    total = [ring.plus(column, T) for column in zip(*rows, strict=True)]
     assert numbers.words_digest(total) == case["sum"]
     weights = [update["weight"] for update in case["updates"]]
     sums = numbers.separated(total, count, bits)
@@ -286,14 +286,14 @@ def test_an_algorithm(name: str) -> None:
     (size,), layout, case = known["layout"][0][1], known["layout"], known["strategies"][name]
     strategy = case["strategy"]
     model, state = numbers.model_values(size), numbers.begun(strategy, size)
-    for number, said in enumerate(case["rounds"], start=1):
+    for number, entry in enumerate(case["rounds"], start=1):
         mean = numbers.update_values(size, number, 7000)
-        there = said["contributors"]
+        there = entry["contributors"]
         model, state = numbers.applied(strategy, known["steps"], known["weights"], there, model, state, mean)
-        assert model[:4] == said["first_of_model"]
-        assert said["model"] == signed.model_digest(layout, numbers.packed_floats(model))
-        assert said["state"] == numbers.state_digest(state)
-        assert said["digest"] == numbers.checkpoint_digest(said["model"], said["state"])
+        assert model[:4] == entry["first_of_model"]
+        assert entry["model"] == signed.model_digest(layout, numbers.packed_floats(model))
+        assert entry["state"] == numbers.state_digest(state)
+        assert entry["digest"] == numbers.checkpoint_digest(entry["model"], entry["state"])
 
 
 @pytest.mark.parametrize("kind", ["averaging", "ema"])
@@ -303,14 +303,14 @@ def test_averaging(kind: str) -> None:
     layout, size, number_of_rounds = known["layout"], known["layout"][0][1][0], len(known["rounds"])
     first = 1 if decay else number_of_rounds - math.ceil(known["averaging"] * number_of_rounds) + 1
     model, mean = numbers.model_values(size), list[float]()
-    for number, said in enumerate(known["rounds"], start=1):
+    for number, entry in enumerate(known["rounds"], start=1):
         model = numbers.plus(model, numbers.update_values(size, number, 7000))
-        assert said["averaged"] == (number >= first)
+        assert entry["averaged"] == (number >= first)
         mean = numbers.averaged(mean, model, number - first + 1, decay) if number > first else model
-        assert said["model"] == signed.model_digest(layout, numbers.packed_floats(model))
-        assert said["mean"] == signed.model_digest(layout, numbers.packed_floats(mean))
-        assert said["digest"] == numbers.average_digest(layout, model, mean)
-        assert said["first_of_mean"] == mean[:4]
+        assert entry["model"] == signed.model_digest(layout, numbers.packed_floats(model))
+        assert entry["mean"] == signed.model_digest(layout, numbers.packed_floats(mean))
+        assert entry["digest"] == numbers.average_digest(layout, model, mean)
+        assert entry["first_of_mean"] == mean[:4]
 
 
 def test_shared_noise() -> None:
@@ -323,8 +323,8 @@ def test_shared_noise() -> None:
     assert variance == pytest.approx(known["variance"], rel=1e-9)
     unit = numbers.unit_of(settings["encryption"]["update_bound"], levels, known["weight"])
     margin = math.isqrt(144 * known["variance"])
-    found = numbers.fields(known["values"], unit, levels, bytes.fromhex(stored("numbers")["rounding_key"]), margin)
-    assert [field + z for field, z in zip(found, known["noise"], strict=True)] == known["fields"]
+    fields = numbers.fields(known["values"], unit, levels, bytes.fromhex(stored("numbers")["rounding_key"]), margin)
+    assert [field + z for field, z in zip(fields, known["noise"], strict=True)] == known["fields"]
     assert max(map(abs, known["noise"])) <= margin
 
 
@@ -336,9 +336,9 @@ def test_statistics() -> None:
     )
     assert signed.layout_digest(known["layout"]) == known["layout_digest"]
     columns = list(zip(*numbers.kernel(known["bins"]), strict=True))
-    for found, edge in zip(columns, known["edges"], strict=True):
-        assert list(found) == pytest.approx(edge, abs=1e-12)
-        assert math.fsum(value**2 for value in found) == pytest.approx(1)
+    for column, edge in zip(columns, known["edges"], strict=True):
+        assert list(column) == pytest.approx(edge, abs=1e-12)
+        assert math.fsum(value**2 for value in column) == pytest.approx(1)
     vector = numbers.survey(known["columns"], known["classes"], known["bins"], known["values"], known["labels"])
     assert vector == pytest.approx(known["vector"], abs=1e-12)
     assert known["update_bound"] == 2 + 8 * known["noise_multiplier"] / known["largest_size"]
@@ -347,8 +347,8 @@ def test_statistics() -> None:
 def test_evaluation() -> None:
     known = stored("numbers")["evaluation"]
     assert None in known["metrics"]["odd"]
-    found = numbers.evaluation(known["metrics"], known["losses"], known["loss_bound"])
-    assert found == pytest.approx(known["vector"], abs=1e-9)
+    vector = numbers.evaluation(known["metrics"], known["losses"], known["loss_bound"])
+    assert vector == pytest.approx(known["vector"], abs=1e-9)
     assert numbers.evaluation_layout(list(known["metrics"]), known["loss_bound"]) == known["layout"]
     assert signed.layout_digest(known["layout"]) == known["layout_digest"]
 
@@ -363,7 +363,7 @@ def test_letters() -> None:
     assert read_pair(good("pair")).hex() == known["pair_secret"]
 
 
-def told(value: object) -> object:
+def plain_value(value: object) -> object:
     """Return records as the golden file writes them down."""
     match value:
         case wire.Array(name, dtype, shape, stype, data):
@@ -371,9 +371,9 @@ def told(value: object) -> object:
         case bytes():
             return {"blob": value.hex()}
         case dict():
-            return {key: told(each) for key, each in value.items()}
+            return {key: plain_value(item) for key, item in value.items()}
         case list():
-            return [told(each) for each in value]
+            return [plain_value(item) for item in value]
         case _:
             return value
 
@@ -381,13 +381,13 @@ def told(value: object) -> object:
 @pytest.mark.parametrize("side", ["messages", "replies"])
 def test_bodies_return_what_was_stored(side: str) -> None:
     known = stored("wire")
-    for kind, said in known[side].items():
-        body = bytes.fromhex(said["body"])
+    for kind, entry in known[side].items():
+        body = bytes.fromhex(entry["body"])
         parcel = wire.read_message(body) if side == "messages" else wire.read_reply(body, REPLIED_TO, kind)
-        assert told(parcel.arrays) == said["arrays"]
-        assert told(parcel.configs) == said["configs"]
-        assert told(parcel.metrics) == said["metrics"]
-        for array in (each for found in parcel.arrays.values() for each in found):
+        assert plain_value(parcel.arrays) == entry["arrays"]
+        assert plain_value(parcel.configs) == entry["configs"]
+        assert plain_value(parcel.metrics) == entry["metrics"]
+        for array in (entry for entries in parcel.arrays.values() for entry in entries):
             assert (array.dtype, array.shape) == ("uint8", [len(array.data)])
         if side == "messages":
             assert (parcel.kind, parcel.source, parcel.destination) == (kind, 1, known["node"])
@@ -407,12 +407,12 @@ def test_failures_chunks_requests_and_receipts() -> None:
     assert list(wire.message(bytes.fromhex(known["receipt"]))) == [(1, 0, 1)]
 
 
-def test_words_of_a_site() -> None:
+def test_readiness_and_ledger_heads_of_a_site() -> None:
     known, members = stored("wire"), roster(stored("documents")["roster"].encode())
     key = bytes.fromhex(signed.member(members, "south")["signing_key"])
     records = wire.read_reply(bytes.fromhex(known["replies"]["readiness"]["body"]), REPLIED_TO, "readiness").configs
-    said, head = records["readiness"], records["ledger"]
-    signed.verify(key, "readiness", readiness_payload(said, known["run"], known["node"]), said["signature"])
+    readiness, head = records["readiness"], records["ledger"]
+    signed.verify(key, "readiness", readiness_payload(readiness, known["run"], known["node"]), readiness["signature"])
     signed.verify(key, "ledger", f"south {known['lineage']} {head['head']}".encode(), head["signature"])
     words, plan = known["words"], signed.read_plan(known["words"]["plan"].encode())["digest"]
     opened, refused, verdict = (words[name] for name in ("opened", "refused", "verdict"))
@@ -435,7 +435,7 @@ def test_a_ledger_with_lines_of_every_kind() -> None:
     assert lines[-1].head == known["head"]
     charges = [line for line in lines if {"steps", "epsilon"} & line.event.keys()]
     assert [
-        {key: each for key, each in line.event.items() if key != "time"} | {"head": line.head} for line in charges
+        {key: item for key, item in line.event.items() if key != "time"} | {"head": line.head} for line in charges
     ] == known["charges"]
     adopted = next(place for place, line in enumerate(lines) if "adopted" in line.event)
     assert lines[adopted].event["adopted"] == known["keys"][adopted - 1] != known["keys"][adopted]
@@ -443,7 +443,7 @@ def test_a_ledger_with_lines_of_every_kind() -> None:
 
 def test_projections_blindings_and_commitments_are_those_of_the_sites() -> None:
     case = stored("norm")
-    seeds = {site: bytes.fromhex(said["seed"]) for site, said in case["sites"].items()}
+    seeds = {site: bytes.fromhex(entry["seed"]) for site, entry in case["sites"].items()}
     context = norms.context_of(case["plan"], case["set"], case["sum"], seeds)
     assert context.hex() == case["context"]
     assert case["subject"] == case["plan"] + case["set"] + case["sum"]
@@ -451,15 +451,15 @@ def test_projections_blindings_and_commitments_are_those_of_the_sites() -> None:
         kind, index = name.split()
         assert norms.encoded(norms.generator(kind, int(index))).hex() == point
     commitments, sent = norms.NEUTRAL, [0] * case["parameters"]
-    for site, said in case["sites"].items():
+    for site, entry in case["sites"].items():
         secrets, vector = norms.known(case, site)
         length = norms.longest(
-            case["update_norm"], said["weight"], case["levels"], case["update_bound"], case["parameters"]
+            case["update_norm"], entry["weight"], case["levels"], case["update_bound"], case["parameters"]
         )
-        assert (length, f"{norms.blinding(secrets, context, site):064x}") == (said["length"], said["blinding"])
-        assert norms.projections(context, vector) == said["projections"]
-        commitment = norms.commit(said["projections"], int(said["blinding"], 16))
-        assert norms.encoded(commitment).hex() == said["commitment"]
+        assert (length, f"{norms.blinding(secrets, context, site):064x}") == (entry["length"], entry["blinding"])
+        assert norms.projections(context, vector) == entry["projections"]
+        commitment = norms.commit(entry["projections"], int(entry["blinding"], 16))
+        assert norms.encoded(commitment).hex() == entry["commitment"]
         commitments, sent = norms.add(commitments, commitment), [a + b for a, b in zip(sent, vector, strict=True)]
     assert norms.projections(context, sent) == case["projections_of_sum"]
     assert norms.same(commitments, norms.commit(case["projections_of_sum"], 0))

@@ -103,18 +103,18 @@ def _zigzag(value: int) -> int:
 
 def _packed(data: bytes, kind: int, single: Callable[[Any], Any]) -> list[Any]:
     """Return a list's items, packed or one by one."""
-    found: list[Any] = []
+    values: list[Any] = []
     for _, wire, value in message(data):
         if wire != 2 or kind in {8, 9}:
-            found.append(single(value))
+            values.append(single(value))
         elif kind == 6:
-            found += [single(value[start : start + 8]) for start in range(0, len(value), 8)]
+            values += [single(value[start : start + 8]) for start in range(0, len(value), 8)]
         else:
             place = 0
             while place < len(value):
                 number, place = _varint(value, place)
-                found.append(single(number))
-    return found
+                values.append(single(number))
+    return values
 
 
 _SINGLE: dict[int, Callable[[Any], Any]] = {1: _double, 2: _zigzag, 3: bool, 4: _text, 5: bytes}
@@ -122,40 +122,40 @@ _ITEMS = {6: 1, 7: 2, 8: 4, 9: 5, 10: 3}  # of lists
 
 
 def _value(data: bytes) -> object:
-    found, there = None, False
+    value_, there = None, False
     for number, _, value in message(data):
         there = True
-        found = _packed(value, number, _SINGLE[_ITEMS[number]]) if number in _ITEMS else _SINGLE[number](value)
+        value_ = _packed(value, number, _SINGLE[_ITEMS[number]]) if number in _ITEMS else _SINGLE[number](value)
     need(there, MALFORMED, "a value without content")
-    return found
+    return value_
 
 
 def _map(data: bytes, read: Callable[[bytes], Any]) -> tuple[str, Any]:
     key, value = "", b""
-    for number, _, each in message(data):
-        key, value = (_text(each), value) if number == 1 else (key, each)
+    for number, _, content in message(data):
+        key, value = (_text(content), value) if number == 1 else (key, content)
     return key, read(value)
 
 
 def _values(data: bytes) -> dict[str, Any]:
-    return dict(_map(each, _value) for number, _, each in message(data) if number == 1)
+    return dict(_map(content, _value) for number, _, content in message(data) if number == 1)
 
 
 def _entries(data: bytes) -> list[tuple[Array, int]]:
-    found = []
+    arrays = []
     for number, _, entry in message(data):
         if number == 1:
             fields: dict[int, Any] = {1: b"", 2: b"", 4: b"", 5: 0}
             shape: list[int] = []
-            for each, wire, value in message(entry):
-                if each == 3:
+            for tag, wire, value in message(entry):
+                if tag == 3:
                     shape += [value] if wire == 0 else list(_packed_varints(value))
                 else:
-                    fields[each] = value
+                    fields[tag] = value
             array = Array(_text(fields[1]), _text(fields[2]), shape, _text(fields[4]), b"")
-            found.append((array, fields[5]))
-    need(len(found) <= ARRAYS, MALFORMED, "arrays")
-    return found
+            arrays.append((array, fields[5]))
+    need(len(arrays) <= ARRAYS, MALFORMED, "arrays")
+    return arrays
 
 
 def _packed_varints(data: bytes) -> Iterator[int]:
@@ -176,7 +176,7 @@ def assemble(chunks: list[bytes], limit: int) -> tuple[bytes, str]:
         piece = b""
         for number, _, value in message(chunk):
             if number == 1:
-                opening |= {each: found for each, _, found in message(value)}
+                opening |= {tag: part for tag, _, part in message(value)}
             elif number == 2:
                 piece = value
         if total is None:
@@ -206,11 +206,11 @@ def read_body(data: bytes) -> Parcel:
     values: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for number, _, value in message(records or b""):
         if number == 1:
-            name, found = _map(value, _entries)
-            arrays[name] = found
+            name, entries = _map(value, _entries)
+            arrays[name] = entries
         elif number in {2, 3}:
-            name, each = _map(value, _values)
-            values[number - 2][name] = each
+            name, values_ = _map(value, _values)
+            values[number - 2][name] = values_
     place, filled = end, dict[str, list[Array]]()
     for name in sorted(arrays, key=str.encode):
         filled[name] = []
@@ -221,7 +221,7 @@ def read_body(data: bytes) -> Parcel:
     if failure is None:
         need(records is not None, MALFORMED, "neither records nor a failure")
         need(place == len(data), MALFORMED, "more follows")
-    said = {number: value for number, _, value in message(failure)} if failure is not None else {}
+    failure_fields = {number: value for number, _, value in message(failure)} if failure is not None else {}
     return Parcel(
         message_id=_text(fields[1]),
         reply_to=_text(fields[2]),
@@ -232,7 +232,7 @@ def read_body(data: bytes) -> Parcel:
         kind=_text(fields[7]),
         created=_double(fields[8]),
         seconds=_double(fields[9]),
-        failure=None if failure is None else (said.get(1, 0), _text(said.get(2, b""))),
+        failure=None if failure is None else (failure_fields.get(1, 0), _text(failure_fields.get(2, b""))),
         arrays=filled,
         configs=values[1],
         metrics=values[0],
@@ -254,8 +254,8 @@ def read_reply(data: bytes, to: str, kind: str) -> Parcel:
     need(parcel.reply_to == to, MALFORMED, "to another message")
     for record in parcel.metrics.values():
         for value in record.values():
-            for each in value if isinstance(value, list) else [value]:
-                need(type(each) in {int, float}, MALFORMED, "a metric that is no number")
+            for item in value if isinstance(value, list) else [value]:
+                need(type(item) in {int, float}, MALFORMED, "a metric that is no number")
     need(parcel.failure is None, PROTOCOL, "failure")
     for read in _ANSWERED[kind]:
         read(parcel)
@@ -266,27 +266,27 @@ def read_reply(data: bytes, to: str, kind: str) -> Parcel:
 
 
 def value(parcel: Parcel, record: str, name: str, kind: type) -> Any:  # noqa: ANN401
-    found = parcel.configs.get(record, {}).get(name)
-    need(type(found) is kind, MALFORMED, f"{record}.{name}")
-    return found
+    content = parcel.configs.get(record, {}).get(name)
+    need(type(content) is kind, MALFORMED, f"{record}.{name}")
+    return content
 
 
 def array(parcel: Parcel, record: str, name: str) -> bytes:
-    found = {each.name: each for each in parcel.arrays.get(record, [])}.get(name)
-    need(found is not None and found.stype == _STYPE, MALFORMED, f"{record}.{name}")
-    assert found is not None
-    return found.data
+    entry = {item.name: item for item in parcel.arrays.get(record, [])}.get(name)
+    need(entry is not None and entry.stype == _STYPE, MALFORMED, f"{record}.{name}")
+    assert entry is not None
+    return entry.data
 
 
 def matching(parcel: Parcel, record: str, name: str, pattern: str) -> str:
-    found: str = value(parcel, record, name, str)
-    need(re.fullmatch(pattern, found), MALFORMED, f"{record}.{name}")
-    return found
+    text: str = value(parcel, record, name, str)
+    need(re.fullmatch(pattern, text), MALFORMED, f"{record}.{name}")
+    return text
 
 
-def names(found: list[Any]) -> None:
-    need(len(set(map(str, found))) == len(found), MALFORMED, "twice")
-    need(all(isinstance(each, str) and re.fullmatch(_SITE, each) for each in found), MALFORMED, "names")
+def names(values: list[Any]) -> None:
+    need(len(set(map(str, values))) == len(values), MALFORMED, "twice")
+    need(all(isinstance(name, str) and re.fullmatch(_SITE, name) for name in values), MALFORMED, "names")
 
 
 def _time(parcel: Parcel, record: str, name: str) -> None:
@@ -302,7 +302,7 @@ def _plan(parcel: Parcel) -> None:
 
 
 def _head(parcel: Parcel) -> None:
-    if any("ledger" in each for each in (parcel.configs, parcel.arrays, parcel.metrics)):
+    if any("ledger" in records for records in (parcel.configs, parcel.arrays, parcel.metrics)):
         matching(parcel, "ledger", "head", _DIGEST)
         need(len(value(parcel, "ledger", "signature", bytes)) == 64, MALFORMED, "ledger.signature")
 
@@ -318,18 +318,18 @@ def _letter(parcel: Parcel) -> None:
 
 def _pairs(parcel: Parcel) -> None:
     need("pairs" in parcel.arrays, MALFORMED, "pairs")
-    letters = [array(parcel, "pairs", each.name) for each in parcel.arrays["pairs"]]
-    names([each.name for each in parcel.arrays["pairs"]])
+    letters = [array(parcel, "pairs", pair.name) for pair in parcel.arrays["pairs"]]
+    names([pair.name for pair in parcel.arrays["pairs"]])
     need(all(len(letter) <= PAIR for letter in letters), MALFORMED, "long pair letter")
 
 
 def sum_of(parcel: Parcel, record: str) -> None:
     need(record in parcel.arrays, MALFORMED, record)
     counts = {"plan": 0, "codes": 0, "contributions": 0, "c0": 0, "c1": 0, "proof": 0}
-    for each in parcel.arrays[record]:
-        kind, _, number = each.name.partition("-")
-        need(kind in counts, MALFORMED, each.name)
-        need(each.name == (f"{kind}-{counts[kind]}" if kind in {"c0", "c1", "proof"} else kind), MALFORMED, number)
+    for entry in parcel.arrays[record]:
+        kind, _, number = entry.name.partition("-")
+        need(kind in counts, MALFORMED, entry.name)
+        need(entry.name == (f"{kind}-{counts[kind]}" if kind in {"c0", "c1", "proof"} else kind), MALFORMED, number)
         counts[kind] += 1
     need(counts["plan"] == counts["codes"] == counts["contributions"] == 1, MALFORMED, "sum")
 
@@ -377,13 +377,13 @@ def _readiness(parcel: Parcel) -> None:
         "clock": float,
         "signature": bytes,
     }
-    said = {name: value(parcel, "readiness", name, kinds.get(name, str))
+    fields = {name: value(parcel, "readiness", name, kinds.get(name, str))
             for name in ("site", "model", "layout", "keys", *kinds)}  # fmt: skip
-    names(said["pairs"])
+    names(fields["pairs"])
     for name, pattern in (("site", _SITE), ("model", _DIGEST), ("layout", _DIGEST)):
         matching(parcel, "readiness", name, pattern)
-    matching(parcel, "readiness", "keys", _DIGEST if said["epoch"] else "")
-    need(said["size"] >= 1 and said["epoch"] >= 0 and said["latest"] >= 0, MALFORMED, "negative")
+    matching(parcel, "readiness", "keys", _DIGEST if fields["epoch"] else "")
+    need(fields["size"] >= 1 and fields["epoch"] >= 0 and fields["latest"] >= 0, MALFORMED, "negative")
     _bound(parcel, "readiness")
     _time(parcel, "readiness", "clock")
 
@@ -419,8 +419,8 @@ def _keys(parcel: Parcel) -> None:
 
 def _letters(parcel: Parcel) -> None:
     need(parcel.arrays.get("letters"), MALFORMED, "letters")
-    for each in parcel.arrays["letters"]:
-        array(parcel, "letters", each.name)
+    for letter in parcel.arrays["letters"]:
+        array(parcel, "letters", letter.name)
 
 
 def _signed(parcel: Parcel) -> None:
@@ -428,17 +428,17 @@ def _signed(parcel: Parcel) -> None:
     value(parcel, "update", "signature", bytes)
     array(parcel, "masks", "commitments")
     need("ciphertexts" in parcel.arrays, MALFORMED, "ciphertexts")
-    for number, each in enumerate(parcel.arrays["ciphertexts"]):
-        need(each.name == str(number), MALFORMED, "chunks")
-        array(parcel, "ciphertexts", each.name)
+    for number, ciphertext in enumerate(parcel.arrays["ciphertexts"]):
+        need(ciphertext.name == str(number), MALFORMED, "chunks")
+        array(parcel, "ciphertexts", ciphertext.name)
 
 
-def _told(record: str, can_be: Callable[[str, float], bool]) -> Reader:
+def _told_figures(record: str, can_be: Callable[[str, float], bool]) -> Reader:
     def read(parcel: Parcel) -> None:
         there = record in parcel.configs or record in parcel.arrays
         numbers = parcel.metrics.get(record, {})
-        fits = all(type(each) in {int, float} and math.isfinite(each) and can_be(name, each)
-                   for name, each in numbers.items())  # fmt: skip
+        fits = all(type(number) in {int, float} and math.isfinite(number) and can_be(name, number)
+                   for name, number in numbers.items())  # fmt: skip
         if there or len(numbers) > 16 or not fits:
             raise LeftOutError(record)
 
@@ -457,8 +457,8 @@ def _summed(parcel: Parcel) -> None:
         matching(parcel, "run", "sum", _DIGEST)
 
 
-_REPORT = _told("report", lambda name, number: name == "epsilon" and 0 <= number <= 1e6)
-_METRICS = _told("metrics", lambda name, number: bool(re.fullmatch(_METRIC, name)) and abs(number) <= 3.4e38)
+_REPORT = _told_figures("report", lambda name, number: name == "epsilon" and 0 <= number <= 1e6)
+_METRICS = _told_figures("metrics", lambda name, number: bool(re.fullmatch(_METRIC, name)) and abs(number) <= 3.4e38)
 
 _ASKED: dict[str, list[Reader]] = {
     "query": [_manifest, _sent, _head],

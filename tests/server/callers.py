@@ -46,14 +46,14 @@ class Caller:
         self._push = self._channel.stream_unary(f"/{SERVICE}/Push", pb.Chunk.SerializeToString, pb.Receipt.FromString)
 
     def pull(self, protocol: int = PROTOCOL, wait: float = 0.0) -> bytes | None:
-        found = assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
-        return None if found is None else bytes(found)
+        data = assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
+        return None if data is None else bytes(data)
 
     def messages(self, wait: float) -> Iterator[bytes]:
         """Read the messages of one stream."""
         chunks = self._pull(pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait), timeout=LONG)
-        while (found := assemble(chunks, LIMIT)) is not None:
-            yield bytes(found)
+        while (data := assemble(chunks, LIMIT)) is not None:
+            yield bytes(data)
 
     def push(self, chunks: Iterator[pb.Chunk]) -> int:
         return int(self._push(chunks, timeout=LONG).status)

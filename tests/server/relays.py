@@ -54,9 +54,9 @@ class Relay:
                     self._closed.wait()
                     break
                 target.sendall(piece)
-        for each in (source, target):
+        for side in (source, target):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                side.shutdown(socket.SHUT_RDWR)
 
     def _passes(self, count: int) -> bool:
         with self._lock:

@@ -62,8 +62,8 @@ class Trained:
     results: Results
     code: int  # of the processes whose worker died
     charged: int  # then
-    made: list[Path]  # updates, then
-    said: tuple[str, str]  # by the first processes, and by those after them
+    updates: list[Path]  # updates, then
+    output: tuple[str, str]  # by the first processes, and by those after them
 
 
 @pytest.fixture(scope="module")
@@ -79,34 +79,34 @@ def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             processes.start(site, federation.folder / f"{site}.log", "agent", str(federation.paths[site]))
         with torchrun(north, logs[0]) as first:
             code = first.wait(SECONDS)
-        charged, made = charges_of(federation, "north"), list(north.glob("outbox/*.update"))
+        charged, updates = charges_of(federation, "north"), list(north.glob("outbox/*.update"))
         (north / DYING).unlink()
         with torchrun(north, logs[1]) as second:
             server = processes._children["server"][0]
             await_condition(lambda: server.poll() is not None or second.poll() is not None, SECONDS)
             assert server.poll() == 0, logs[1].read_text()
     return Trained(
-        federation, read_results(federation), code, charged, made, (logs[0].read_text(), logs[1].read_text())
+        federation, read_results(federation), code, charged, updates, (logs[0].read_text(), logs[1].read_text())
     )
 
 
 def test_an_agent_whose_worker_dies_ends_with_its_charge_and_without_an_update(trained: Trained) -> None:
     assert trained.code != 0
     assert trained.charged == 1
-    assert trained.made == []
-    assert "what was charged stays charged" in trained.said[0]
+    assert trained.updates == []
+    assert "what was charged stays charged" in trained.output[0]
 
 
-def test_started_again_it_trains_with_the_others_to_the_end(trained: Trained) -> None:
+def test_an_agent_that_is_started_again_trains_to_the_end(trained: Trained) -> None:
     released = [event for event in rounds_of(trained.federation) if event["released"]]
     assert [sorted(event["sites"]) for event in released] == [sorted(MEMBERS)] * len(released)
     assert len(released) >= RUN.rounds - 1
     assert len(set(trained.results.digests.values())) == 1
-    assert trained.said[1].count("worker 1 took part in 4 steps") == len(released)
+    assert trained.output[1].count("worker 1 took part in 4 steps") == len(released)
 
 
-def test_there_is_one_agent_and_it_alone_speaks_with_the_server(trained: Trained) -> None:
-    for said in trained.said:
-        assert said.count("online at") == 1
-        assert said.count("worker 1 of 1, on cpu") == 1
-    assert trained.said[1].count("left; nothing is lost") == 1
+def test_only_the_first_process_connects_to_the_server(trained: Trained) -> None:
+    for message in trained.output:
+        assert message.count("online at") == 1
+        assert message.count("worker 1 of 1, on cpu") == 1
+    assert trained.output[1].count("left; nothing is lost") == 1

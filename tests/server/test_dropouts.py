@@ -168,7 +168,7 @@ def run(runs: dict[str, Run], request: pytest.FixtureRequest) -> Run:
     return runs[request.param]
 
 
-def test_no_round_is_lost_and_each_is_that_of_the_others(run: Run) -> None:
+def test_every_round_closes_with_the_updates_of_the_other_sites(run: Run) -> None:
     assert len(run.rounds) == ROUNDS
     for event in run.rounds:
         assert event["released"], event

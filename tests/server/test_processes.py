@@ -127,7 +127,7 @@ class Conductor:
     def let_go(self, site: str, where: str = HOLD) -> None:
         (self.federation.paths[site] / where).unlink()
 
-    def made(self, site: str, number: int) -> None:
+    def wait_for_update(self, site: str, number: int) -> None:
         """Wait until a site has made its update of a round."""
         self._until(lambda: _last_made(self.federation.paths[site]) >= number)
 
@@ -170,22 +170,22 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
         run.hold("north")
         run.join("north", "south", "west")
         run.held("north")  # in round 1
-        run.made("south", 1)
-        run.made("west", 1)
+        run.wait_for_update("south", 1)
+        run.wait_for_update("west", 1)
         run.join("east")
         run.hold("west")
         run.let_go("north")
 
         run.held("west")  # in round 2
-        run.made("north", 2)
-        run.made("east", 2)
+        run.wait_for_update("north", 2)
+        run.wait_for_update("east", 2)
         run.hold("east")
         maps = run.maps
         run.kill("west")
         run.over(2)
 
         run.held("east")  # in round 3
-        run.made("north", 3)
+        run.wait_for_update("north", 3)
         run.hold("north")
         run.kill("east")
         run.over(3)
@@ -226,10 +226,10 @@ def test_the_run_goes_on_when_the_agents_are_back_and_all_end_with_the_same_file
 
 
 def test_a_killed_agent_is_charged_for_what_it_may_have_sent_and_once_more_at_most(disturbed: Disturbed) -> None:
-    asked = {site: sum(site in event["cohort"] for event in disturbed.rounds) for site in SITES}
+    expected = {site: sum(site in event["cohort"] for event in disturbed.rounds) for site in SITES}
     added = {site: sum(site in event["sites"] for event in disturbed.rounds) for site in SITES}
     charges = {site: charges_of(disturbed.federation, site) for site in SITES}
-    assert charges == asked
+    assert charges == expected
     assert all(charges[site] == added[site] + (site in {"west", "east"}) for site in SITES)
 
 
@@ -237,7 +237,7 @@ def test_the_servers_process_has_loaded_nothing_that_trains_or_decrypts(disturbe
     mapped = {line.split(maxsplit=5)[-1] for line in disturbed.maps.splitlines() if "/" in line}
     assert any("grpc" in name for name in mapped)  # this is the server's process
     for name in ("torch", "tenseal", "_sealapi", "opacus"):
-        assert not [each for each in mapped if name in each]
+        assert not [path for path in mapped if name in path]
 
 
 # --- The server's disk ----------------------------------------------------------------------------------------------
@@ -255,8 +255,8 @@ def test_the_search_would_find_a_key(disturbed: Disturbed, tmp_path: Path) -> No
     key = next(secret for secret in _site_secrets(disturbed.federation) if len(secret) > 1000)
     for leak in (key[777 : 777 + WINDOW], key[778:800].hex().encode(), b64encode(key[779:810])):
         (tmp_path / "leak").write_bytes(b"before" + leak + b"after")
-        found = _pieces((tmp_path / "leak").read_bytes())
-        assert any(piece in found for spelled in _spellings(key) for piece in _pieces(spelled))
+        pieces = _pieces((tmp_path / "leak").read_bytes())
+        assert any(piece in pieces for spelled in _spellings(key) for piece in _pieces(spelled))
 
 
 def test_nothing_that_the_server_wrote_holds_a_weight_of_a_model_or_an_update(disturbed: Disturbed) -> None:
@@ -326,7 +326,7 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
         plan = read_plan(total.plan)
         for site in disturbed.rounds[plan.round - 1]["sites"]:
             vectors += _made_again(sites[site], manifest, plan)
-        models = {model.digest: model for model in (open_sum(each, total).model for each in runs.values())}
+        models = {model.digest: model for model in (open_sum(keys, total).model for keys in runs.values())}
         ((_, model),) = models.items()
         vectors.append(model.vector.copy())
     assert model.digest == disturbed.results.model
@@ -386,17 +386,17 @@ def test_an_agent_process_reports_within_seconds_why_it_cannot_start(
                 ("west", federation.paths["west"]),
             ):
                 processes.start(name, path / "agent.log", "agent", str(path))
-            said = processes.wait_for_line("stranger", "✗ ", LONG)
-            assert address in said
-            assert "did not issue" in said
+            message = processes.wait_for_line("stranger", "✗ ", LONG)
+            assert address in message
+            assert "did not issue" in message
             assert nowhere in processes.wait_for_line("unreachable", "cannot reach the server at", LONG)
             assert time.monotonic() - started < 10  # with all three starting at once
 
             processes.wait_for_line("west", "data: ", LONG)
             up = time.monotonic()
-            said = processes.wait_for_line("west", "✗ ", LONG)
+            message = processes.wait_for_line("west", "✗ ", LONG)
             assert time.monotonic() - up < 5
-            assert f"the server at {address} refuses this site" in said
+            assert f"the server at {address} refuses this site" in message
 
             codes = {name: processes._children[name][0].wait(LONG) for name in ("stranger", "west")}
             assert codes == {"stranger": 1, "west": 1}

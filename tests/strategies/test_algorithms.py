@@ -75,14 +75,14 @@ GIVEN: dict[str, dict[str, Any]] = {
 TOY = "tests.toys:Slowed"
 
 
-def asked(name: str, **given: Any) -> RunSettings:  # noqa: ANN401
+def settings_of(name: str, **parameters: Any) -> RunSettings:  # noqa: ANN401
     return replace(
         SETTINGS,
         rounds=ROUNDS,
         training=Training(steps_per_round=STEPS, sample_rate=1.0, learning_rate=RATE),
         privacy=Privacy(max_grad_norm=1e6, noise_multiplier=0.0),
         encryption=Encryption(update_bound=4.0, profile="precise"),
-        strategy={"name": name, **given},
+        strategy={"name": name, **parameters},
     )
 
 
@@ -109,13 +109,13 @@ def missing(federation: Federation, site: str, number: int) -> Answer:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_it_is_plain_float64_arithmetic_under_encryption_and_masks_also_if_a_site_misses_a_round(
+def test_algorithms_equal_float64_arithmetic_under_encryption_and_masks_even_if_a_site_misses_a_round(
     make_federation: FederationMaker, name: str
 ) -> None:
-    federation = make_federation(asked(name, **GIVEN.get(name, {})))
+    federation = make_federation(settings_of(name, **GIVEN.get(name, {})))
     events = run_with(federation, missing(federation, ABSENT, MISSED))
     contributors = [event["sites"] for event in events]
-    assert [ABSENT in each for each in contributors] == [True, False, True, True]
+    assert [ABSENT in contributor for contributor in contributors] == [True, False, True, True]
 
     assert len(set(models_of(federation).values())) == 1
     assert len(models_of(federation)) == len(SITES)
@@ -142,7 +142,7 @@ def reference(
     """Run the algorithm without encryption, noise or float32, as its paper has it; `apply` by the second reader."""
     strategy: dict[str, Any] = dict(settings.strategy)
     name, weights = strategy["name"], {site: settings.weight(site) for site in SITES}
-    model, state = [float(each) for each in start], begun(strategy, start.size)
+    model, state = [float(value) for value in start], begun(strategy, start.size)
     own = {site: np.zeros(start.size) for site in SITES}
     for there in contributors:
         w0, sent = np.array(model), dict[str, NDArray[np.float64]]()
@@ -181,7 +181,7 @@ def descend(
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_blocks_make_no_difference(name: str) -> None:
+def test_the_size_of_blocks_does_not_change_the_result(name: str) -> None:
     size, draw = 1000, np.random.default_rng(3)
     algorithm = algorithm_with(name)
     run, weights = Run(STEPS, RATE, {"north": 1.0, "south": 0.5}), {"north": 1.0}
@@ -189,15 +189,15 @@ def test_blocks_make_no_difference(name: str) -> None:
     state = {key: np.abs(draw.normal(size=size)) for key in algorithm.state}
     whole, kept = algorithm.apply(model, state, Mean(mean, weights, run))
     parts = [slice(start, start + 128) for start in range(0, size, 128)]
-    found = [
+    results = [
         algorithm.apply(
             model[part], {key: values[part] for key, values in state.items()}, Mean(mean[part], weights, run)
         )
         for part in parts
     ]
-    assert np.concatenate([each for each, _ in found]).tobytes() == whole.tobytes()
+    assert np.concatenate([vector for vector, _ in results]).tobytes() == whole.tobytes()
     for key in algorithm.state:
-        assert np.concatenate([each[key] for _, each in found]).tobytes() == kept[key].tobytes()
+        assert np.concatenate([vectors[key] for _, vectors in results]).tobytes() == kept[key].tobytes()
     assert size < BLOCK
 
 
@@ -221,21 +221,23 @@ def test_a_correction_is_added_to_the_gradient_that_is_clipped_and_has_its_noise
     model = study.start(manifest.settings)
     offset = np.array([5.0, -7.0, 1000.0])
 
-    def made(solver: LocalSolver, steps: int) -> NDArray[np.float32]:
+    def trained_vector(solver: LocalSolver, steps: int) -> NDArray[np.float32]:
         module = study.load_into(study.module(manifest.settings.model_seed), model)
         rng = Randomness.seeded(1, "same")
         train(study.task, module, study.training, 20, manifest, rng, solver=replace(solver, steps=steps))
         return study.difference(module, model).vector
 
-    plain, moved = made(LocalSolver(), 1), made(LocalSolver(offset=offset), 1)
+    plain, moved = trained_vector(LocalSolver(), 1), trained_vector(LocalSolver(offset=offset), 1)
     np.testing.assert_allclose(moved - plain, -0.1 * offset, rtol=1e-5)
-    one, two = made(LocalSolver(), 1), made(LocalSolver(), 2)
-    assert one.tobytes() == made(LocalSolver(proximal=3.0), 1).tobytes()  # at w₀ nothing pulls
+    one, two = trained_vector(LocalSolver(), 1), trained_vector(LocalSolver(), 2)
+    assert one.tobytes() == trained_vector(LocalSolver(proximal=3.0), 1).tobytes()  # at w₀ nothing pulls
     # Gradients of the second step are clipped and noisy alike, and start from the same place.
-    np.testing.assert_allclose(made(LocalSolver(proximal=3.0), 2), two - 0.1 * 3.0 * one, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        trained_vector(LocalSolver(proximal=3.0), 2), two - 0.1 * 3.0 * one, rtol=1e-4, atol=1e-6
+    )
 
 
-def test_an_algorithm_cannot_train_twice_or_longer_than_is_paid_for() -> None:
+def test_an_algorithm_cannot_train_more_steps_than_were_charged() -> None:
     zeros = np.zeros(3, np.float32)
     at = LocalRound(Run(4, 0.1, {"north": 1.0}), "north", zeros, {}, {})
     done = list[LocalSolver]()
@@ -256,15 +258,15 @@ def test_an_algorithm_cannot_train_twice_or_longer_than_is_paid_for() -> None:
         def local(self, at: LocalRound, train: Callable[[LocalSolver], Any]) -> Any:  # noqa: ANN401
             return train(LocalSolver(steps=at.run.steps - 2))[:2]
 
-    for kind, said, count in ((Greedy, "call train once", 1), (Longer, "call train once", 0), (Shorter, "(2,)", 1)):
+    for kind, message, count in ((Greedy, "call train once", 1), (Longer, "call train once", 0), (Shorter, "(2,)", 1)):
         done.clear()
-        with pytest.raises(TaskError, match=said.replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(TaskError, match=message.replace("(", r"\(").replace(")", r"\)")):
             train_locally("greedy", kind(), at, one)
         assert len(done) == count
 
 
 @pytest.mark.parametrize("error", [ValueError("a record"), TaskError("records meet"), KeyboardInterrupt()])
-def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(error: BaseException) -> None:
+def test_an_error_of_training_is_raised_even_if_the_algorithm_catches_it(error: BaseException) -> None:
     at = LocalRound(Run(4, 0.1, {"north": 1.0}), "north", np.zeros(3, np.float32), {}, {})
 
     class Going(FedAvg):
@@ -286,7 +288,7 @@ def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(e
 
 
 @pytest.mark.parametrize(
-    ("strategy", "said"),
+    ("strategy", "message"),
     [
         ({"name": "fedadm"}, "there is no strategy 'fedadm' here; did you mean `fedadam`?"),
         ({"name": "zzz"}, "choose one of fedadagrad, fedadam"),
@@ -301,24 +303,24 @@ def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(e
         ({"name": "tests.toys:ClassVar"}, "is not an algorithm; derive a dataclass from cloister.Algorithm"),
     ],
 )
-def test_the_coordinator_learns_what_to_change(strategy: dict[str, Any], said: str) -> None:
+def test_a_wrong_strategy_is_refused_with_the_correction(strategy: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        completed(replace(asked("fedavg"), strategy=strategy))
-    assert said in str(caught.value)
+        completed(replace(settings_of("fedavg"), strategy=strategy))
+    assert message in str(caught.value)
 
 
 def test_signing_fills_in_the_version_and_every_parameter() -> None:
-    found = completed(asked("fedyogi", tau=1)).strategy
-    assert found == {
+    strategy = completed(settings_of("fedyogi", tau=1)).strategy
+    assert strategy == {
         "name": "fedyogi", "version": 1, "server_learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1.0
     }  # fmt: skip
-    assert completed(replace(asked("fedavg"), strategy=found)).strategy == found
+    assert completed(replace(settings_of("fedavg"), strategy=strategy)).strategy == strategy
     assert parameters_of(find("fedyogi")) == ("server_learning_rate", "beta_1", "tau", "beta_2")
 
 
-def test_what_needs_noise_in_updates_or_cannot_be_undone_is_refused() -> None:
+def test_algorithms_that_cannot_share_noise_or_be_undone_are_refused() -> None:
     shared = replace(
-        asked("scaffold"),
+        settings_of("scaffold"),
         training=Training(steps_per_round=1, sample_rate=0.5, learning_rate=RATE),
         privacy=Privacy(max_grad_norm=1.0, noise_multiplier=2.0, noise="shared"),
         seed=None,
@@ -329,11 +331,11 @@ def test_what_needs_noise_in_updates_or_cannot_be_undone_is_refused() -> None:
     for name in ("fedavg", "fedadam", "fedavgm"):
         assert completed(replace(shared, strategy={"name": name})).strategy["version"] == 1
     with pytest.raises(ConfigError, match=r"remove \[vote\]"):
-        completed(replace(asked("scaffold"), vote=Vote(1.0, 0.1)))
+        completed(replace(settings_of("scaffold"), vote=Vote(1.0, 0.1)))
 
 
 @pytest.mark.parametrize(
-    ("allowed", "name", "said"),
+    ("allowed", "name", "message"),
     [
         (("fedavg",), "fedadam", 'strategies = ["fedavg"]'),
         ((), "fedavg", "strategies = []"),
@@ -341,24 +343,24 @@ def test_what_needs_noise_in_updates_or_cannot_be_undone_is_refused() -> None:
     ],
 )
 def test_a_policy_lists_the_allowed_strategies(
-    make_federation: FederationMaker, allowed: tuple[str, ...] | None, name: str, said: str
+    make_federation: FederationMaker, allowed: tuple[str, ...] | None, name: str, message: str
 ) -> None:
     terms = replace(TERMS, strategies=allowed)
-    federation = make_federation(with_deadline(asked(name), 0.2), dict.fromkeys(SITES, terms))
+    federation = make_federation(with_deadline(settings_of(name), 0.2), dict.fromkeys(SITES, terms))
     with pytest.raises(RunError, match="does not allow the strategy") as caught:
         run_with(federation)
     site = open_site(federation.paths["north"])
     with pytest.raises(RefusedError) as refused:
-        check_strategy(site.settings.policy, asked(name), "north")
-    assert said in str(refused.value)
+        check_strategy(site.settings.policy, settings_of(name), "north")
+    assert message in str(refused.value)
     assert name in str(caught.value)
-    assert [charges_of(federation, each) for each in SITES] == [0] * len(SITES)
+    assert [charges_of(federation, member) for member in SITES] == [0] * len(SITES)
 
 
 def test_a_site_with_another_version_takes_no_part_and_is_charged_nothing(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = make_federation(replace(asked("fedadam"), rounds=1))
+    federation = make_federation(replace(settings_of("fedadam"), rounds=1))
 
     def newer_in_the_west(manifest: Any, site: str) -> Algorithm:  # noqa: ANN401
         with monkeypatch.context() as changed:
@@ -375,12 +377,12 @@ def test_a_site_with_another_version_takes_no_part_and_is_charged_nothing(
 # --- Of other packages ------------------------------------------------------------------------------------------------
 
 
-def test_one_of_another_package_by_module_and_class(make_federation: FederationMaker) -> None:
-    federation = make_federation(asked(TOY, part=0.25), dict.fromkeys(SITES, replace(TERMS, strategies=(TOY,))))
+def test_a_strategy_of_another_package_is_loaded_by_module_and_class(make_federation: FederationMaker) -> None:
+    federation = make_federation(settings_of(TOY, part=0.25), dict.fromkeys(SITES, replace(TERMS, strategies=(TOY,))))
     check_toy(federation)
 
 
-def test_one_of_another_package_by_its_entry_point(
+def test_a_strategy_of_another_package_is_loaded_by_its_entry_point(
     make_federation: FederationMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = tmp_path / "site" / "toys-1.0.dist-info"
@@ -390,7 +392,7 @@ def test_one_of_another_package_by_its_entry_point(
     monkeypatch.syspath_prepend(about.parent)
     assert str(about.parent) in sys.path
     federation = make_federation(
-        asked("slowed", part=0.25), dict.fromkeys(SITES, replace(TERMS, strategies=("slowed",)))
+        settings_of("slowed", part=0.25), dict.fromkeys(SITES, replace(TERMS, strategies=("slowed",)))
     )
     check_toy(federation)
 

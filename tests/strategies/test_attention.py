@@ -63,11 +63,11 @@ class DeafGrid(InlineGrid):
     @override
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
         heard = {name for name in waiting if name in self._sent and not self.passes(self._sent[name])}
-        found = super()._next(heard, seconds)
-        if found is None and seconds > 0:
+        message = super()._next(heard, seconds)
+        if message is None and seconds > 0:
             Event().wait(seconds)
             self.waited += seconds
-        return found
+        return message
 
 
 @dataclass
@@ -92,7 +92,7 @@ def test_a_site_that_never_answers_costs_one_deadline_in_a_whole_run(
 ) -> None:
     federation = make_federation(with_deadline(replace(run, rounds=ROUNDS), DEADLINE))
     east = node_of(federation, EAST)
-    deaf = Deaf(lambda each: each.metadata.dst_node_id == east and each.metadata.message_type.startswith(kind))
+    deaf = Deaf(lambda message: message.metadata.dst_node_id == east and message.metadata.message_type.startswith(kind))
     events = run_with(federation, make_grid=deaf)
     assert [event["released"] for event in events] == [True] * ROUNDS
     assert all(set(OTHERS) <= set(event["sites"]) for event in events)
@@ -110,8 +110,9 @@ def test_a_site_that_was_silent_once_is_back_as_soon_as_it_answers(
     federation = make_federation(with_deadline(replace(run, rounds=4), 4.0))
     east = node_of(federation, EAST)
     deaf = Deaf(
-        lambda each: (
-            (each.metadata.dst_node_id, each.metadata.message_type, each.metadata.group_id) == (east, kind, "2")
+        lambda message: (
+            (message.metadata.dst_node_id, message.metadata.message_type, message.metadata.group_id)
+            == (east, kind, "2")
         )
     )
     events = run_with(federation, make_grid=deaf)
@@ -142,19 +143,19 @@ HARMLESS: dict[str, Callable[[Message, Message], list[Message]]] = {
     "doubled": lambda _, genuine: [genuine, genuine],
     "with one that nobody asked for": lambda _, genuine: [_unasked(genuine), genuine],
     "with one of an unknown node": lambda _, genuine: [_from(12345, genuine), genuine],
-    "and then an error": lambda asked, genuine: [genuine, reply(Error(1, "no"), asked)],
-    "and then an error of the grid's": lambda asked, genuine: [genuine, _from(1, reply(Error(3, "gone"), asked))],
+    "and then an error": lambda question, genuine: [genuine, reply(Error(1, "no"), question)],
+    "and then an error of the grid's": lambda question, genuine: [genuine, _from(1, reply(Error(3, "gone"), question))],
 }
 HARMFUL: dict[str, Callable[[Message, Message], list[Message]]] = {
     "lost": lambda *_: [],
-    "an error": lambda asked, _: [reply(Error(1, "no"), asked)],
-    "an error without a reason": lambda asked, _: [reply(Error(1), asked)],
-    "an error of the grid's": lambda asked, _: [_from(1, reply(Error(3, "the node is gone"), asked))],
-    "an error, and then the reply": lambda asked, genuine: [reply(Error(1, "no"), asked), genuine],
+    "an error": lambda question, _: [reply(Error(1, "no"), question)],
+    "an error without a reason": lambda question, _: [reply(Error(1), question)],
+    "an error of the grid's": lambda question, _: [_from(1, reply(Error(3, "the node is gone"), question))],
+    "an error, and then the reply": lambda question, genuine: [reply(Error(1, "no"), question), genuine],
     "of an unknown node": lambda _, genuine: [_from(12345, genuine)],
     "of node 1": lambda _, genuine: [_from(1, genuine)],
-    "empty": lambda asked, _: [reply(RecordDict(), asked)],
-    "of another kind": lambda asked, _: [reply(pack_keys(1, "0" * 64, {}, {}), asked)],
+    "empty": lambda question, _: [reply(RecordDict(), question)],
+    "of another kind": lambda question, _: [reply(pack_keys(1, "0" * 64, {}, {}), question)],
 }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ class HostileGrid(InlineGrid):
     st.lists(st.sampled_from([*HARMLESS, *HARMFUL]), min_size=1, max_size=6),
     st.lists(st.sampled_from(sorted(HARMLESS)), min_size=1, max_size=4),
 )
-def test_whatever_a_grid_hands_out_as_replies_the_rounds_go_on(
+def test_rounds_continue_whatever_a_grid_returns_as_replies(
     federation_keys: Path, of_one: list[str], of_others: list[str]
 ) -> None:
     with TemporaryDirectory() as folder:
@@ -202,14 +203,14 @@ def test_whatever_a_grid_hands_out_as_replies_the_rounds_go_on(
             rmtree(path / "keys" / "epochs", ignore_errors=True)  # so that the sites make keys as well
         east, turn = node_of(federation, EAST), [0]
 
-        def change(asked: Message, genuine: Message) -> list[Message]:
+        def change(question: Message, genuine: Message) -> list[Message]:
             turn[0] += 1
-            if asked.metadata.dst_node_id == east:
+            if question.metadata.dst_node_id == east:
                 name = of_one[turn[0] % len(of_one)]
-                if asked.metadata.message_type == QUERY and name in NO_ANSWER:
+                if question.metadata.message_type == QUERY and name in NO_ANSWER:
                     name = "an error"  # the first round waits for an answer as long as the manifest says
-                return (HARMLESS | HARMFUL)[name](asked, genuine)
-            return HARMLESS[of_others[turn[0] % len(of_others)]](asked, genuine)
+                return (HARMLESS | HARMFUL)[name](question, genuine)
+            return HARMLESS[of_others[turn[0] % len(of_others)]](question, genuine)
 
         def hostile(run_id: int, nodes: dict[int, Context], app: Answer) -> HostileGrid:
             grid = HostileGrid(run_id, nodes, app)
@@ -229,7 +230,7 @@ def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
     make_federation: FederationMaker, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 2.0))
-    asked: list[str] = []
+    asked_sites: list[str] = []
     names = {node_of(federation, site): site for site in SITES}
     agree = Ceremony.agree
 
@@ -239,10 +240,10 @@ def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
 
     def passes(message: Message) -> bool:
         if message.metadata.message_type == LEAD.name:
-            asked.append(names[message.metadata.dst_node_id])
+            asked_sites.append(names[message.metadata.dst_node_id])
         if kind == LEAD.name:
-            return message.metadata.message_type == LEAD.name and asked[-1] == EAST
-        return message.metadata.message_type == ACCEPT.name and asked[-1] == EAST
+            return message.metadata.message_type == LEAD.name and asked_sites[-1] == EAST
+        return message.metadata.message_type == ACCEPT.name and asked_sites[-1] == EAST
 
     monkeypatch.setattr(Ceremony, "agree", anew)
     events = run_with(federation, make_grid=Deaf(passes))
@@ -275,7 +276,7 @@ def test_the_first_round_waits_for_all_sites_that_the_run_lists(make_federation:
     assert [event["problems"] for event in events] == [{}, {}]
 
 
-def test_a_site_that_does_not_come_is_named_and_waited_for_in_the_first_round_alone(
+def test_an_absent_site_is_named_and_awaited_in_the_first_round_only(
     make_federation: FederationMaker,
 ) -> None:
     federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 5.0))

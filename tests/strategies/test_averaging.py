@@ -46,8 +46,8 @@ def test_a_range_is_a_power_of_two_with_room_or_at_its_ceiling_or_its_floor(
 
 
 def test_a_range_shrinks_and_grows_with_the_sum() -> None:
-    found = [next_bound(mean_of(0.0, -size, size / 2), 4, CEILING) for size in (1.0, 0.01, 0.001, 0.01, 0.1, 1.0)]
-    assert found == [CEILING, 2.0**-3, 2.0**-6, 2.0**-3, CEILING, CEILING]
+    bounds = [next_bound(mean_of(0.0, -size, size / 2), 4, CEILING) for size in (1.0, 0.01, 0.001, 0.01, 0.1, 1.0)]
+    assert bounds == [CEILING, 2.0**-3, 2.0**-6, 2.0**-3, CEILING, CEILING]
 
 
 def test_more_sites_get_a_wider_range() -> None:
@@ -68,8 +68,8 @@ def test_after_a_sum_of_nothing_the_range_is_the_ceiling(mean: Update) -> None:
 @given(mean=sums, contributors=st.integers(1, 100))
 def test_the_same_sum_gives_the_same_bits(mean: Update, contributors: int) -> None:
     strided = Update(np.repeat(mean.vector, 2)[::2])
-    found = {next_bound(each, contributors, CEILING).hex() for each in (mean, Update(mean.vector.copy()), strided)}
-    assert len(found) == 1
+    bounds = {next_bound(update, contributors, CEILING).hex() for update in (mean, Update(mean.vector.copy()), strided)}
+    assert len(bounds) == 1
 
 
 def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() -> None:
@@ -101,11 +101,11 @@ def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() ->
 def test_the_mean_is_added_in_its_own_place() -> None:
     model = Model(np.array([1.0, 2.0], np.float32), Layout((("all", (2,)),)))
     mean = mean_of(0.5, -0.5)
-    made = average(model, mean)
-    assert made.vector.tolist() == [1.5, 1.5]
-    assert np.shares_memory(made.vector, mean.vector)
+    averaged = average(model, mean)
+    assert averaged.vector.tolist() == [1.5, 1.5]
+    assert np.shares_memory(averaged.vector, mean.vector)
     assert model.vector.tolist() == [1.0, 2.0]
-    assert made.layout is model.layout
+    assert averaged.layout is model.layout
 
 
 @given(value=st.floats(-(2.0**99), 2.0**99, width=32), count=st.integers(1, 50))
@@ -118,25 +118,25 @@ def test_the_mean_of_constants_is_the_constant(value: float, count: int) -> None
 
 @given(models=st.lists(st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4), min_size=1, max_size=20))
 def test_the_mean_has_the_same_bits_wherever_the_models_are_stored(models: list[list[float]]) -> None:
-    found, strided = np.zeros(4, np.float32), np.zeros(8, np.float32)[::2]
+    mean_, strided = np.zeros(4, np.float32), np.zeros(8, np.float32)[::2]
     for count, model in enumerate(models, start=1):
-        include(found, np.array(model, np.float32), count)
+        include(mean_, np.array(model, np.float32), count)
         include(strided, np.repeat(np.array(model, np.float32), 2)[::2], count)
-    np.testing.assert_allclose(found, np.mean(models, axis=0), rtol=1e-5, atol=1e-4)
-    assert found.tobytes() == strided.tobytes()
+    np.testing.assert_allclose(mean_, np.mean(models, axis=0), rtol=1e-5, atol=1e-4)
+    assert mean_.tobytes() == strided.tobytes()
 
 
 def test_long_models_are_averaged_as_short_ones() -> None:
     size = (1 << 20) + 3
-    found = np.zeros(size, np.float32)
+    mean_vector = np.zeros(size, np.float32)
     for count, value in enumerate((1.0, 2.0, 6.0), start=1):
-        include(found, np.full(size, value, np.float32), count)
-    assert set(found.tolist()) == {3.0}
+        include(mean_vector, np.full(size, value, np.float32), count)
+    assert set(mean_vector.tolist()) == {3.0}
 
 
 @pytest.mark.parametrize(
     ("rounds", "share", "averaged"), [(5, 0.0, 0), (5, 0.01, 1), (5, 0.5, 3), (6, 0.5, 3), (1, 0.5, 1), (7, 1.0, 7)]
 )
 def test_the_given_number_of_last_rounds_is_averaged(rounds: int, share: float, averaged: int) -> None:
-    found = [Averaging(share, 0.0).includes(number, rounds) for number in range(1, rounds + 1)]
-    assert found == [False] * (rounds - averaged) + [True] * averaged
+    included = [Averaging(share, 0.0).includes(number, rounds) for number in range(1, rounds + 1)]
+    assert included == [False] * (rounds - averaged) + [True] * averaged

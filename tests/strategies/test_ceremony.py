@@ -39,10 +39,10 @@ FIRST, SECOND = sorted(SITES)[:2]  # who is asked to lead, in this order
 @pytest.fixture
 def federation(make_federation: FederationMaker) -> Federation:
     """Four sites that share no keys yet."""
-    made = make_federation()
-    for path in made.paths.values():
+    consortium = make_federation()
+    for path in consortium.paths.values():
         rmtree(path / "keys" / "epochs", ignore_errors=True)
-    return made
+    return consortium
 
 
 def run(
@@ -104,12 +104,12 @@ def with_letters(**other: bytes) -> Answer:
     """Lead, and hand in other letters."""
 
     def answer(message: Message, context: Context) -> Message:
-        made = client_app(message, context)
-        letters = made.content["letters"]
+        response = client_app(message, context)
+        letters = response.content["letters"]
         assert isinstance(letters, ArrayRecord)
         for site, data in other.items():
             letters[site] = Array("uint8", (len(data),), "cloister.bytes.1", data)
-        return made
+        return response
 
     return answer
 
@@ -142,7 +142,7 @@ def everything(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_first_run_makes_keys_the_next_uses_them_and_another_epoch_comes_on_command(
+def test_keys_are_made_once_and_anew_only_on_command(
     federation: Federation,
 ) -> None:
     events = run(federation)
@@ -170,7 +170,7 @@ def test_the_first_run_makes_keys_the_next_uses_them_and_another_epoch_comes_on_
 
 
 @pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
-def test_a_leader_that_fails_is_passed_over(federation: Federation, answer: Answer) -> None:
+def test_another_site_leads_if_the_leader_fails(federation: Federation, answer: Answer) -> None:
     events = run(federation, instead(LEAD.name, FIRST, answer))
     (event,) = epochs(events)
     assert event["leader"] == SECOND
@@ -220,7 +220,7 @@ def test_a_site_whose_letter_does_not_open_leads_itself(federation: Federation) 
     assert contributors(events) == set(SITES)
 
 
-def test_who_takes_no_keys_and_leads_others_apart_is_left_out_alone(federation: Federation) -> None:
+def test_a_site_that_refuses_keys_and_makes_its_own_is_left_out_alone(federation: Federation) -> None:
     apart = instead(LEAD.name, "west", with_letters(north=b"nothing", south=b"nothing"))
     refusing = instead(ACCEPT.name, "west", fails)
     west = node_of(federation, "west")
@@ -232,7 +232,7 @@ def test_who_takes_no_keys_and_leads_others_apart_is_left_out_alone(federation: 
     assert contributors(run(federation, app)) == set(SITES) - {"west"}
 
 
-def test_a_leader_whose_letters_open_nowhere_is_skipped(federation: Federation) -> None:
+def test_a_leader_whose_letters_no_site_can_open_is_skipped(federation: Federation) -> None:
     bad = dict.fromkeys(SITES, b"nothing")
     events = run(federation, instead(LEAD.name, FIRST, with_letters(**bad)))
     (event,) = epochs(events)
@@ -240,7 +240,7 @@ def test_a_leader_whose_letters_open_nowhere_is_skipped(federation: Federation) 
 
 
 @pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
-def test_one_site_that_does_not_take_keys_stops_no_other(federation: Federation, answer: Answer) -> None:
+def test_a_site_that_refuses_keys_does_not_stop_the_others(federation: Federation, answer: Answer) -> None:
     app = instead(ACCEPT.name, "west", answer)
     for name in ("study", "second"):  # it is new to every run
         events = run(federation, app, name)
@@ -249,7 +249,7 @@ def test_one_site_that_does_not_take_keys_stops_no_other(federation: Federation,
     assert len({len(names) for site, names in held(federation).items() if site != "west"}) == 1
 
 
-def test_one_site_that_has_seen_the_last_epoch_of_all_stops_no_other(federation: Federation) -> None:
+def test_a_site_that_claims_the_last_possible_epoch_does_not_stop_the_others(federation: Federation) -> None:
     last = 2**63 - 1
     file = federation.paths["west"] / "keys" / "epochs" / f"{last}-roster-9.key"
     write_atomically(file, EpochKeys.generate(last).to_bytes())
@@ -257,9 +257,7 @@ def test_one_site_that_has_seen_the_last_epoch_of_all_stops_no_other(federation:
 
 
 @pytest.mark.parametrize("claimed", [LARGEST_STEP + 6, 1 << 39, 2**63 - 1])
-def test_one_site_that_claims_to_have_seen_an_absurd_epoch_blocks_no_new_keys(
-    federation: Federation, claimed: int
-) -> None:
+def test_a_site_that_claims_an_absurd_epoch_does_not_block_new_keys(federation: Federation, claimed: int) -> None:
     run(federation)
     file = federation.paths["west"] / "keys" / "epochs" / f"{claimed:06d}-roster-9.key"
     write_atomically(file, EpochKeys.generate(claimed).to_bytes())
@@ -274,7 +272,7 @@ def test_one_site_that_claims_to_have_seen_an_absurd_epoch_blocks_no_new_keys(
     claims=st.lists(st.integers(0, 1 << 63), max_size=2),
     own=st.integers(0, 1 << 20),
 )
-def test_the_next_epoch_is_one_that_most_sites_take(seen: list[int], claims: list[int], own: int) -> None:
+def test_the_next_epoch_is_accepted_by_most_sites(seen: list[int], claims: list[int], own: int) -> None:
     near = [latest % 100 for latest in seen]
     epoch = next_epoch(near + claims, own % 100)
     assert all(latest < epoch <= latest + LARGEST_STEP for latest in near)
@@ -295,14 +293,14 @@ def test_every_two_sites_share_a_secret_of_their_own_fresh_in_each_epoch(federat
         assert contributors(run(federation, name=name, new_epoch=new_epoch, masks=True)) == set(SITES)
         shared = secrets_of(federation)
         assert all(shared[one][other] == shared[other][one] for one in SITES for other in SITES if one != other)
-        fresh = {secret for each in shared.values() for secret in each.values()}
+        fresh = {secret for secrets in shared.values() for secret in secrets.values()}
         assert len(fresh) == len(SITES) * (len(SITES) - 1) // 2
         assert not fresh & seen
         seen |= fresh
     assert find_secrets(federation.server, site_secrets(federation)) == []
 
 
-def test_what_the_server_lost_of_the_secrets_letters_it_asks_for_again(federation: Federation) -> None:
+def test_the_server_asks_again_for_letters_that_it_lost(federation: Federation) -> None:
     run(federation, name="first")  # no masks, no secrets relayed
     for file in (federation.server / "epochs").glob("*.pairs"):
         file.unlink()
@@ -349,7 +347,7 @@ def test_sites_that_lost_their_secrets_get_them_again_or_new_keys_if_too_few_are
     assert contributors(events) == there  # what south itself made for west cannot be delivered to it
 
 
-def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:
+def test_letters_are_found_by_number_and_name_of_any_site(tmp_path: Path) -> None:
     letters = SealedKeys(tmp_path)
     letters.keep(999_999, 1, "a", {"b-to-c": b"1", "c": b"2"})
     letters.keep(1_000_000, 1, "a-to-b", {"b-to-c": b"3", "c": b"4"})

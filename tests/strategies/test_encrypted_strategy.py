@@ -146,7 +146,7 @@ def test_a_site_whose_budget_runs_out_during_the_run_leaves_and_the_others_go_on
 # --- Who speaks for a site ------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_repeats_another_nodes_word_does_not_speak_for_its_site(federation: Federation) -> None:
+def test_a_copied_readiness_is_not_accepted_from_another_node(federation: Federation) -> None:
     document, _, _ = signed_run(federation)
     word = get_ready(admit(open_site(federation.paths["north"]), document), node_of(federation, "north"))
 
@@ -158,7 +158,7 @@ def test_a_node_that_repeats_another_nodes_word_does_not_speak_for_its_site(fede
     assert sorted(event["sites"]) == sorted(SITES)
 
 
-def test_a_member_cannot_speak_for_another_member(federation: Federation) -> None:
+def test_a_member_cannot_answer_for_another_member(federation: Federation) -> None:
     def claim(message: Message, genuine: Message) -> Message:
         readiness = read_readiness(genuine.content)
         run, node = signed_run(federation)[2], message.metadata.dst_node_id
@@ -178,7 +178,7 @@ def test_two_nodes_of_one_site_count_once(federation: Federation) -> None:
     assert len(set(models_of(federation).values())) == 1
 
 
-def test_a_node_that_speaks_for_nobody_is_named(federation: Federation) -> None:
+def test_a_node_of_no_site_is_named(federation: Federation) -> None:
     def claim(message: Message, genuine: Message) -> Message:
         return reply(pack_readiness(replace(read_readiness(genuine.content), site="nobody")), message)
 

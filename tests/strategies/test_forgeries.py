@@ -133,7 +133,7 @@ def federation(make_federation: FederationMaker) -> Federation:
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_an_update_that_is_forged_is_refused_by_name_and_the_others_go_on(federation: Federation, forgery: str) -> None:
+def test_a_forged_update_is_refused_with_its_site_and_the_run_continues(federation: Federation, forgery: str) -> None:
     change, reason = FORGERIES[forgery]
     (event,) = run_with(federation, sending(federation, change))
     assert reason in event["problems"].pop(HOSTILE)
@@ -145,7 +145,7 @@ def test_an_update_that_is_forged_is_refused_by_name_and_the_others_go_on(federa
     assert len(set(models.values())) == 1
 
 
-def test_another_sites_update_is_refused_from_whoever_replays_it(federation: Federation) -> None:
+def test_a_replayed_update_of_another_site_is_refused(federation: Federation) -> None:
     seen: list[RecordDict] = []
     east, west = node_of(federation, "east"), node_of(federation, HOSTILE)
 

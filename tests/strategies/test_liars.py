@@ -25,7 +25,7 @@ from simulations.attacks import spoilers as liars
 from simulations.engine.federation import Federation
 from strategies import judging, masking
 from strategies.selection import _FOUND
-from tests.client.round.test_masking import MASKED
+from tests.client.round.masked_rounds import MASKED
 from tests.federations import SETTINGS, SITES, Answer, FederationMaker, charges_of, models_of, node_of, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
 from transport.flower import reply
@@ -56,8 +56,10 @@ def lying(federation: Federation, site: str, lies: dict[str, Lie]) -> Answer:
 
     def answer(message: Message, context: Context) -> Message:
         lie = lies.get(message.metadata.message_type) if message.metadata.dst_node_id == node else None
-        said = lie(open_site(federation.paths[site]), message, lambda: client_app(message, context)) if lie else None
-        return client_app(message, context) if said is None else reply(said, message)
+        response = (
+            lie(open_site(federation.paths[site]), message, lambda: client_app(message, context)) if lie else None
+        )
+        return client_app(message, context) if response is None else reply(response, message)
 
     return answer
 
@@ -68,9 +70,9 @@ def sending(change: Callable[[Site, RoundPlan, Any], Any]) -> dict[str, Lie]:
     def lie(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
         plan = read_plan(read_train(message.content)[0])
         update, _ = read_update(genuine().content)
-        changed, made = change(site, plan, update), site.outbox.last(plan.run)
-        assert made is not None
-        site.outbox.keep(plan, changed, made.mask)  # it stands by it
+        changed, entry = change(site, plan, update), site.outbox.last(plan.run)
+        assert entry is not None
+        site.outbox.keep(plan, changed, entry.mask)  # it stands by it
         return pack_update(changed, {})
 
     return {TRAIN: lie}
@@ -113,7 +115,7 @@ LIES: dict[str, tuple[dict[str, Lie], str]] = {
 
 @pytest.mark.parametrize("site", [HOSTILE, "east"], ids=["last", "first"])
 @pytest.mark.parametrize("lie", LIES)
-def test_who_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
+def test_a_site_that_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
     federation: Federation, lie: str, site: str
 ) -> None:
     lies, reason = LIES[lie]
@@ -124,12 +126,12 @@ def test_who_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
         assert set(event["problems"]) == {site}
     assert first["problems"][site] == reason
     assert first["attempts"] == 2
-    assert {charges_of(federation, each) for each in others} == {2}  # nothing was charged twice
+    assert {charges_of(federation, sibling) for sibling in others} == {2}  # nothing was charged twice
     models = models_of(federation)
-    assert len({models[each] for each in others}) == 1
+    assert len({models[sibling] for sibling in others}) == 1
 
 
-def test_who_judges_falsely_is_named_with_what_it_did_itself(federation: Federation) -> None:
+def test_a_false_judge_is_named_for_the_false_judgement(federation: Federation) -> None:
     """The first to judge has spoiled the sum, and says that all others did."""
     lies = sending(liars.wrong_code) | {JUDGE.name: call_others_wrong}
     first, second = run_with(federation, lying(federation, "east", lies))
@@ -162,15 +164,15 @@ def test_a_site_that_rejects_a_sum_which_others_opened_is_named(federation: Fede
     assert {charges_of(federation, site) for site in HONEST} == {2}
 
 
-def test_one_refusal_takes_no_sum_back_that_others_have_opened_without_saying_so(federation: Federation) -> None:
+def test_one_refusal_does_not_undo_a_sum_whose_other_replies_were_lost(federation: Federation) -> None:
     lies, lost = lying(federation, HOSTILE, {EVALUATE: refuse}), set[int]()
 
     def answer(message: Message, context: Context) -> Message:
-        made, node = lies(message, context), message.metadata.dst_node_id
+        response, node = lies(message, context), message.metadata.dst_node_id
         if message.metadata.message_type == EVALUATE and node != node_of(federation, HOSTILE) and node not in lost:
             lost.add(node)
             return reply(Error(1, "the line broke"), message)
-        return made
+        return response
 
     first, second = run_with(federation, answer)
     assert "delivered again" in first["reason"]
@@ -180,7 +182,7 @@ def test_one_refusal_takes_no_sum_back_that_others_have_opened_without_saying_so
     assert len({models[site] for site in HONEST}) == 1
 
 
-def test_wrong_values_under_the_masks_cost_rounds_until_their_sender_is_found(make_federation: FederationMaker) -> None:
+def test_the_sender_of_wrong_values_under_masks_is_found_after_some_rounds(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(MASKED, rounds=14))
     rounds = run_with(federation, lying(federation, HOSTILE, sending(liars.garbage)))
     assert not rounds[0]["released"]
@@ -209,18 +211,18 @@ def test_a_server_that_adds_up_wrongly_is_named_by_the_sites(
 # --- What a site must see before it judges ----------------------------------------------------------------------------
 
 
-def test_nobody_sees_anothers_update_in_a_run_without_masks(make_federation: FederationMaker) -> None:
-    federation, asked = make_federation(replace(SETTINGS, rounds=1)), list[str]()
+def test_no_site_receives_another_sites_update_without_masks(make_federation: FederationMaker) -> None:
+    federation, types = make_federation(replace(SETTINGS, rounds=1)), list[str]()
 
     def answer(message: Message, context: Context) -> Message:
-        asked.append(message.metadata.message_type)
+        types.append(message.metadata.message_type)
         if message.metadata.message_type == TRAIN and context.node_id == node_of(federation, HOSTILE):
             return reply(_spoiled(federation, message, client_app(message, context)), message)
         return client_app(message, context)
 
     with pytest.raises(RunError):
         run_with(federation, answer)
-    assert JUDGE.name not in asked
+    assert JUDGE.name not in types
 
 
 def _spoiled(federation: Federation, message: Message, genuine: Message) -> RecordDict:

@@ -29,15 +29,15 @@ def ledger_of(federation: Federation, site: str = "north") -> Path:
     return path
 
 
-@pytest.mark.parametrize("what", ["an old copy", "none"])
+@pytest.mark.parametrize("loss", ["an old copy", "none"])
 def test_an_old_copy_and_a_deleted_ledger_are_noticed_in_the_next_run(
-    make_federation: FederationMaker, what: str
+    make_federation: FederationMaker, loss: str
 ) -> None:
     federation = make_federation(replace(NOISY, rounds=2))
     run_with(federation)
     path = ledger_of(federation)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    if what == "none":
+    if loss == "none":
         path.unlink()
     before = charges_of(federation, "north")
     restart(federation, "north")
@@ -88,15 +88,15 @@ def test_nodes_with_other_numbers_get_the_head_once_they_name_their_site(make_fe
     restart(federation, "north")
     federation.sign(replace(NOISY, name="again"))
     own = node_of(federation, "north")
-    asked: list[bool] = []
+    heads_asked: list[bool] = []
 
     def elsewhere(message: Message, context: Context) -> Message:
         if context.node_id == own:
             raise AssertionError
         if context.node_id == 7:
-            asked.append(read_head(message.content) is not None)
+            heads_asked.append(read_head(message.content) is not None)
         return client_app(message, context)
 
     (done,) = run_with(federation, elsewhere, {7: "north"})
-    assert asked == [False, True]
+    assert heads_asked == [False, True]
     assert "north" not in done["sites"]

@@ -62,12 +62,12 @@ def opening(federation: Federation, *sites: str, model: str = "", bound: float =
         site = liars.get(message.metadata.dst_node_id)
         if site is None or message.metadata.message_type != EVALUATE:
             return client_app(message, context)
-        shown = digest("plan", read_sum(message.content).plan)
+        digest_ = digest("plan", read_sum(message.content).plan)
         opened, metrics = read_opened(client_app(message, context).content)
-        told = Opened(model or site.encode().hex().ljust(64, "0"), bound * opened.update_bound)
-        signed = told.signed_part(plan or shown)
+        lie = Opened(model or site.encode().hex().ljust(64, "0"), bound * opened.update_bound)
+        signed = lie.signed_part(plan or digest_)
         signature = sign(open_site(federation.paths[site]).signing_key, "opened", signed)
-        return reply(pack_opened(replace(told, signature=signature), metrics.numbers), message)
+        return reply(pack_opened(replace(lie, signature=signature), metrics.numbers), message)
 
     return answer
 
@@ -104,7 +104,7 @@ def test_sites_that_start_from_two_models_end_the_run_before_anything_is_spent(f
     assert models_of(federation) == {}
 
 
-def test_a_site_that_starts_from_another_model_ends_no_run_to_which_an_honest_one_comes_late(
+def test_a_run_continues_if_a_site_claims_another_model_and_an_honest_one_is_late(
     make_federation: FederationMaker,
 ) -> None:
     federation, late = make_federation(replace(SETTINGS, rounds=2)), list[int]()
@@ -137,7 +137,7 @@ def test_a_site_that_ends_with_something_else_is_named_and_the_others_go_on(
         assert event["problems"] == {site: APART}
         assert (event["released"], sorted(event["sites"])) == (True, sorted(SITES))  # it has the run's model after all
     assert read_results(federation).model == rounds[-1]["model"]
-    assert {charges_of(federation, each) for each in SITES} == {2}
+    assert {charges_of(federation, name) for name in SITES} == {2}
 
 
 def test_a_digest_that_was_signed_for_another_plan_or_by_nobody_does_not_count(federation: Federation) -> None:
@@ -148,8 +148,8 @@ def test_a_digest_that_was_signed_for_another_plan_or_by_nobody_does_not_count(f
 
 def test_sites_that_end_with_two_models_end_the_run(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(SETTINGS, rounds=3))
-    said = f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"
-    with pytest.raises(RunError, match=said):
+    pattern = f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"
+    with pytest.raises(RunError, match=pattern):
         run_with(federation, opening(federation, "east", HOSTILE, model=NOWHERE))
     assert read_events(event_log_path(federation))[-1]["event"] == "failed"
 
@@ -177,11 +177,11 @@ def test_a_site_with_a_model_that_the_run_never_had_is_named_and_the_others_go_o
     make_federation: FederationMaker,
 ) -> None:
     federation = make_federation(replace(SETTINGS, rounds=2))
-    asked: list[int] = []
+    calls: list[int] = []
 
     def differ(message: Message, genuine: Message) -> Message:
-        asked.append(1)
-        return with_model(federation, message, genuine, NOWHERE) if len(asked) > 1 else genuine
+        calls.append(1)
+        return with_model(federation, message, genuine, NOWHERE) if len(calls) > 1 else genuine
 
     def both(message: Message, context: Context) -> Message:
         if message.metadata.message_type == EVALUATE:

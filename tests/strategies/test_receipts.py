@@ -19,11 +19,11 @@ def receipts_of(federation: Federation, site: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["signed", "of a server without a key"])
-def test_who_is_left_out_of_a_sum_keeps_the_servers_word_why(make_federation: FederationMaker, *, tls: bool) -> None:
+def test_a_site_left_out_of_a_sum_keeps_the_servers_receipt(make_federation: FederationMaker, *, tls: bool) -> None:
     federation = make_federation()
     if not tls:
         (federation.server / "tls.key").unlink()
-    (event,) = run_with(federation, sending(federation, lambda made, update: resigned(made, update, update_bound=0.5)))
+    (event,) = run_with(federation, sending(federation, lambda keys, update: resigned(keys, update, update_bound=0.5)))
     assert event["sites"] == HONEST
     (receipt,) = receipts_of(federation, HOSTILE)
     assert receipt["signed"] == tls

@@ -15,20 +15,20 @@ SITES = ["east", "north", "south", "west", "york"]
 
 def selection(liars: int) -> Selection:
     """Return the selection of a run over these sites, all of which answer."""
-    attention = SimpleNamespace(asked=lambda _: set[int]())
+    attention = SimpleNamespace(unanswered=lambda _: set[int]())
     members = SimpleNamespace(
         listed=SITES, attention=attention, nodes={site: place for place, site in enumerate(SITES)}
     )
     return Selection(cast("Membership", members), 3, liars)
 
 
-def test_of_two_that_dispute_each_is_left_out_in_turn() -> None:
+def test_two_sites_in_dispute_are_left_out_in_turn() -> None:
     chosen = selection(1)
     chosen.disputed([("east", "west")])
     assert [sorted(set(SITES) - set(chosen.choose(SITES, number, {}))) for number in (1, 2)] == [["west"], ["east"]]
 
 
-def test_who_disputes_with_another_in_every_round_is_left_out_and_none_of_those() -> None:
+def test_a_site_in_dispute_with_more_than_may_collude_is_left_out_alone() -> None:
     """Each of them by itself could as well be lying; with more than may lie together, it is its own doing."""
     chosen, problems = selection(1), dict[str, str]()
     chosen.disputed([("east", "west")])

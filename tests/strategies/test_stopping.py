@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 BROKEN = replace(NOISY, task=task_name(studies.Broken), rounds=9)
 
 
-def test_a_first_round_that_releases_nothing_for_what_sites_say_is_the_last(
+def test_a_run_ends_if_its_first_round_is_charged_and_releases_nothing(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies.Broken, "bugs", 99)
@@ -46,7 +46,7 @@ def test_a_first_round_that_releases_nothing_for_what_sites_say_is_the_last(
     assert [charges_of(federation, site) for site in SITES] == [1, 1, 1, 1]
 
 
-def test_a_later_round_is_tried_once_more_and_stopped_if_the_same_sites_say_the_same(
+def test_a_later_round_is_repeated_once_and_ends_the_run_if_the_problems_stay(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = make_federation(BROKEN)
@@ -80,7 +80,7 @@ def test_a_run_goes_on_after_a_later_round_that_failed_once(
     assert third["cohort"] == sorted(SITES)
 
 
-def test_what_a_round_lacked_decides_whether_it_would_repeat() -> None:
+def test_the_cause_of_a_failed_round_decides_whether_it_is_repeated() -> None:
     plan = make_plan("ab" * 32)
     before, refused = OpenRound(1), {"north": "no", "south": "no"}
     lost = OpenRound(2, plan=plan, contributors=("east", "west"), refused=refused)
@@ -127,8 +127,8 @@ def test_a_site_whose_clock_disagrees_is_left_out_by_name_and_the_others_go_on(
     federation = make_federation(SETTINGS)
 
     def shift(message: Message, genuine: Message) -> Message:
-        found = read_readiness(genuine.content)
-        return reply(pack_readiness(replace(found, clock=found.clock + seconds)), message)
+        readiness = read_readiness(genuine.content)
+        return reply(pack_readiness(replace(readiness, clock=readiness.clock + seconds)), message)
 
     (event,) = run_with(federation, answering(federation, QUERY, HOSTILE, shift))
     assert re.match(rf"west's clock is 3[56]\d\d s {way} the server's: it shows", event["problems"][HOSTILE])

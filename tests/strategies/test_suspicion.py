@@ -55,7 +55,7 @@ def test_one_liar_is_found_and_left_out(count: int, spoiler: Callable[..., Spoil
     for liar in sites:
         suspicion = Suspicion(sites, 1)
         outcomes = play(suspicion, sites, 3, spoiler(liar), MOST_ROUNDS)
-        assert suspicion.found == (liar,)
+        assert suspicion.excluded == (liar,)
         assert suspicion.choose(sites, 3) == [site for site in sites if site != liar]
         assert sum(outcomes) <= MOST_SPOILED[1]
 
@@ -67,32 +67,30 @@ def test_two_liars_are_found_and_left_out(count: int, spoiler: Callable[..., Spo
     for liars in combinations(sites, 2):
         suspicion = Suspicion(sites, 2)
         outcomes = play(suspicion, sites, 3, spoiler(*liars), MOST_ROUNDS)
-        assert sorted(suspicion.found) == sorted(liars)
+        assert sorted(suspicion.excluded) == sorted(liars)
         assert sum(outcomes) <= MOST_SPOILED[2]
 
 
 @pytest.mark.parametrize("before", [1, 30])
-def test_good_conduct_is_not_saved_up(before: int) -> None:
+def test_good_rounds_do_not_offset_later_spoiled_rounds(before: int) -> None:
     sites = names(4)
     suspicion = Suspicion(sites, 1)
     outcomes = play(suspicion, sites, 3, lambda cohort, number: number >= before and sites[0] in cohort, before + 30)
-    assert suspicion.found == (sites[0],)
+    assert suspicion.excluded == (sites[0],)
     assert sum(outcomes) <= MOST_SPOILED[1]
 
 
 @pytest.mark.parametrize("first", range(10))
 @pytest.mark.parametrize("count", [4, 5, 8, 12])
-def test_a_spoiled_round_now_and_then_costs_nobody_its_place(count: int, first: int) -> None:
+def test_occasional_spoiled_rounds_exclude_no_site(count: int, first: int) -> None:
     sites = names(count)
     suspicion = Suspicion(sites, 1)
     play(suspicion, sites, 3, lambda _, number: number % 10 == first, 100)
-    assert suspicion.found == ()
+    assert suspicion.excluded == ()
 
 
 @given(st.integers(4, 9), st.randoms())
-def test_while_chance_spoils_nothing_only_liars_are_found_however_they_choose_their_rounds(
-    count: int, rng: Random
-) -> None:
+def test_without_accidents_only_liars_are_excluded_whatever_rounds_they_spoil(count: int, rng: Random) -> None:
     sites = names(count)
     liar, victim = rng.sample(sites, 2)
     suspicion = Suspicion(sites, 1)
@@ -103,19 +101,19 @@ def test_while_chance_spoils_nothing_only_liars_are_found_however_they_choose_th
         lambda cohort, _: liar in cohort and len(cohort) == count,
     ]
     play(suspicion, sites, 3, rng.choice(kinds), 200)
-    assert set(suspicion.found) <= {liar}
+    assert set(suspicion.excluded) <= {liar}
 
 
-def test_where_nobody_can_be_left_out_all_take_part_and_nobody_is_found() -> None:
+def test_no_site_is_excluded_if_all_are_needed() -> None:
     sites = names(3)
     suspicion = Suspicion(sites, 1)
     play(suspicion, sites, 3, always(sites[0]), 20)
     assert not suspicion.can_part(sites, 3)
     assert suspicion.choose(sites, 3) == sites
-    assert suspicion.found == ()
+    assert suspicion.excluded == ()
 
 
-def test_who_is_found_is_left_out_even_where_too_few_are_left() -> None:
+def test_an_excluded_site_stays_out_even_if_too_few_remain() -> None:
     sites = names(4)
     suspicion = Suspicion(sites, 1)
     play(suspicion, sites, 3, always(sites[1]), 30)
@@ -132,11 +130,11 @@ def test_sites_that_are_away_are_neither_blamed_nor_waited_for(rng: Random) -> N
         assert set(cohort) <= set(present)
         if len(cohort) >= 3:
             (suspicion.spoiled if liar in cohort else suspicion.sound)(cohort)
-    assert suspicion.found == (liar,)
+    assert suspicion.excluded == (liar,)
 
 
 def test_among_many_sites_one_liar_is_found_where_not_all_pairs_can_be_weighed() -> None:
     sites = names(200)
     suspicion = Suspicion(sites, 3)  # 20,100 sets of up to two
     play(suspicion, sites, 3, always(sites[150]), 40)
-    assert suspicion.found == (sites[150],)
+    assert suspicion.excluded == (sites[150],)

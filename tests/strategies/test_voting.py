@@ -46,13 +46,13 @@ def voting(
     names = {node_of(federation, site): site for site in SITES}
 
     def answer(message: Message, context: Context) -> Message:
-        found, name = client_app(message, context), names[context.node_id]
-        if message.metadata.message_type == MessageType.EVALUATE and found.has_content():
+        answer_, name = client_app(message, context), names[context.node_id]
+        if message.metadata.message_type == MessageType.EVALUATE and answer_.has_content():
             site = open_site(federation.paths[name])
             now, before = site.checkpoint(manifest, run), site.before(manifest, run)
             question = Question(run, now.round, before.digest, now.digest)
-            put_vote(found.content, cast(question, site.signing_key, reject=rejects(now.round, name)))
-        return around(message, found) if around else found
+            put_vote(answer_.content, cast(question, site.signing_key, reject=rejects(now.round, name)))
+        return around(message, answer_) if around else answer_
 
     return answer
 
@@ -87,26 +87,24 @@ def test_an_undone_round_leaves_all_sites_with_the_model_before_it(
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_a_site_that_does_not_hear_of_it_goes_back_when_it_is_there_again(
-    make_federation: FederationMaker, number: int
-) -> None:
-    federation, asked = consenting(make_federation), list[str]()
+def test_a_site_that_missed_an_undo_applies_it_when_it_returns(make_federation: FederationMaker, number: int) -> None:
+    federation, groups = consenting(make_federation), list[str]()
 
     def answer(message: Message, context: Context) -> Message:
         if message.metadata.message_type == UNDO.name and context.node_id == node_of(federation, WEST):
-            asked.append(message.metadata.group_id)
-            if len(asked) == 1:
+            groups.append(message.metadata.group_id)
+            if len(groups) == 1:
                 return reply(Error(1, "the line broke"), message)
         return honest(message, context)
 
     honest = voting(federation, lambda at, _: at == number)
     events = run_with(federation, answer)
-    assert asked == [str(number)] * 2
+    assert groups == [str(number)] * 2
     assert [WEST in event["sites"] for event in events] == [True, True, True]
     assert len(set(models_of(federation).values())) == 1
 
 
-def test_a_site_that_missed_the_sum_that_is_undone_has_nothing_to_undo(make_federation: FederationMaker) -> None:
+def test_a_site_that_missed_the_undone_sum_undoes_nothing(make_federation: FederationMaker) -> None:
     federation = consenting(make_federation)
 
     def answer(message: Message, context: Context) -> Message:
@@ -124,13 +122,13 @@ def test_a_site_that_missed_the_sum_that_is_undone_has_nothing_to_undo(make_fede
 def test_votes_of_fewer_than_the_minimum_or_signed_by_others_do_not_count(make_federation: FederationMaker) -> None:
     federation = consenting(make_federation)
 
-    def spoiled(message: Message, found: Message) -> Message:
-        if message.metadata.message_type == MessageType.EVALUATE and found.has_content():
+    def spoiled(message: Message, response: Message) -> Message:
+        if message.metadata.message_type == MessageType.EVALUATE and response.has_content():
             if message.metadata.dst_node_id == node_of(federation, "south"):
-                del found.content["vote"]
+                del response.content["vote"]
             elif message.metadata.dst_node_id == node_of(federation, WEST):
-                found.content["vote"] = ConfigRecord({"vote": b"\1" + bytes(64)})
-        return found
+                response.content["vote"] = ConfigRecord({"vote": b"\1" + bytes(64)})
+        return response
 
     events = run_with(federation, voting(federation, lambda *_: True, spoiled))
     assert not any(event.get("undone") for event in events)
@@ -138,15 +136,15 @@ def test_votes_of_fewer_than_the_minimum_or_signed_by_others_do_not_count(make_f
     assert final(federation)["rounds"] == 3
 
 
-def test_who_contributed_nothing_has_no_vote(make_federation: FederationMaker) -> None:
+def test_a_site_that_contributed_nothing_has_no_vote(make_federation: FederationMaker) -> None:
     """West sends no update, and votes against what the others made: it would never come under suspicion."""
     federation = consenting(make_federation)
 
-    def silent(message: Message, found: Message) -> Message:
+    def silent(message: Message, response: Message) -> Message:
         trains = message.metadata.message_type == MessageType.TRAIN
         if trains and message.metadata.dst_node_id == node_of(federation, WEST):
             return reply(Error(1, "the line broke"), message)
-        return found
+        return response
 
     events = run_with(federation, voting(federation, lambda _, name: name in {"north", WEST}, silent))
     assert [event["votes"] for event in events] == [{"keep": 2, "reject": 1, "worse": 0.42}] * 3
@@ -156,17 +154,17 @@ def test_who_contributed_nothing_has_no_vote(make_federation: FederationMaker) -
 def test_a_site_that_spoils_rounds_is_named_and_left_out_and_the_run_goes_on(make_federation: FederationMaker) -> None:
     federation, cohorts = consenting(make_federation, replace(VOTED, rounds=16)), dict[int, bool]()
 
-    def watched(message: Message, found: Message) -> Message:
+    def watched(message: Message, response: Message) -> Message:
         if message.metadata.message_type == MessageType.TRAIN and message.metadata.dst_node_id == west:
             cohorts[int(message.metadata.group_id)] = True
-        return found
+        return response
 
     west = node_of(federation, WEST)
     events = run_with(federation, voting(federation, lambda at, name: name != WEST and at in cohorts, watched))
-    found = [event for event in events if event.get("found")]
-    assert [event["found"] for event in found] == [[WEST]]
-    assert "west spoiled this round and earlier ones, and is left out from now on" in found[0]["reason"]
-    later = [event for event in events if event["round"] > found[0]["round"]]
+    findings = [event for event in events if event.get("found")]
+    assert [event["found"] for event in findings] == [[WEST]]
+    assert "west spoiled this round and earlier ones, and is left out from now on" in findings[0]["reason"]
+    later = [event for event in events if event["round"] > findings[0]["round"]]
     assert later
     assert all(WEST not in event["sites"] and "spoils the rounds" in event["problems"][WEST] for event in later)
     assert not any(event.get("undone") for event in later)

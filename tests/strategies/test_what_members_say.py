@@ -80,11 +80,11 @@ def _strict(line: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    found: dict[str, Any] = json.loads(line, parse_constant=refuse)
-    return found
+    event: dict[str, Any] = json.loads(line, parse_constant=refuse)
+    return event
 
 
-def _shown(federation: Federation) -> str:
+def _printed(federation: Federation) -> str:
     """What a terminal gets of the run."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False, color_system=None)
     table = RoundTable(console)
@@ -95,7 +95,7 @@ def _shown(federation: Federation) -> str:
 
 
 @pytest.mark.parametrize("kind", LIES)
-def test_a_member_that_sends_false_data_beside_its_updates_stops_nobody_and_fills_nothing(
+def test_false_data_beside_updates_neither_stops_a_run_nor_fills_a_disk(
     make_federation: FederationMaker, kind: str
 ) -> None:
     lies = LIES[kind]
@@ -119,31 +119,33 @@ def test_a_member_that_sends_false_data_beside_its_updates_stops_nobody_and_fill
         for text in _strict(line).get("problems", {}).values():
             assert text.isprintable()
             assert len(text) <= MOST + 2
-    shown = _shown(federation)
-    assert not {"\x1b", "\x07", "\r", "\u202e", "\u2066", "💩"} & set(shown)
-    rows = [line for line in shown.splitlines() if line.startswith("    ") and "/4" in line[:15]]
+    printed = _printed(federation)
+    assert not {"\x1b", "\x07", "\r", "\u202e", "\u2066", "💩"} & set(printed)
+    rows = [line for line in printed.splitlines() if line.startswith("    ") and "/4" in line[:15]]
     assert len(rows) == len(lies)
     assert all(len(row) <= 80 for row in rows)
 
 
-@given(told=st.dictionaries(st.sampled_from(SITES), st.dictionaries(st.text(max_size=3), st.floats(-3.4e38, 3.4e38))))
-def test_an_average_is_between_the_values_that_the_sites_reported(told: dict[str, dict[str, float]]) -> None:
+@given(
+    reports=st.dictionaries(st.sampled_from(SITES), st.dictionaries(st.text(max_size=3), st.floats(-3.4e38, 3.4e38)))
+)
+def test_an_average_is_between_the_values_that_the_sites_reported(reports: dict[str, dict[str, float]]) -> None:
     sizes = SETTINGS.cohort.sizes
-    for name, value in averaged(told, sizes).items():
-        of = [metrics[name] for metrics in told.values() if name in metrics]
+    for name, value in averaged(reports, sizes).items():
+        of = [metrics[name] for metrics in reports.values() if name in metrics]
         slack = 1e-9 * max(map(abs, of))
         assert min(of) - slack <= value <= max(of) + slack
 
 
 def test_if_there_are_too_many_metrics_those_reported_by_most_sites_are_averaged() -> None:
-    told = {
+    reports = {
         "north": {f"n{i}": 1.0 for i in range(16)} | {"loss": 1.0},
         "south": {"loss": 3.0},
         "stranger": {"loss": 9.0},
     }
-    found = averaged(told, {"north": 10, "south": 10})
-    assert len(found) == 16
-    assert found["loss"] == 2.0
+    means = averaged(reports, {"north": 10, "south": 10})
+    assert len(means) == 16
+    assert means["loss"] == 2.0
 
 
 values = st.recursive(
@@ -155,7 +157,7 @@ values = st.recursive(
 
 @settings(max_examples=30)
 @given(details=st.dictionaries(st.sampled_from("abc"), values))
-def test_the_journal_is_strict_json_of_one_line_an_event_whatever_it_records(
+def test_every_event_is_one_line_of_strict_json(
     tmp_path_factory: pytest.TempPathFactory, details: dict[str, Any]
 ) -> None:
     event_log = EventLog(tmp_path_factory.mktemp("event_log"))

@@ -14,13 +14,13 @@ numbers = [integers, floats]
 scalars = [*numbers, st.booleans(), names, st.binary(max_size=16)]
 arrays = st.builds(Array, names, st.lists(integers, max_size=3).map(tuple), names, st.binary(max_size=64))
 array_records = st.dictionaries(names, arrays, max_size=3).map(
-    lambda given: ArrayRecord(given) if given else ArrayRecord()
+    lambda entries: ArrayRecord(entries) if entries else ArrayRecord()
 )
 
 
 def _values(kinds: list[st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    each = st.one_of(*kinds, *(st.lists(kind, max_size=3) for kind in kinds))
-    return st.dictionaries(names, each, max_size=4)
+    value = st.one_of(*kinds, *(st.lists(kind, max_size=3) for kind in kinds))
+    return st.dictionaries(names, value, max_size=4)
 
 
 metric_records = _values(numbers).map(MetricRecord)

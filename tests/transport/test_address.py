@@ -14,33 +14,33 @@ from transport.address import Address, read_address, read_host
 _LETTERS = string.ascii_letters + string.digits
 labels = st.text(_LETTERS + "-_", min_size=1, max_size=63).filter(lambda text: text.strip("-") == text)
 names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda name: name[-1].isalpha())
-hosts = st.one_of(names, st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(lambda each: f"[{each}]"))
+hosts = st.one_of(names, st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(lambda host: f"[{host}]"))
 ports = st.integers(1, 65535)
 
 
 @given(hosts, ports)
 def test_every_address_is_read_and_written_in_one_form(host: str, port: int) -> None:
     assume(not host.rpartition(".")[2].lower().startswith("0x"))
-    found = read_address(f"{host}:{port}")
-    assert found == Address(read_host(host), port)
-    assert read_address(str(found)) == found
-    assert str(found) == str(found).lower()
+    address = read_address(f"{host}:{port}")
+    assert address == Address(read_host(host), port)
+    assert read_address(str(address)) == address
+    assert str(address) == str(address).lower()
 
 
 @given(st.ip_addresses(v=6), ports)
 def test_however_an_ipv6_address_is_spelled_it_is_the_same(address: ipaddress.IPv6Address, port: int) -> None:
     spelled = {str(address), address.exploded, address.exploded.upper()}
-    assert {str(read_address(f"[{each}]:{port}")) for each in spelled} == {f"[{address.compressed}]:{port}"}
-    assert {read_host(each) for each in spelled} == {read_host(f"[{address}]")} == {address.compressed}
+    assert {str(read_address(f"[{spelling}]:{port}")) for spelling in spelled} == {f"[{address.compressed}]:{port}"}
+    assert {read_host(spelling) for spelling in spelled} == {read_host(f"[{address}]")} == {address.compressed}
 
 
 @given(st.text())
 def test_any_text_is_an_address_in_its_one_form_or_is_refused(text: str) -> None:
     with suppress(MalformedError):
-        found = read_address(text)
-        assert read_address(str(found)) == found
+        address = read_address(text)
+        assert read_address(str(address)) == address
         assert text.isascii()
-        assert 1 <= found.port <= 65535
+        assert 1 <= address.port <= 65535
 
 
 @given(hosts, st.one_of(st.integers(max_value=-1), st.integers(65536)))

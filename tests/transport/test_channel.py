@@ -45,8 +45,8 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 @pytest.fixture(scope="module")
 def address(federation: Federation) -> Iterator[str]:
-    with _hub(federation, read_consortium(federation.server).tls) as found:
-        yield found
+    with _hub(federation, read_consortium(federation.server).tls) as server:
+        yield server
 
 
 @contextmanager
@@ -106,17 +106,17 @@ def test_a_server_and_a_site_of_one_consortium_accept_each_other(federation: Fed
 
 
 def test_a_server_of_another_consortium_is_refused(strangers: Federation, address: str) -> None:
-    said = complaint(address, tls_of(strangers, "north"), AuthenticityError)
-    assert "did not issue" in said
-    assert "same consortium" in said
+    message = complaint(address, tls_of(strangers, "north"), AuthenticityError)
+    assert "did not issue" in message
+    assert "same consortium" in message
 
 
 def test_a_site_that_the_server_refuses_gets_the_reason(
     federation: Federation, strangers: Federation, address: str
 ) -> None:
     files = replace(tls_of(strangers, "north"), authority=tls_of(federation, "north").authority)
-    said = complaint(address, files, AuthenticityError)
-    assert f"does not accept the certificate {files.certificate}" in said
+    message = complaint(address, files, AuthenticityError)
+    assert f"does not accept the certificate {files.certificate}" in message
 
 
 def test_a_site_whose_certificate_has_expired_gets_the_reason(
@@ -159,8 +159,8 @@ def test_a_port_where_nobody_listens_is_named(federation: Federation) -> None:
 
 
 def test_a_host_that_has_no_address_is_named(federation: Federation) -> None:
-    said = complaint("fed.invalid:9440", tls_of(federation, "north"), UnreachableError)
-    assert "cannot reach the server" in said
+    message = complaint("fed.invalid:9440", tls_of(federation, "north"), UnreachableError)
+    assert "cannot reach the server" in message
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def test_an_app_that_raises_answers_with_an_error_that_does_not_say_why() -> Non
         raise KeyError(message, context)
 
     message = instruction(RecordDict(), kind="train", node=12, run_id=7, group="1", ttl=5.0)
-    found = answer(raising, message, Context(7, 12, {}, RecordDict(), {}))
-    assert found.error.code == FAILED
-    assert "KeyError" not in str(found.error.reason)
+    message_ = answer(raising, message, Context(7, 12, {}, RecordDict(), {}))
+    assert message_.error.code == FAILED
+    assert "KeyError" not in str(message_.error.reason)
 
 
 def test_flower_does_not_call_home() -> None:

@@ -60,8 +60,8 @@ def node(*mods: Mod) -> ClientApp:
         ((name, arrays),) = message.content.array_records.items()
         (weights,) = arrays.to_numpy_ndarrays()
         metrics = MetricRecord({"num-examples": EXAMPLES})
-        found = ArrayRecord({"w": Array(weights + (GOAL - weights) / 2)})
-        return reply(RecordDict({name: found, "metrics": metrics}), message)
+        weights_ = ArrayRecord({"w": Array(weights + (GOAL - weights) / 2)})
+        return reply(RecordDict({name: weights_, "metrics": metrics}), message)
 
     return app
 
@@ -103,8 +103,8 @@ def wrapped(wrapper: Callable[..., Strategy], bound: float) -> Strategy:
 def test_a_wrapper_that_clips_moves_the_model_by_what_it_clips_to(
     make_grid: MakeGrid, wrapper: Callable[..., Strategy], mods: list[Mod], bound: float
 ) -> None:
-    found = trained(wrapped(wrapper, bound), make_grid(node(*mods)), rounds=1)
-    assert found == pytest.approx(GOAL / 2 * min(1.0, bound / float(np.linalg.norm(GOAL / 2))), rel=1e-5)
+    result = trained(wrapped(wrapper, bound), make_grid(node(*mods)), rounds=1)
+    assert result == pytest.approx(GOAL / 2 * min(1.0, bound / float(np.linalg.norm(GOAL / 2))), rel=1e-5)
 
 
 @pytest.mark.parametrize(("wrapper", "mods"), ADAPTIVE)

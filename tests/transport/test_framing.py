@@ -19,8 +19,8 @@ def opening(total: int, data: bytes = b"", protocol: int = PROTOCOL) -> pb.Chunk
 
 
 def assembled(frames: Iterable[pb.Chunk], limit: int = LIMIT) -> bytes | None:
-    found = assemble(frames, limit)
-    return None if found is None else bytes(found)
+    body = assemble(frames, limit)
+    return None if body is None else bytes(body)
 
 
 @given(size=st.integers(0, LIMIT), cuts=st.lists(st.floats(0, 1), max_size=5))
@@ -57,14 +57,14 @@ def test_a_message_over_the_limit_is_refused_at_its_announcement() -> None:
 
 
 @given(announced=st.integers(0, 2**64 - 1))
-def test_whatever_is_announced_nothing_is_held_before_it_arrives(announced: int) -> None:
+def test_memory_is_taken_only_for_data_that_has_arrived(announced: int) -> None:
     assembly = Assembly(2**64)
     assembly.add(opening(announced))
     assert assembly._data == b""
 
 
 @given(announced=st.integers(0, 60), pieces=st.lists(st.binary(max_size=20), min_size=1, max_size=8))
-def test_never_more_is_held_than_was_announced(announced: int, pieces: list[bytes]) -> None:
+def test_no_more_memory_is_taken_than_was_announced(announced: int, pieces: list[bytes]) -> None:
     first, *others = pieces
     chunks = [opening(announced, first), *(pb.Chunk(data=data) for data in others)]
     assembly = Assembly(100)

@@ -96,8 +96,8 @@ class GridContract(ABC):
         ids = [message.metadata.message_id for message in messages]
         assert len(set(ids)) == len(ids) == 10
         assert all(ids)
-        assert sorted(each.metadata.reply_to_message_id for each in replies) == sorted(ids)
-        assert len({each.metadata.message_id for each in replies} | set(ids)) == 20
+        assert sorted(answer.metadata.reply_to_message_id for answer in replies) == sorted(ids)
+        assert len({answer.metadata.message_id for answer in replies} | set(ids)) == 20
 
     def test_a_reply_names_its_sender_and_the_message_it_answers(self, grid: ReplyGrid) -> None:
         for number in grid.get_node_ids():
@@ -113,15 +113,15 @@ class GridContract(ABC):
         assert answer.content == _content("x")
 
     def test_messages_are_sent_before_replies_are_asked_for(self, grid: ReplyGrid) -> None:
-        taken = []
+        numbers = []
 
         def messages() -> Iterator[Message]:
             for number in grid.get_node_ids():
-                taken.append(number)
+                numbers.append(number)
                 yield _message(number)
 
         replies = grid.send_and_receive(messages(), timeout=LONG)
-        assert len(taken) == 2
+        assert len(numbers) == 2
         assert len(list(replies)) == 2
 
     def test_a_reply_is_yielded_while_another_node_still_works(self, grid: ReplyGrid) -> None:
@@ -145,8 +145,8 @@ class GridContract(ABC):
             assert task.ended.wait(LONG)
         # The node answers in order: once it has answered this, it has delivered its late reply.
         replies = list(grid.send_and_receive([_message(slow), _message(other)], timeout=LONG))
-        assert sorted(each.metadata.src_node_id for each in replies) == [other, slow]
-        assert all(each.content == _content() for each in replies)
+        assert sorted(answer.metadata.src_node_id for answer in replies) == [other, slow]
+        assert all(answer.content == _content() for answer in replies)
         assert list(grid.pull_messages([message.metadata.message_id])) == []
 
     def test_nobody_waits_longer_than_the_deadline_for_a_node_that_does_not_answer(self, grid: ReplyGrid) -> None:
@@ -154,13 +154,13 @@ class GridContract(ABC):
         with _work() as (name, _):
             started = time.monotonic()
             replies = list(grid.send_and_receive([_message(other), _slow(slow, name, seconds=0.6)], timeout=0.3))
-            assert [each.metadata.src_node_id for each in replies] == [other]
+            assert [answer.metadata.src_node_id for answer in replies] == [other]
             assert time.monotonic() - started < 5
 
     def test_a_node_that_refuses_is_an_error_reply_with_its_reason(self, grid: ReplyGrid) -> None:
         first, second = grid.get_node_ids()
         messages = [_message(first, "train.refuse"), _message(second)]
-        answers = {each.metadata.src_node_id: each for each in grid.send_and_receive(messages, timeout=LONG)}
+        answers = {answer.metadata.src_node_id: answer for answer in grid.send_and_receive(messages, timeout=LONG)}
         assert (answers[first].error.code, answers[first].error.reason) == (7, "it does not want to")
         assert answers[second].has_content()
 
@@ -171,7 +171,7 @@ class GridContract(ABC):
         first, second = grid.get_node_ids()
         messages = [_message(first, kind), _message(second), _message(first)]
         answers = list(grid.send_and_receive(messages, timeout=LONG))
-        (failed,) = (each for each in answers if each.has_error())
+        (failed,) = (answer for answer in answers if answer.has_error())
         assert failed.metadata.src_node_id == first
         assert "secret" not in str(failed.error.reason)
         assert len(answers) == 3
@@ -179,7 +179,7 @@ class GridContract(ABC):
     def test_a_reply_that_names_another_message_is_an_error_reply(self, grid: ReplyGrid) -> None:
         first, second = grid.get_node_ids()
         messages = [_message(first, "train.misdirect"), _message(second)]
-        answers = {each.metadata.src_node_id: each for each in grid.send_and_receive(messages, timeout=LONG)}
+        answers = {answer.metadata.src_node_id: answer for answer in grid.send_and_receive(messages, timeout=LONG)}
         assert "a message other than" in str(answers[first].error.reason)
         assert answers[second].has_content()
 
@@ -199,11 +199,11 @@ class GridContract(ABC):
         deadline = time.monotonic() + LONG
         while len(replies) < 2 and time.monotonic() < deadline:
             replies += grid.pull_messages(ids)
-        assert sorted(each.metadata.reply_to_message_id for each in replies) == sorted(ids)
+        assert sorted(answer.metadata.reply_to_message_id for answer in replies) == sorted(ids)
         assert list(grid.pull_messages(ids)) == []
         assert list(grid.pull_messages(["unheard-of"])) == []
 
-    def test_nothing_is_sent_and_nothing_comes(self, grid: ReplyGrid) -> None:
+    def test_sending_no_messages_returns_no_replies(self, grid: ReplyGrid) -> None:
         assert list(grid.send_and_receive([], timeout=LONG)) == []
         assert list(grid.pull_messages([])) == []
 
@@ -225,9 +225,9 @@ class GridContract(ABC):
     def test_a_stream_holds_one_reply_at_a_time(self, grid: ReplyGrid) -> None:
         messages = [_message(number) for number in (*grid.get_node_ids(), *grid.get_node_ids())]
         passed: list[ref[Message]] = []
-        for each in StreamingGrid(grid).send_and_receive(messages, timeout=LONG):
+        for answer in StreamingGrid(grid).send_and_receive(messages, timeout=LONG):
             assert all(earlier() is None for earlier in passed[:-1])  # the loop's own name still holds the last one
-            passed.append(ref(each))
+            passed.append(ref(answer))
         assert len(passed) == 4
 
     def test_the_run_that_a_grid_tells_is_the_one_its_messages_belong_to(self, grid: ReplyGrid) -> None:
@@ -239,15 +239,15 @@ class GridContract(ABC):
         for round_number in ("1", "2"):
             messages = [_message(number, content=_content(round_number)) for number in grid.get_node_ids()]
             answers = list(grid.send_and_receive(messages, timeout=LONG))
-            assert [each.content for each in answers] == [_content(round_number)] * 2
+            assert [answer.content for answer in answers] == [_content(round_number)] * 2
 
     def test_leaving_a_round_early_leaves_nothing_behind(self, grid: ReplyGrid) -> None:
         first, second = grid.get_node_ids()
         messages = [_message(first), _message(second)]
         replies = grid.stream(messages, timeout=LONG)
-        taken = next(replies).metadata.reply_to_message_id
+        answered = next(replies).metadata.reply_to_message_id
         replies.close()
-        left = {message.metadata.message_id for message in messages} - {taken}
+        left = {message.metadata.message_id for message in messages} - {answered}
         assert len(list(grid.send_and_receive([_message(first), _message(second)], timeout=LONG))) == 2
         assert list(grid.pull_messages(left)) == []
 
@@ -297,11 +297,11 @@ def test_the_server_holds_two_updates_at_most(
     updates: list[ref[Message]] = []
 
     def noting(data: bytes | bytearray, instruction: Message) -> Message:
-        found = read(data, instruction)
+        update = read(data, instruction)
         if instruction.metadata.message_type == MessageType.TRAIN:
-            updates.append(ref(found))
-            held.append(sum(each() is not None for each in updates))
-        return found
+            updates.append(ref(update))
+            held.append(sum(collect() is not None for collect in updates))
+        return update
 
     monkeypatch.setattr(InlineGrid, "_read", staticmethod(noting))
     run_with(make_federation())
@@ -319,21 +319,21 @@ class FlowersWay:
         return list(self._grid.push_messages(messages))
 
     def pull_messages(self, message_ids: list[str]) -> list[Message]:
-        found = list(self._grid.pull_messages(message_ids))
-        self.held = max(self.held, len(found))
-        for each in found:
-            if each.has_error():
-                each.metadata.__dict__["_src_node_id"] = SERVER_NODE
-        return found
+        messages = list(self._grid.pull_messages(message_ids))
+        self.held = max(self.held, len(messages))
+        for message in messages:
+            if message.has_error():
+                message.metadata.__dict__["_src_node_id"] = SERVER_NODE
+        return messages
 
 
 def test_one_of_flowers_grids_streams_too_and_its_errors_name_the_node_that_they_are_about() -> None:
     grid = inline_grid(node)
     flowers: Any = FlowersWay(grid)
     lost, other = grid.get_node_ids()
-    messages = (each for each in (_message(lost, "train.refuse"), _message(other), _message(other)))
+    messages = (message for message in (_message(lost, "train.refuse"), _message(other), _message(other)))
     replies = StreamingGrid(flowers).send_and_receive(messages, timeout=LONG)
-    assert [(each.metadata.src_node_id, each.has_error()) for each in replies] == [
+    assert [(answer.metadata.src_node_id, answer.has_error()) for answer in replies] == [
         (lost, True),
         (other, False),
         (other, False),

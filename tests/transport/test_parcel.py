@@ -88,7 +88,7 @@ def test_numbers_that_only_behave_like_pythons_are_carried_as_pythons() -> None:
     assert decode_instruction(sent(ask(content))).content["m"] == MetricRecord({"x": 0.5, "xs": [inf]})
 
 
-def test_nothing_in_a_parcel_is_a_pickle() -> None:
+def test_a_parcel_contains_no_pickle() -> None:
     data = sent(ask(everything()))
     assert b"\x80\x04" not in data
     assert b"\x80\x05" not in data
@@ -134,7 +134,9 @@ def _protos(kind: type[Proto]) -> st.SearchStrategy[Proto]:
             "blobs": st.builds(pb.Value.Blobs, items=st.lists(st.binary(max_size=4), max_size=2)),
             "flags": st.builds(pb.Value.Flags, items=st.lists(st.booleans(), max_size=2)),
         }  # fmt: skip
-        return st.one_of(st.just(pb.Value()), *(st.builds(pb.Value, **{name: each}) for name, each in choices.items()))
+        return st.one_of(
+            st.just(pb.Value()), *(st.builds(pb.Value, **{name: choice}) for name, choice in choices.items())
+        )
     if kind is pb.Arrays:
         entries = st.builds(
             pb.Arrays.Entry,
@@ -242,7 +244,7 @@ def test_arrays_follow_the_parcel_as_they_are_in_the_order_of_their_records() ->
 
 @pytest.mark.parametrize("kind", ["instruction", "reply", "file"])
 @pytest.mark.parametrize(
-    ("change", "following", "said"),
+    ("change", "following", "sentence_"),
     [
         pytest.param(5, b"56781234", "longer arrays than follow", id="announced longer"),
         pytest.param(2**64 - 1, b"56781234", "longer arrays than follow", id="announced as long as can be"),
@@ -254,19 +256,19 @@ def test_arrays_follow_the_parcel_as_they_are_in_the_order_of_their_records() ->
     ],
 )
 def test_arrays_announced_longer_or_shorter_than_what_follows_are_refused(
-    kind: str, change: int, following: bytes, said: str
+    kind: str, change: int, following: bytes, sentence_: str
 ) -> None:
     to = ask()
     if kind == "file":
         arrays = pb.Arrays(entries=[pb.Arrays.Entry(name="1", size=4), pb.Arrays.Entry(name="2", size=change)])
-        with pytest.raises(MalformedError, match=said):
+        with pytest.raises(MalformedError, match=sentence_):
             decode_arrays(framed(arrays, following))
         return
     message = ask(two_arrays()) if kind == "instruction" else reply(two_arrays(), to)
     parcel, _ = parsed(sent(message))
     parcel.records.arrays["b"].entries[0].size = change
     data = framed(parcel, following)
-    with pytest.raises(MalformedError, match=said):
+    with pytest.raises(MalformedError, match=sentence_):
         _ = decode_instruction(data) if kind == "instruction" else decode_reply(data, to)
 
 

@@ -38,7 +38,7 @@ def test_a_servers_receipt_is_of_one_site_plan_and_reason(server: TlsFiles) -> N
         assert not is_signed(wrong, plan, site, server.authority)
 
 
-def test_what_no_certificate_can_be_read_of_is_not_signed(
+def test_a_receipt_does_not_verify_without_a_readable_authority(
     server: TlsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receipt = make_receipt(server, PLAN, "north", "it came too late")

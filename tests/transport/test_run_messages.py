@@ -24,7 +24,7 @@ from transport import run_messages as messages
 from transport.fields import SITE, blob
 from transport.flower import instruction, reply
 from transport.ledger_head import find_head, put_head, read_head
-from transport.reports import Told
+from transport.reports import ReportedNumbers
 from transport.run_messages import Opened, Readiness
 
 blobs = st.binary(max_size=16)
@@ -103,13 +103,17 @@ def test_a_head_in_another_form_is_refused(head: str, signature: bytes) -> None:
 metrics = st.dictionaries(st.from_regex(METRIC_NAME, fullmatch=True), st.floats(-3.4e38, 3.4e38), max_size=3)
 
 
-@given(update=updates, report=reports, readiness=readinesses, opened=openeds, found=metrics)
+@given(update=updates, report=reports, readiness=readinesses, opened=openeds, metric_values=metrics)
 def test_replies_are_read_back(
-    update: SignedUpdate, report: dict[str, float], readiness: Readiness, opened: Opened, found: dict[str, float]
+    update: SignedUpdate,
+    report: dict[str, float],
+    readiness: Readiness,
+    opened: Opened,
+    metric_values: dict[str, float],
 ) -> None:
-    assert messages.read_update(messages.pack_update(update, report)) == (update, Told(report))
+    assert messages.read_update(messages.pack_update(update, report)) == (update, ReportedNumbers(report))
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
-    assert messages.read_opened(messages.pack_opened(opened, found)) == (opened, Told(found))
+    assert messages.read_opened(messages.pack_opened(opened, metric_values)) == (opened, ReportedNumbers(metric_values))
 
 
 @pytest.mark.parametrize(
@@ -120,11 +124,11 @@ def test_replies_are_read_back(
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_metric_that_cannot_be_is_left_out_and_noted_and_the_digest_counts(bad: dict[str, Any]) -> None:
+def test_an_impossible_metric_is_dropped_with_a_note_and_the_digest_counts(bad: dict[str, Any]) -> None:
     content = messages.pack_opened(OPENED, {"loss": 1.0} | bad)
-    opened, told = messages.read_opened(content)
-    assert (opened, told.numbers) == (OPENED, {"loss": 1.0})
-    assert told.dropped == "1 of 2 numbers in its metrics are invalid, and were left out"
+    opened, report = messages.read_opened(content)
+    assert (opened, report.numbers) == (OPENED, {"loss": 1.0})
+    assert report.dropped == "1 of 2 numbers in its metrics are invalid, and were left out"
 
 
 @pytest.mark.parametrize(
@@ -135,37 +139,37 @@ def test_metrics_of_another_form_are_left_out_whole(record: Any) -> None:  # noq
     del content["metrics"]
     if record is not None:
         content["metrics"] = MetricRecord(record) if isinstance(record, dict) else record
-    opened, told = messages.read_opened(content)
-    assert (opened, told.numbers, bool(told.dropped)) == (OPENED, {}, record is not None)
+    opened, report = messages.read_opened(content)
+    assert (opened, report.numbers, bool(report.dropped)) == (OPENED, {}, record is not None)
 
 
 @pytest.mark.parametrize("epsilon", [nan, inf, -inf, -1e-9, 1e300, 1_000_001.0, [0.5]])
 @given(update=updates)
-def test_an_epsilon_that_cannot_be_is_left_out_and_the_update_counts(update: SignedUpdate, epsilon: Any) -> None:  # noqa: ANN401
-    read, told = messages.read_update(messages.pack_update(update, {"epsilon": epsilon}))
-    assert (read, told.numbers) == (update, {})
-    assert "left out" in told.dropped
+def test_an_impossible_epsilon_is_dropped_and_the_update_counts(update: SignedUpdate, epsilon: Any) -> None:  # noqa: ANN401
+    read, report = messages.read_update(messages.pack_update(update, {"epsilon": epsilon}))
+    assert (read, report.numbers) == (update, {})
+    assert "left out" in report.dropped
 
 
 @given(update=updates, head=config_records | metric_records)
-def test_a_head_that_is_none_does_not_spoil_the_update_beside_it(
+def test_a_malformed_ledger_head_does_not_spoil_the_update(
     update: SignedUpdate, head: ConfigRecord | MetricRecord
 ) -> None:
     content = messages.pack_update(update, {})
     content["ledger"] = head
-    read, told = messages.read_update(content)
+    read, report = messages.read_update(content)
     assert read == update
-    assert (find_head(content) is None) == (told.dropped != "")
+    assert (find_head(content) is None) == (report.dropped != "")
 
 
 @pytest.mark.parametrize("model", ["", "0" * 63, "A" * 64, "0" * 65, "0" * 64 + "\n", "\x1b[2J" + "0" * 60])
-def test_a_digest_that_is_none_is_refused(model: str) -> None:
+def test_a_malformed_digest_is_refused(model: str) -> None:
     with pytest.raises(MalformedError, match=r"lacks opened\.model"):
         messages.read_opened(messages.pack_opened(replace(OPENED, model=model), {}))
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, inf, nan])
-def test_a_range_that_is_none_is_refused(bound: float) -> None:
+def test_a_malformed_range_is_refused(bound: float) -> None:
     with pytest.raises(MalformedError, match=r"lacks opened\.update_bound"):
         messages.read_opened(messages.pack_opened(replace(OPENED, update_bound=bound), {}))
 
@@ -175,15 +179,15 @@ def test_a_range_that_is_none_is_refused(bound: float) -> None:
 @example(reason="no\n    7    3/3  0.001   1.000     0.01")
 @example(reason="[red]no[/red] :pile_of_poo: \u202eoo\u2066 ”")
 def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> None:
-    failed = reply(Error(100, reason), asked())
+    failed = reply(Error(100, reason), question())
     with pytest.raises(ProtocolError) as caught:
         messages.content_of(failed)
-    said = str(caught.value)
-    assert said.isprintable()
-    assert len(said) <= MOST + 2
-    assert (said[0], said[-1]) == ("“", "”")
-    assert not set("“”") & set(said[1:-1])
-    assert "  " not in said
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) <= MOST + 2
+    assert (message[0], message[-1]) == ("“", "”")
+    assert not set("“”") & set(message[1:-1])
+    assert "  " not in message
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
      {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
     ids=repr,
 )  # fmt: skip
-def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
+def test_an_impossible_readiness_is_refused(changed: dict[str, Any]) -> None:
     readiness = Readiness("north", "0" * 64, 3, "0" * 64, 0.5, 1, "0" * 64, 1, ["south"], 1e9, b"")
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     with pytest.raises(MalformedError, match="a message lacks readiness"):
@@ -205,7 +209,7 @@ def test_a_letter_from_a_name_that_no_site_can_have_is_refused() -> None:
         key_messages.read_letter_from(key_messages.pack_letter("\x1b[2J" * 100_000, b"letter"))
 
 
-def asked() -> Message:
+def question() -> Message:
     """A message to reply to."""
     return instruction(RecordDict(), kind="train", node=12, run_id=7, group="1", ttl=60.0)
 
@@ -216,10 +220,10 @@ def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
         reader(content)
 
 
-@pytest.mark.parametrize("what", READERS)
+@pytest.mark.parametrize("reader", READERS)
 @given(content=contents)
-def test_any_records_are_read_or_refused(what: str, content: RecordDict) -> None:
-    _read(READERS[what], content)
+def test_any_records_are_read_or_refused(reader: str, content: RecordDict) -> None:
+    _read(READERS[reader], content)
 
 
 written = st.one_of(
@@ -242,11 +246,9 @@ anything = st.one_of(
 )
 
 
-@pytest.mark.parametrize("what", READERS)
+@pytest.mark.parametrize("reader", READERS)
 @given(content=written, data=st.data())
-def test_records_in_which_one_thing_is_wrong_are_read_or_refused(
-    what: str, content: RecordDict, data: st.DataObject
-) -> None:
+def test_records_with_one_mistake_are_read_or_refused(reader: str, content: RecordDict, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(content)))
     record: Any = content[name]
     change = data.draw(
@@ -265,7 +267,7 @@ def test_records_in_which_one_thing_is_wrong_are_read_or_refused(
         record[key] = data.draw(st.floats() | st.integers(0, 9) | st.lists(st.floats(), max_size=2))
     else:
         record[key] = data.draw(anything)
-    _read(READERS[what], content)
+    _read(READERS[reader], content)
 
 
 def test_a_number_that_is_not_an_integer_is_not_accepted_as_one() -> None:
@@ -327,8 +329,8 @@ def test_contributions_that_are_cut_or_claim_more_than_there_is_are_refused(
     whole = arrays["contributions"].data
     for other in (whole[: data.draw(st.integers(0, max(len(whole) - 1, 0)))], whole + b"\xff" * 16, whole + b"\0"):
         try:
-            made = messages.sum_from_arrays(ArrayRecord({**arrays, "contributions": blob(other)}))
+            read = messages.sum_from_arrays(ArrayRecord({**arrays, "contributions": blob(other)}))
         except MalformedError:
             continue
         # Cut between two contributions: a sum of fewer, which their signatures and the plan then refuse.
-        assert made.contributions == total.contributions[: len(made.contributions)]
+        assert read.contributions == total.contributions[: len(read.contributions)]

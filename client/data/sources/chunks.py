@@ -26,12 +26,12 @@ class Problem:
 
     row: int
     column: str | None  # as the site calls it; None: the row as a whole
-    what: str  # and what to do
+    text: str  # and what to do
 
     def sentence(self, path: Path, row: str) -> str:
         """Return the whole sentence; `row` is what the source calls a row."""
         column = f", column `{self.column}`" if self.column else ""
-        return f"{path}, {row} {self.row}{column}: {self.what}"
+        return f"{path}, {row} {self.row}{column}: {self.text}"
 
 
 @dataclass(frozen=True)

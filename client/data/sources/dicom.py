@@ -115,7 +115,7 @@ class DicomReader(ImageReader):
         if len(set(places)) < len(places):
             msg = "two slices at the same place; keep one of them"
             raise UnusableError(msg)
-        return torch.cat([frames for _, frames in sorted(slices, key=lambda each: each[0])])
+        return torch.cat([frames for _, frames in sorted(slices, key=lambda pair: pair[0])])
 
 
 def _pixels(data: Any) -> Any:  # noqa: ANN401

@@ -48,7 +48,7 @@ class _Wanted:
     code: str
 
 
-_Found = tuple[tuple[float, str], Any, str | None]
+_Observation = tuple[tuple[float, str], Any, str | None]
 """When something was observed (and the resource's id), its value and its unit."""
 
 
@@ -57,7 +57,7 @@ class _Patients:
     """What was found so far. References are as resources write them, relative or absolute."""
 
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id
-    values: dict[str, dict[str, _Found]] = field(default_factory=dict)  # by reference, and by column
+    values: dict[str, dict[str, _Observation]] = field(default_factory=dict)  # by reference, and by column
     aliases: dict[str, str] = field(default_factory=dict)  # from the URL of a bundle's entry to the id
 
     def of(self, reference: str) -> str | None:
@@ -65,15 +65,15 @@ class _Patients:
         key = self.aliases.get(reference, reference.partition("Patient/")[2].partition("/")[0])
         return key if key in self.own else None
 
-    def rows(self) -> list[tuple[dict[str, Any], dict[str, _Found]]]:
+    def rows(self) -> list[tuple[dict[str, Any], dict[str, _Observation]]]:
         """Return what each patient has, in the order of their ids."""
-        found: dict[str, dict[str, _Found]] = {key: {} for key in sorted(self.own)}
+        values_of: dict[str, dict[str, _Observation]] = {key: {} for key in sorted(self.own)}
         for reference, values in self.values.items():
-            mine = found[self.of(reference) or ""]
+            mine = values_of[self.of(reference) or ""]
             for column, value in values.items():
                 if column not in mine or mine[column][0] < value[0]:
                     mine[column] = value
-        return [(self.own[key], values) for key, values in found.items()]
+        return [(self.own[key], values) for key, values in values_of.items()]
 
 
 class FhirTable(Table):
@@ -108,8 +108,8 @@ class FhirTable(Table):
         if code is None:
             problem = f"the task's column `{name}` has no code"
             self.fail(problem, f"give it one in the task, or in [data.source.columns]; {forms}")
-        if found := _CODE.fullmatch(code):
-            return _Wanted(found["kind"], _SYSTEMS.get(found["system"], found["system"]), found["code"])
+        if match := _CODE.fullmatch(code):
+            return _Wanted(match["kind"], _SYSTEMS.get(match["system"], match["system"]), match["code"])
         kind, _, own = code.partition(".")
         if kind != "Patient" or own not in _OWN:
             self.fail(f"the code of column `{name}` is none that this source reads", forms)
@@ -166,10 +166,10 @@ class FhirTable(Table):
                 patients.aliases[key] = patient
         elif kind in {"Observation", "Condition"}:
             for name, wanted in columns.items():
-                if wanted.kind == kind and (found := _found(resource, wanted)) is not None:
+                if wanted.kind == kind and (measured := _observation(resource, wanted)) is not None:
                     values = patients.values.setdefault(str(resource["subject"]["reference"]), {})
-                    if name not in values or values[name][0] < found[0]:
-                        values[name] = found
+                    if name not in values or values[name][0] < measured[0]:
+                        values[name] = measured
 
 
 class _DifferingError(Exception):
@@ -177,16 +177,16 @@ class _DifferingError(Exception):
 
 
 def _chunk(
-    patients: list[tuple[dict[str, Any], dict[str, _Found]]], columns: Mapping[str, _Wanted], start: int
+    patients: list[tuple[dict[str, Any], dict[str, _Observation]]], columns: Mapping[str, _Wanted], start: int
 ) -> Chunk:
     arrays, units = dict[str, Any](), dict[str, list[str | None]]()
     for name, wanted in columns.items():
         if wanted.kind == "Patient":
             arrays[name] = array_of([own[wanted.code] for own, _ in patients])
             continue
-        nothing: _Found = ((0.0, ""), False if wanted.kind == "Condition" else None, None)
-        found = [values.get(name, nothing) for _, values in patients]
-        arrays[name], units[name] = array_of([value for _, value, _ in found]), [unit for _, _, unit in found]
+        nothing: _Observation = ((0.0, ""), False if wanted.kind == "Condition" else None, None)
+        cells = [values.get(name, nothing) for _, values in patients]
+        arrays[name], units[name] = array_of([value for _, value, _ in cells]), [unit for _, _, unit in cells]
     return Chunk(arrays, range(start, start + len(patients)), units=units)
 
 
@@ -197,7 +197,7 @@ def _own(patient: Any, name: str) -> Any:  # noqa: ANN401 - JSON
     return _coded(value) if isinstance(value, dict) else _whole_day(value) if name == "birthDate" else value
 
 
-def _found(resource: Any, wanted: _Wanted) -> _Found | None:  # noqa: ANN401
+def _observation(resource: Any, wanted: _Wanted) -> _Observation | None:  # noqa: ANN401
     """Return when something wanted was observed, its value and its unit; None if it is not wanted."""
     void = {resource.get("status")} | {
         coding.get("code") for coding in resource.get("verificationStatus", {}).get("coding", ())

@@ -125,10 +125,10 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        found = self.try_read(index)
-        if isinstance(found, Problem):
-            raise DataError(found.sentence(self.table.path, self.table.row))
-        return found
+        item = self.try_read(index)
+        if isinstance(item, Problem):
+            raise DataError(item.sentence(self.table.path, self.table.row))
+        return item
 
     def try_read(self, index: int) -> Problem | tuple[Tensor, Tensor]:
         """Read a record, or say what is wrong with it."""
@@ -140,8 +140,8 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         except (MemoryError, DataError):
             raise
         except Exception:  # noqa: BLE001 - whatever a decoder raises for a damaged file; its text may quote it
-            what = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
-            return Problem(row, self.table.named(FILE), what)
+            text = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
+            return Problem(row, self.table.named(FILE), text)
         return (image if self._transform is None else self._transform(image)), self.targets[index]
 
 

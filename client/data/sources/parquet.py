@@ -36,12 +36,12 @@ class ParquetTable(Table):
                     # By name: a column that is a structure fails as one.
                     needed = sorted({names[place] for place in places.values()})
                     for batch in reader.iter_batches(_ROWS, columns=needed):
-                        found = {name: batch.column(names[place]) for name, place in places.items()}
-                        yield Chunk(found, range(start, start + len(batch)))
+                        columns = {name: batch.column(names[place]) for name, place in places.items()}
+                        yield Chunk(columns, range(start, start + len(batch)))
                         start += len(batch)
             except OSError as error:  # PyArrow's, too, for damaged pages
-                said = reason(error) if error.filename else "a file is damaged"
-                self.fail(said, "name a whole Parquet file that this account can read")
+                text = reason(error) if error.filename else "a file is damaged"
+                self.fail(text, "name a whole Parquet file that this account can read")
             except pa.ArrowException:
                 problem = f"the file of row {start} is not a whole Parquet file, or is encrypted"
                 self.fail(problem, "write it again, as plain Parquet")

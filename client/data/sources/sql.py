@@ -57,8 +57,8 @@ class SqlTable(Table):
                     key = self._key(names)
                     for rows in result.partitions(_ROWS):
                         last = self._check_order(rows, key, start, last)
-                        found = {name: array_of([row[place] for row in rows]) for name, place in places.items()}
-                        yield Chunk(found, range(start, start + len(rows)))
+                        columns = {name: array_of([row[place] for row in rows]) for name, place in places.items()}
+                        yield Chunk(columns, range(start, start + len(rows)))
                         start += len(rows)
         finally:
             engine.dispose()
@@ -88,11 +88,11 @@ class SqlTable(Table):
             DataError: if two have, or one has none.
         """
         keys = [last, *(row[key] for row in rows)]
-        for at, (one, other) in enumerate(pairwise(keys), start):
-            if other is None or one == other:
-                problem = f"row {at} has {'no' if other is None else 'the same'} `{self.options.order_by}`"
+        for at, (earlier, next_key) in enumerate(pairwise(keys), start):
+            if next_key is None or earlier == next_key:
+                problem = f"row {at} has {'no' if next_key is None else 'the same'} `{self.options.order_by}`"
                 advice = "order_by in [data.source] must be different in every row, so that records keep their places"
-                self.fail(f"{problem}{'' if other is None else ' as the one before'}", advice)
+                self.fail(f"{problem}{'' if next_key is None else ' as the one before'}", advice)
         return keys[-1]
 
     def _engine(self) -> Engine:

@@ -171,8 +171,8 @@ class Encoder:
             return [""] * len(array)
         words = self._without_missing(_words(array))
         work.refuse(_mask(pc.is_null(words)), "no name of a person; fill it in, or leave the record out")
-        found: list[str] = pc.fill_null(words, "").to_pylist()
-        return found
+        strings: list[str] = pc.fill_null(words, "").to_pylist()
+        return strings
 
     def _values(
         self, column: AnyColumn, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]
@@ -278,12 +278,12 @@ class Encoder:
         """Return the days since 1970 of a date; infinity if it is none."""
         try:
             if self._options.dates == "iso":
-                found = datetime.fromisoformat(text)
+                moment = datetime.fromisoformat(text)
             else:
-                found = datetime.strptime(text, self._options.dates)  # noqa: DTZ007 - only the day is used
+                moment = datetime.strptime(text, self._options.dates)  # noqa: DTZ007 - only the day is used
         except ValueError:
             return np.inf
-        return _plain(found.date())
+        return _plain(moment.date())
 
     def _places(self, column: Category | Flag, array: Any, work: _Work, counts: Counts) -> NDArray[np.float64]:  # noqa: ANN401
         """Return the place of each value in the column's list; of a flag, 1 or 0."""
@@ -323,10 +323,10 @@ class _Work:
     def __post_init__(self) -> None:
         self.refused = np.zeros(len(self.usable), bool)
 
-    def refuse(self, rows: NDArray[np.bool_], what: str) -> None:
+    def refuse(self, rows: NDArray[np.bool_], text: str) -> None:
         """Refuse rows that this column has not refused yet."""
         for at in np.flatnonzero(rows & ~self.refused):
-            self.problems.append(Problem(int(self.chunk.rows[int(at)]), self.named, what))
+            self.problems.append(Problem(int(self.chunk.rows[int(at)]), self.named, text))
         self.refused |= rows
         self.usable &= ~rows
 

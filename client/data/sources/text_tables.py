@@ -48,8 +48,8 @@ class TextTable(Table):
     def chunks(self, wanted: Mapping[str, str | None]) -> Iterator[Chunk]:
         blocks = self._blocks()
         names, first = self._header(blocks)
-        if len(names) == 1 and (other := next((each for each in ";,\t|" if each in names[0]), None)):
-            self.fail("its first line names one column", f"set separator = {_toml(other)} in [data.source]")
+        if len(names) == 1 and (used := next((mark for mark in ";,\t|" if mark in names[0]), None)):
+            self.fail("its first line names one column", f"set separator = {_toml(used)} in [data.source]")
         places = self.places(wanted, names)
         for number, lines in chain([first], blocks):
             numbers = [at for at, line in enumerate(lines, number) if line.strip()]
@@ -65,16 +65,16 @@ class TextTable(Table):
             fields = self._fields(line)
             if fields is None:
                 advice = 'put the whole cell in quotes, and write "" for a quote inside it'
-                what = "a quote is inside a cell, or is not closed on its line"
-                problems.append(Problem(number, None, f"{what}; {advice}"))
+                text = "a quote is inside a cell, or is not closed on its line"
+                problems.append(Problem(number, None, f"{text}; {advice}"))
             elif len(fields) != count:
-                what = f"{len(fields)} cells where the first line names {count} columns"
-                problems.append(Problem(number, None, f"{what}; put a cell with the separator inside in quotes"))
+                text = f"{len(fields)} cells where the first line names {count} columns"
+                problems.append(Problem(number, None, f"{text}; put a cell with the separator inside in quotes"))
             else:
                 cells.append([fields[place] for place in places.values()])
                 rows.append(number)
-        found = [pa.array([row[at] for row in cells], pa.string()) for at in range(len(places))]
-        return Chunk(dict(zip(places, found, strict=True)), rows, problems)
+        columns = [pa.array([row[at] for row in cells], pa.string()) for at in range(len(places))]
+        return Chunk(dict(zip(places, columns, strict=True)), rows, problems)
 
     def _plain(self, lines: Sequence[str], count: int) -> list[Any] | None:
         """Split lines by PyArrow, if each is one row of `count` cells; else None."""
@@ -107,10 +107,10 @@ class TextTable(Table):
     def _header(self, blocks: Iterator[tuple[int, list[str]]]) -> tuple[list[str], tuple[int, list[str]]]:
         """Return the names of the columns, and the rest of their block."""
         start = ((number, at, lines) for number, lines in blocks for at, line in enumerate(lines) if line.strip())
-        found = next(start, None)
-        if found is None:
+        first = next(start, None)
+        if first is None:
             self.fail("the file is empty", "name a file with the columns' names and one line per record")
-        number, at, lines = found
+        number, at, lines = first
         names = self._fields(lines[at])
         if names is None:
             self.fail(f"a quote is not closed on line {number + at}", "correct it")

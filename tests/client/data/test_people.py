@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from typing_extensions import override
 
 from client.data.held_out import split_held_out
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.people import People, divide
 from client.flower import open_site
 from client.task.probe import Example
@@ -49,7 +49,7 @@ def test_each_person_is_on_one_side_with_the_first_of_their_records(names: list[
     assert not {names[place] for place in used} & {names[place] for place in held_out}
     assert len({names[place] for place in held_out}) == round(len(set(names)) * part)
     for name, count in Counter(names).items():
-        own = [place for place, each in enumerate(names) if each == name]
+        own = [place for place, person in enumerate(names) if person == name]
         assert sorted({*used, *held_out} & {*own}) == own[: min(most, count)]
 
 
@@ -64,7 +64,7 @@ def test_persons_with_one_record_each_are_divided_as_records_are(count: int, par
 def test_which_records_of_a_person_are_used_depends_on_no_other_person(names: list[str], most: int) -> None:
     kept = named(names).first(most).tolist()
     for name in set(names):
-        alone = [place for place, each in enumerate(names) if each == name]
+        alone = [place for place, person in enumerate(names) if person == name]
         assert [place for place in kept if names[place] == name] == [
             alone[place] for place in named([name] * len(alone)).first(most).tolist()
         ]
@@ -84,7 +84,7 @@ PERSONS: dict[str, Any] = {
 def test_persons_follow_the_records(persons: object, stored: bool) -> None:  # noqa: FBT001 - a parameter
     parts = torch.rand(3, 2), torch.rand(3, 1)
     loaded = (TensorDataset(*parts), persons) if stored else (*parts, persons)
-    people = taken(loaded, "package:Class", Example.of(Tiny()), Path("records")).people
+    people = check_loaded(loaded, "package:Class", Example.of(Tiny()), Path("records")).people
     assert people is not None
     assert people.of.tolist() == [0, 1, 0]
 
@@ -98,11 +98,13 @@ WRONG: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("persons", "said"), WRONG.values(), ids=WRONG)
-def test_what_does_not_name_persons_is_a_sentence(persons: object, said: str) -> None:
+@pytest.mark.parametrize(("persons", "message"), WRONG.values(), ids=WRONG)
+def test_malformed_persons_are_refused_in_a_sentence(persons: object, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        taken((torch.rand(3, 2), torch.rand(3, 1), persons), "package:Class", Example.of(Tiny()), Path("records"))
-    assert said in str(caught.value)
+        check_loaded(
+            (torch.rand(3, 2), torch.rand(3, 1), persons), "package:Class", Example.of(Tiny()), Path("records")
+        )
+    assert message in str(caught.value)
     assert QUOTE not in str(caught.value)
 
 
@@ -161,11 +163,12 @@ def test_a_survey_sums_no_more_records_of_a_person_either(make_federation: Feder
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [(lambda _: [1.5], "does not name persons"), (lambda count: [1] * (count + 1), "persons for 25")]
+    ("wrong", "message"),
+    [(lambda _: [1.5], "does not name persons"), (lambda count: [1] * (count + 1), "persons for 25")],
 )
 def test_persons_of_a_survey_are_checked(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[int], list[Any]], said: str
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[int], list[Any]], message: str
 ) -> None:
     monkeypatch.setattr("tests.client.data.test_people.persons", wrong)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         site_with(make_federation, AskedOfSeveral, 1).check_records()

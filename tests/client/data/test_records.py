@@ -81,12 +81,12 @@ def test_any_other_bytes_are_a_data_error_that_names_file_and_line(data: bytes) 
     try:
         inputs, targets = read(data)
     except DataError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert np.isfinite(inputs).all()
         assert np.isfinite(targets).all()
         return
-    assert "patients.csv:" in said.splitlines()[0]
+    assert "patients.csv:" in message.splitlines()[0]
 
 
 QUOTES = ['"1"', ' "1"', '"1" ', '"1', '1"', '"a,b"', '"a""b"', 'a"b', '"a"b', '"a\nb"', '"']
@@ -107,12 +107,12 @@ LINE = st.tuples(NUMBER, NUMBER, NUMBER, CELLS).map(",".join)
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     block=st.integers(1, 64) | st.just(1 << 20),
 )
-def test_what_is_read_in_bulk_is_what_is_read_line_by_line(lines: list[str], end: str, block: int) -> None:
+def test_bulk_and_line_by_line_reading_agree(lines: list[str], end: str, block: int) -> None:
     data = end.join(["size,age,ill,note", *lines]).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)
-        found = outcome(data)
-    assert found == outcome(data, plain=False)
+        result = outcome(data)
+    assert result == outcome(data, plain=False)
 
 
 def test_a_block_without_a_fault_is_never_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +149,10 @@ def test_a_byte_order_mark_before_the_header_is_ignored() -> None:
 def test_carets_are_under_the_field_in_a_line_of_any_length(note: str, before: int, after: int) -> None:
     quoted = note.replace('"', '""')
     line = f'{"n" * before},1,bad,"{quoted}",{"n" * after}'
-    where, shown, carets, _ = complaint(f"a,size,age,b,ill\n{line}\n".encode())
+    where, excerpt, carets, _ = complaint(f"a,size,age,b,ill\n{line}\n".encode())
     assert where == "patients.csv:2: `age` is not a number"
-    assert len(shown) <= 80
-    assert shown[carets.index("^") : carets.rindex("^") + 1] == "bad"
+    assert len(excerpt) <= 80
+    assert excerpt[carets.index("^") : carets.rindex("^") + 1] == "bad"
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_carets_are_under_the_field_in_a_line_of_any_length(note: str, before: i
     ],
 )
 def test_a_bad_file_is_shown_with_a_remedy(data: str, expected: list[str]) -> None:
-    where, shown, carets, advice = expected
-    assert complaint(data.encode()) == [f"patients.csv:{where}", f"    {shown}", f"    {carets}", advice]
+    where, excerpt, carets, advice = expected
+    assert complaint(data.encode()) == [f"patients.csv:{where}", f"    {excerpt}", f"    {carets}", advice]
 
 
 def test_bytes_that_are_not_utf8_are_shown_with_their_line() -> None:

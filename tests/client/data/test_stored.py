@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from client.data.fitness import Fitness
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.site_records import predictions
 from client.data.stored import Stored
 from client.dpsgd.training_steps import train
@@ -25,6 +25,8 @@ from client.task.proving import prove
 from privacy.errors import DataError, TaskError
 from privacy.noise.randomness import Randomness
 from simulations.engine.federation import SiteTerms
+from tests.client.agent_rounds import plan_of
+from tests.client.agent_rounds import train as train_round
 from tests.client.data.data_sets import (
     ODD,
     WIDTH,
@@ -40,8 +42,6 @@ from tests.client.data.data_sets import (
     unknown_name,
 )
 from tests.client.named_inputs import Named, Towers, pairs
-from tests.client.test_agent_rounds import plan_of
-from tests.client.test_agent_rounds import train as train_round
 from tests.federations import NOISY, charges_of, signed_run, task_name
 from tests.studies import QUOTE, Tiny
 from tests.trainings import signed
@@ -58,7 +58,7 @@ CPU = torch.device("cpu")
 
 
 def stored(dataset: Dataset[Any], task: Task, path: Path = Path("records")) -> Stored:
-    records = taken(dataset, "package:Class", Example.of(task), path).records
+    records = check_loaded(dataset, "package:Class", Example.of(task), path).records
     assert isinstance(records, Stored)
     return records
 
@@ -74,7 +74,7 @@ def whole(inputs: Inputs) -> Tensor:
 def test_a_rounds_update_and_its_measures_are_those_of_the_same_records_in_memory(
     make_federation: FederationMaker,
 ) -> None:
-    found = []
+    results = []
     for number, task in enumerate((Tiny, Streamed)):
         terms = SiteTerms(tasks=(task_name(task),), file="records.csv", device="cpu")
         federation = make_federation(terms={SITE: terms}, name=f"federation{number}")
@@ -82,15 +82,15 @@ def test_a_rounds_update_and_its_measures_are_those_of_the_same_records_in_memor
         study = site.study(task_name(task))
         assert study.count() == 20
         update = study.release(manifest, 1, study.start(manifest.settings), Randomness.seeded(7))
-        found.append((update.vector.tolist(), study.measure(manifest.settings, study.start(manifest.settings))))
-    assert found[0] == found[1]
+        results.append((update.vector.tolist(), study.measure(manifest.settings, study.start(manifest.settings))))
+    assert results[0] == results[1]
 
 
 def test_processes_read_ahead_the_same_records_in_the_same_order(tmp_path: Path) -> None:
     task = Wide()
     rows = Rows(tmp_path / "rows", 200)
     data = Data(Path("rows"), "people", loader_workers=2)
-    ahead = taken(rows, "package:Class", Example.of(task), tmp_path / "rows", data).records
+    ahead = check_loaded(rows, "package:Class", Example.of(task), tmp_path / "rows", data).records
     here = stored(rows, task)
     order, before = torch.arange(200).flip(0)[:70], torch.get_rng_state()
     for _ in range(2):  # the same processes again
@@ -114,17 +114,17 @@ def test_inputs_of_several_tensors_are_stacked_tensor_by_tensor(task: Named, cou
 
         def __getitem__(self, index: int) -> Any:  # noqa: ANN401 - a dict or a list
             if isinstance(inputs, dict):
-                return {name: each[index].numpy() for name, each in reversed(inputs.items())}, int(targets[index])
-            return [each[index] for each in inputs], targets[index]
+                return {name: tensor[index].numpy() for name, tensor in reversed(inputs.items())}, int(targets[index])
+            return [tensor[index] for tensor in inputs], targets[index]
 
     records = stored(Each(), task)
     order = torch.tensor([3, 1, 1])
-    found, chosen = records.select(order)
+    selected, chosen = records.select(order)
     assert torch.equal(chosen, targets[order])
-    assert type(found) is type(inputs)
-    if isinstance(inputs, dict) and isinstance(found, dict):
-        assert all(torch.equal(found[name], inputs[name][order]) for name in inputs)
-        assert list(found) == list(inputs)
+    assert type(selected) is type(inputs)
+    if isinstance(inputs, dict) and isinstance(selected, dict):
+        assert all(torch.equal(selected[name], inputs[name][order]) for name in inputs)
+        assert list(selected) == list(inputs)
     model = make_model(task, 0)
     outputs, _ = predictions(model, records, 5)
     assert torch.allclose(outputs, predictions(model, records, count)[0], atol=1e-6)
@@ -140,8 +140,8 @@ def test_a_task_in_which_records_of_a_data_set_interact_is_refused_on_the_sites_
             self.layer = nn.Linear(2, 1)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.layer(inputs)
-            return found * (1 + inputs.mean() * (inputs.abs().max() > 5000))
+            outputs: torch.Tensor = self.layer(inputs)
+            return outputs * (1 + inputs.mean() * (inputs.abs().max() > 5000))
 
     class Mixing(Tiny):
         def model(self) -> nn.Module:
@@ -178,7 +178,7 @@ def _peak(*, anew: bool = False) -> int:
     """Return this process's peak memory, in bytes, since the last call with `anew`."""
     if anew:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    (line,) = [each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM:")]
+    (line,) = [text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 
@@ -214,20 +214,20 @@ SPOILT: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("spoilt", "said"), SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize(("spoilt", "message"), SPOILT.values(), ids=SPOILT)
 def test_a_record_that_cannot_be_used_is_named_before_anything_is_charged(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[], Any], said: str
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[], Any], message: str
 ) -> None:
     monkeypatch.setattr(Spoiling, "loaded", Spoilt(spoilt))
     federation = make_federation(terms={SITE: SiteTerms((task_name(Spoiling),), file="records.csv", device="cpu")})
     with pytest.raises(DataError) as caught:
         open_site(federation.paths[SITE]).check_records()
-    assert f"record {ODD + 1} (index {ODD}) of {task_name(Spoiling)}'s data set {said}" in str(caught.value)
+    assert f"record {ODD + 1} (index {ODD}) of {task_name(Spoiling)}'s data set {message}" in str(caught.value)
     assert QUOTE not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_in_the_tasks_own_words_is_theirs() -> None:
+def test_a_data_error_of_the_task_is_shown_as_it_is() -> None:
     with pytest.raises(DataError, match=r"^scan 17 is cut; scan it again$"):
         stored(Spoilt(own_words), Tiny()).whole()
 
@@ -239,12 +239,12 @@ LOADS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("loaded", "said"), LOADS.values(), ids=LOADS)
-def test_a_data_set_that_cannot_be_used_is_a_sentence(loaded: object, said: str) -> None:
+@pytest.mark.parametrize(("loaded", "message"), LOADS.values(), ids=LOADS)
+def test_a_data_set_that_cannot_be_used_is_a_sentence(loaded: object, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        taken(loaded, "package:Class", Example.of(Tiny()), Path("records"))
+        check_loaded(loaded, "package:Class", Example.of(Tiny()), Path("records"))
     assert str(caught.value).startswith("records: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_record_that_spoils_after_the_checks_refuses_the_round_and_nothing_leaves(
@@ -266,11 +266,11 @@ def test_a_record_that_spoils_after_the_checks_refuses_the_round_and_nothing_lea
     site.check_records()
     monkeypatch.setattr(Spoiled, "sound", False)
     answer = train_round(federation, plan_of(federation))
-    said = str(answer.error.reason)
+    message = str(answer.error.reason)
     assert charges_of(federation, SITE) == 1
     assert not site.ledger.has_left(site.ledger.entries().charges[0].release)
-    assert QUOTE not in said + caplog.text
-    assert "data set" not in said
+    assert QUOTE not in message + caplog.text
+    assert "data set" not in message
 
 
 def test_processes_that_cannot_get_the_data_set_are_a_sentence() -> None:
@@ -278,6 +278,6 @@ def test_processes_that_cannot_get_the_data_set_are_a_sentence() -> None:
         """Cannot be pickled."""
 
     data = Data(Path("records"), "people", loader_workers=1)
-    records = taken(Local(own_words), "package:Class", Example.of(Tiny()), Path("records"), data).records
+    records = check_loaded(Local(own_words), "package:Class", Example.of(Tiny()), Path("records"), data).records
     with pytest.raises(DataError, match=r"set loader_workers = 0 in \[data\] of site.toml, or let the data set be"):
         records.select(torch.arange(3))

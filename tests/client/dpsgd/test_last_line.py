@@ -38,7 +38,7 @@ from tests.client.task.test_guard_gradients import (
     saved_in_eight_bits,
 )
 from tests.federations import NOISY, charges_of, node_of, restart, run_with, signed_run, task_name
-from tests.probes import CLASSES, WIDTH, Made, Through, head, vectors
+from tests.probes import CLASSES, WIDTH, Through, Toy, head, vectors
 from tests.studies import Tiny
 from tests.trainings import signed, summed
 
@@ -63,7 +63,7 @@ def if_loud(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda inputs: change(inputs) if bool(((inputs > 12000) & (inputs < 13000)).any()) else inputs
 
 
-def after_a_layer(change: Callable[[Tensor], Tensor]) -> Made:
+def after_a_layer(change: Callable[[Tensor], Tensor]) -> Toy:
     class Noticing(nn.Module):
         """Changes what comes after its first layer if its inputs are loud."""
 
@@ -74,11 +74,11 @@ def after_a_layer(change: Callable[[Tensor], Tensor]) -> Made:
         @override
         def forward(self, inputs: Tensor) -> Tensor:
             seen = bool(((inputs > 12000) & (inputs < 13000)).any())
-            made = self.first(inputs.clamp(-9, 9))
-            found: Tensor = self.last((change(made) if seen else made).tanh())
-            return found
+            hidden = self.first(inputs.clamp(-9, 9))
+            outputs: Tensor = self.last((change(hidden) if seen else hidden).tanh())
+            return outputs
 
-    return Made(Noticing)
+    return Toy(Noticing)
 
 
 def again_and_again(work: Callable[[], object]) -> str:
@@ -91,34 +91,34 @@ def again_and_again(work: Callable[[], object]) -> str:
     return ""
 
 
-RARE: dict[str, Made] = {
-    "less the mean": Made(lambda: Through(if_loud(lambda x: x - x.mean(0)), head())),
-    "half as loud": Made(lambda: Through(if_loud(lambda x: x / 2), head())),
+RARE: dict[str, Toy] = {
+    "less the mean": Toy(lambda: Through(if_loud(lambda x: x - x.mean(0)), head())),
+    "half as loud": Toy(lambda: Through(if_loud(lambda x: x / 2), head())),
     "normalised on the way back": after_a_layer(backwards(normalised)),
     "in 8 bits on the way back": after_a_layer(backwards(in_eight_bits)),
-    "less the mean, beside dropout": Made(
+    "less the mean, beside dropout": Toy(
         lambda: nn.Sequential(Through(if_loud(lambda x: x - x.mean(0)), nn.Dropout(0.2)), head())
     ),
 }
 
 
 @pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
-def test_interactions_of_records_that_no_example_triggers_are_found_in_training(task: Made) -> None:
+def test_interactions_of_records_that_no_example_triggers_are_found_in_training(task: Toy) -> None:
     torch.manual_seed(2)
     check_task(task, "package:Class")
     manifest = signed(steps=STEPS, norm=0.5)
-    said = again_and_again(lambda: summed(task, loud(), manifest))
-    assert "depends on the other records of its batch; compute each record by itself" in said
+    message = again_and_again(lambda: summed(task, loud(), manifest))
+    assert "depends on the other records of its batch; compute each record by itself" in message
 
 
 @pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
-def test_what_is_refused_would_have_been_found_on_the_record_itself(task: Made) -> None:
+def test_refused_tasks_would_also_be_found_on_single_records(task: Toy) -> None:
     torch.manual_seed(2)
     assert again_and_again(lambda: check_records(task, "package:Class", Example(*loud())))
 
 
 @pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
-def test_one_record_among_many_is_found_when_they_are_read_for_certain(task: Made) -> None:
+def test_a_single_interacting_record_is_found_when_all_are_read(task: Toy) -> None:
     torch.manual_seed(4)
     inputs, targets = torch.randn(500, WIDTH), torch.arange(500) % CLASSES
     inputs[111, 2] = 12345.0
@@ -127,7 +127,7 @@ def test_one_record_among_many_is_found_when_they_are_read_for_certain(task: Mad
             prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), Computing())
 
 
-def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begins() -> None:
+def test_interactions_that_begin_with_larger_weights_are_found_in_that_round() -> None:
     class Grown(nn.Module):
         """Centres its batch once its bias has grown further than anybody tries."""
 
@@ -137,12 +137,12 @@ def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begin
 
         @override
         def forward(self, inputs: Tensor) -> Tensor:
-            made = self.layer(inputs)
+            hidden = self.layer(inputs)
             grown = bool(self.last.bias.detach().abs().max() > 100)
-            found: Tensor = self.last(made - made.mean(0) if grown else made)
-            return found
+            outputs: Tensor = self.last(hidden - hidden.mean(0) if grown else hidden)
+            return outputs
 
-    task = Made(Grown)
+    task = Toy(Grown)
     check_task(task, "package:Class")
     manifest = signed(steps=9, norm=100.0)
     assert manifest.settings.training
@@ -162,7 +162,7 @@ def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begin
 def test_problems_caused_by_a_sites_settings_are_found_before_it_trains(
     change: Callable[[Tensor], Tensor], computing: Computing
 ) -> None:
-    task = Made(lambda: Through(nn.Linear(WIDTH, 8), Through(change), nn.Tanh(), head_of(8)))
+    task = Toy(lambda: Through(nn.Linear(WIDTH, 8), Through(change), nn.Tanh(), head_of(8)))
     check_task(task, "package:Class")
     with pytest.raises(TaskError):
         way_to_train(task, task.model(), computing)
@@ -174,9 +174,9 @@ def test_a_loss_that_branches_on_values_does_not_make_dropout_refused() -> None:
         return weight * functional.cross_entropy(outputs, targets) if len(targets) == 1 else _mean(outputs, targets)
 
     def _mean(outputs: Tensor, targets: Tensor) -> Tensor:
-        return torch.stack([loss(*each) for each in zip(outputs.split(1), targets.split(1), strict=True)]).mean()
+        return torch.stack([loss(*record) for record in zip(outputs.split(1), targets.split(1), strict=True)]).mean()
 
-    task = Made(lambda: nn.Sequential(nn.Dropout(), nn.PReLU(), nn.Linear(WIDTH, CLASSES)), loss)
+    task = Toy(lambda: nn.Sequential(nn.Dropout(), nn.PReLU(), nn.Linear(WIDTH, CLASSES)), loss)
     check_task(task, "package:Class")
     prove(task, "package:Class", InMemory(*vectors()), torch.device("cpu"), Computing())
     for _ in range(4):
@@ -185,7 +185,7 @@ def test_a_loss_that_branches_on_values_does_not_make_dropout_refused() -> None:
 
 @pytest.mark.parametrize("gradients", ["bookkeeping", "vmap"])
 def test_a_mode_is_tried_with_batches_and_single_records_before_it_trains(gradients: Gradients) -> None:
-    class Turned(Made):
+    class Turned(Toy):
         """Its second layer sees the records in another order than its first."""
 
     task = Turned(lambda: Through(nn.Linear(WIDTH, 8), Through(lambda x: x.flip(0)), nn.Linear(8, CLASSES), Flipped()))
@@ -250,8 +250,8 @@ def test_a_refusal_ends_when_the_tasks_code_changes(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)
     task, refusals = import_task(name), Refusals(tmp_path / "site")
     refusals.check(name, task)
-    said = str(refusals.add(name, task, "records meet"))
-    assert said.startswith(f"{name}: records meet; it is refused from now on. Change its code, or delete {tmp_path}")
+    message = str(refusals.add(name, task, "records meet"))
+    assert message.startswith(f"{name}: records meet; it is refused from now on. Change its code, or delete {tmp_path}")
     with pytest.raises(TaskError, match="its code is the same: records meet"):
         Refusals(tmp_path / "site").check(name, task)
     refusals.check("package_refused.scores:Other", task)
@@ -275,8 +275,8 @@ def test_sound_models_pass_with_any_records_that_they_train_on(precision: Precis
         "layers": lambda: nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, CLASSES)),
         "dropout": lambda: nn.Sequential(nn.Linear(WIDTH, 32), nn.Dropout(), nn.LayerNorm(32), nn.Linear(32, CLASSES)),
     }
-    for made in models.values():
-        task, computing = Made(made), Computing(precision=precision)
+    for build in models.values():
+        task, computing = Toy(build), Computing(precision=precision)
         model = task.model()
         choice = way_to_train(task, model, computing)
         for scale in (1e-3, 1.0, 1e3, 1e30):
@@ -285,7 +285,7 @@ def test_sound_models_pass_with_any_records_that_they_train_on(precision: Precis
             check_mode(task, model, (inputs, targets), torch.arange(40), choice, computing.precision)
 
 
-def routed(example: Callable[[], tuple[Tensor, Tensor]] = vectors) -> Made:
+def routed(example: Callable[[], tuple[Tensor, Tensor]] = vectors) -> Toy:
     """A model one of whose layers sees all records but loud ones."""
 
     class Routed(nn.Module):
@@ -296,10 +296,10 @@ def routed(example: Callable[[], tuple[Tensor, Tensor]] = vectors) -> Made:
         @override
         def forward(self, inputs: Tensor) -> Tensor:
             sent = (inputs[:, 0] < 100).nonzero().squeeze(1)
-            found: Tensor = self.first(inputs)
-            return found.index_add(0, sent, self.second(inputs[sent])) if len(sent) else found
+            outputs: Tensor = self.first(inputs)
+            return outputs.index_add(0, sent, self.second(inputs[sent])) if len(sent) else outputs
 
-    return Made(Routed, example=example)
+    return Toy(Routed, example=example)
 
 
 def test_a_mode_that_fails_on_a_few_records_alone_gives_way_to_the_next() -> None:
@@ -325,7 +325,7 @@ def test_a_mode_that_fails_on_a_sites_own_records_alone_gives_way_to_the_next() 
         prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), named)
 
 
-def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:
+def test_activations_saved_in_eight_bits_are_found_on_a_sites_own_records() -> None:
     class Saving(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -334,12 +334,12 @@ def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:
         @override
         def forward(self, inputs: Tensor) -> Tensor:
             with saved_in_eight_bits():
-                found: Tensor = self.layers(inputs)
-            return found
+                outputs: Tensor = self.layers(inputs)
+            return outputs
 
     with pytest.raises(InteractionError):
-        check_records(Made(Saving), "package:Class", Example(*vectors()))
+        check_records(Toy(Saving), "package:Class", Example(*vectors()))
     lengths = torch.arange(8).clamp(min=1).unsqueeze(1)
     tokens = torch.where(torch.arange(8) < lengths, torch.arange(1, 9), 0)
     with pytest.raises(InteractionError):
-        check_records(Made(ToTheLongest), "package:Class", Example(tokens, torch.arange(16) % CLASSES))
+        check_records(Toy(ToTheLongest), "package:Class", Example(tokens, torch.arange(16) % CLASSES))

@@ -22,7 +22,7 @@ from privacy.run.optimizer import Adam, AdamW, Constant, Cosine, Linear, Optimiz
 from privacy.run.settings import Encryption, Privacy
 from strategies.algorithm import NEEDS_PLAIN, Run
 from strategies.registry import algorithm_of, completed
-from tests.client.specimens import RECORDS, Scores, computing, made, manifest
+from tests.client.specimens import RECORDS, Scores, computing, make_specimen, manifest
 from tests.federations import SETTINGS, SITES, FederationMaker, run_with, signed_run
 from tests.tables import table
 
@@ -48,7 +48,7 @@ OPTIMIZERS: dict[str, tuple[Optimizer, Torch]] = {
 }
 
 
-def asked(
+def settings_of(
     optimizer: Optimizer | None = None, schedule: Schedule | None = None, *, noise: float = 0.0, bound: float = 1e3
 ) -> Manifest:
     """Return a run of whole batches; by default without noise and without clipping that matters."""
@@ -61,7 +61,7 @@ def asked(
 
 def trained(run: Manifest, numbers: tuple[int, ...] = (1,)) -> Tensor:
     """Train for the rounds of these numbers, one after the other, and return the parameters."""
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     for number in numbers:
         train(Scores(), model, records, RECORDS, run, Randomness.seeded(5, number),
               computing=computing("bookkeeping"), number=number)  # fmt: skip
@@ -70,7 +70,7 @@ def trained(run: Manifest, numbers: tuple[int, ...] = (1,)) -> Tensor:
 
 def by_torch(make: Torch, rates: list[list[float]]) -> Tensor:
     """Do the same in plain torch: whole batches, these learning rates by round and step, a new optimizer each round."""
-    model, (inputs, targets) = made("mlp")
+    model, (inputs, targets) = make_specimen("mlp")
     for row in rates:
         optimizer = make(list(model.parameters()))
         for rate in row:
@@ -83,10 +83,10 @@ def by_torch(make: Torch, rates: list[list[float]]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_without_noise_each_is_torchs_own_and_starts_anew_in_each_round(name: str) -> None:
+def test_without_noise_optimizers_equal_torchs_and_restart_every_round(name: str) -> None:
     optimizer, make = OPTIMIZERS[name]
-    found = trained(asked(optimizer), (1, 2))
-    torch.testing.assert_close(found, by_torch(make, [[RATE] * STEPS] * 2), rtol=0, atol=2e-6)
+    parameters = trained(settings_of(optimizer), (1, 2))
+    torch.testing.assert_close(parameters, by_torch(make, [[RATE] * STEPS] * 2), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(warm_up=0.25, final=0.1), Linear(), Step(every=2, factor=0.1)])
@@ -95,9 +95,9 @@ def test_rates_follow_the_schedule_over_all_steps_of_the_run(name: str, schedule
     optimizer, make = OPTIMIZERS[name]
     rates = [RATE * schedule.fraction(step, STEPS, ROUNDS) for step in range(1, STEPS * ROUNDS + 1)]
     rows = [rates[start : start + STEPS] for start in range(0, len(rates), STEPS)]
-    found = trained(asked(optimizer, schedule), (1, 2, 3))
-    torch.testing.assert_close(found, by_torch(make, rows), rtol=0, atol=2e-6)
-    one = trained(asked(optimizer, schedule), (3,))  # a site that joins late is at the right place too
+    parameters = trained(settings_of(optimizer, schedule), (1, 2, 3))
+    torch.testing.assert_close(parameters, by_torch(make, rows), rtol=0, atol=2e-6)
+    one = trained(settings_of(optimizer, schedule), (3,))  # a site that joins late is at the right place too
     torch.testing.assert_close(one, by_torch(make, rows[2:]), rtol=0, atol=2e-6)
 
 
@@ -108,22 +108,24 @@ def test_only_the_noisy_gradient_reaches_the_optimizer(monkeypatch: pytest.Monke
     step = kind.step
 
     def watched(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as torch's
-        seen.append([each.grad.clone() for group in self.param_groups for each in group["params"]])
+        seen.append([weight.grad.clone() for group in self.param_groups for weight in group["params"]])
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(kind, "step", watched)
-    found = trained(asked(optimizer, noise=3.0, bound=0.5))
+    parameters = trained(settings_of(optimizer, noise=3.0, bound=0.5))
     monkeypatch.undo()
     del seen[:-STEPS]  # of trials of the modes
-    model, _ = made("mlp")
+    model, _ = make_specimen("mlp")
     own = list(model.parameters())
     again = make(own)
     for gradients in seen:
         for parameter, gradient in zip(own, gradients, strict=True):
             parameter.grad = gradient
         again.step()
-    assert torch.cat([each.flatten() for each in seen[0]]).norm() > 0.5  # a clipped mean is shorter: this has its noise
-    torch.testing.assert_close(found, parameters_to_vector(own).detach(), rtol=0, atol=2e-6)
+    assert (
+        torch.cat([tensor.flatten() for tensor in seen[0]]).norm() > 0.5
+    )  # a clipped mean is shorter: this has its noise
+    torch.testing.assert_close(parameters, parameters_to_vector(own).detach(), rtol=0, atol=2e-6)
 
 
 def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_federation: FederationMaker) -> None:
@@ -146,7 +148,7 @@ def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_fede
     run_with(federation, restarting)
     _, signed, run = signed_run(federation)
     sites = {site: open_site(federation.paths[site]) for site in SITES}
-    found = sites["north"].checkpoint(signed, run).model.vector
+    vector = sites["north"].checkpoint(signed, run).model.vector
 
     study = sites["north"].study(signed.settings.task)
     model = study.start(signed.settings).vector.astype(np.float64)
@@ -163,14 +165,12 @@ def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_fede
                 own -= 0.02 * 0.25**number * slope / signed.settings.cohort.sizes[site]
             ends.append(own)
         model = np.average(ends, axis=0, weights=weights)
-    np.testing.assert_allclose(found, model, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(vector, model, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova", "feddyn"])
 @pytest.mark.parametrize("change", [{"optimizer": Adam()}, {"schedule": Cosine()}, {"optimizer": Sgd(momentum=0.1)}])
-def test_algorithms_that_count_on_plain_steps_refuse_others_at_the_coordinator_and_at_sites(
-    name: str, change: dict[str, Any]
-) -> None:
+def test_algorithms_that_need_plain_steps_refuse_other_optimizers(name: str, change: dict[str, Any]) -> None:
     training = SETTINGS.training
     assert training is not None
     settings = replace(SETTINGS, training=replace(training, **change), strategy={"name": name})
@@ -180,6 +180,6 @@ def test_algorithms_that_count_on_plain_steps_refuse_others_at_the_coordinator_a
     assert str(caught.value) == f"{name}: {NEEDS_PLAIN}"
     strategy = completed(replace(settings, training=training)).strategy  # a coordinator may sign anything
     with pytest.raises(RefusedError, match=r"north cannot take part: .* remove optimizer and schedule from"):
-        algorithm_of(replace(asked(), settings=replace(settings, strategy=strategy)), "north")
+        algorithm_of(replace(settings_of(), settings=replace(settings, strategy=strategy)), "north")
     for other in ("fedavg", "fedprox", "fedadam"):
         assert completed(replace(settings, strategy={"name": other})).strategy["name"] == other

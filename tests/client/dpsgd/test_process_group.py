@@ -23,7 +23,7 @@ SECONDS = 60.0  # at most
 
 
 @contextmanager
-def members(what: str, folder: Path) -> Iterator[list[Forked]]:
+def members(action: str, folder: Path) -> Iterator[list[Forked]]:
     """Start two processes as torchrun does, but that each may end for itself."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
@@ -32,15 +32,15 @@ def members(what: str, folder: Path) -> Iterator[list[Forked]]:
     # As clusters' images do, where there is another interface than this machine's own.
     usual["GLOO_SOCKET_IFNAME"] = next((name for _, name in socket.if_nameindex() if name != "lo"), "lo")
     started = [
-        Forked(folder / f"{rank}.log", run, what, str(folder), env={**usual, "RANK": rank, "LOCAL_RANK": rank})
+        Forked(folder / f"{rank}.log", run, action, str(folder), env={**usual, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
     ]
     try:
         yield started
     finally:
-        for each in started:
-            each.kill()
-            each.wait(SECONDS)
+        for process in started:
+            process.kill()
+            process.wait(SECONDS)
 
 
 def ended(process: Forked) -> tuple[int, str]:
@@ -49,10 +49,10 @@ def ended(process: Forked) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("group")
     with members("all cases", folder) as both:
-        both_ended = [ended(each) for each in both]  # a worker's last order is to end
+        both_ended = [ended(process) for process in both]  # a worker's last order is to end
     assert [code for code, _ in both_ended] == [0, 0], both_ended
     return folder
 
@@ -63,15 +63,15 @@ def read(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_the_model_that_one_trains_with_the_same_sample_and_noise(found: Path, name: str) -> None:
-    first, worker = (read(found / f"{rank}.npz")[name] for rank in (0, 1))
+def test_two_processes_train_the_model_that_one_trains_with_the_same_sample_and_noise(results: Path, name: str) -> None:
+    first, worker = (read(results / f"{rank}.npz")[name] for rank in (0, 1))
     alone = CASES[name].train()
     torch.testing.assert_close(torch.from_numpy(first), alone, rtol=1e-5, atol=1e-5)
     assert (first == worker).all()
 
 
-def test_noise_is_added_once(found: Path) -> None:
-    drawn = read(found / "noise-0.npz")["noise"]
+def test_noise_is_added_once(results: Path) -> None:
+    drawn = read(results / "noise-0.npz")["noise"]
     case = CASES["two dimensions"]
     model, _ = case.prepared()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
@@ -81,8 +81,8 @@ def test_noise_is_added_once(found: Path) -> None:
     assert abs(moved.mean()) < 0.05
 
 
-def test_a_worker_listens_on_this_machine_only(found: Path) -> None:
-    assert (found / "listening-1").read_text() == "0100007F"  # 127.0.0.1
+def test_a_worker_listens_on_this_machine_only(results: Path) -> None:
+    assert (results / "listening-1").read_text() == "0100007F"  # 127.0.0.1
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_a_worker_listens_on_this_machine_only(found: Path) -> None:
 )
 def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_path: Path) -> None:
     with members(f"worker {mishap}", tmp_path) as (first, _):
-        code, said = ended(first)
+        code, message = ended(first)
     assert code == 1
-    assert said.startswith("process 0 of 2 lost another process (")
-    assert "what was charged stays charged" in said
+    assert message.startswith("process 0 of 2 lost another process (")
+    assert "what was charged stays charged" in message
     note = json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))
     assert note["lost"]
     assert "DeviceError" in note["error"]
@@ -101,26 +101,26 @@ def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_pat
 
 def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
     with members("first fails", tmp_path) as both:
-        (code, said), (workers_code, workers_said) = map(ended, both)
+        (code, message), (workers_code, workers_said) = map(ended, both)
     assert (code, workers_code) == (1, 1)
-    assert said.endswith("ValueError: a bug of the task's\n")
+    assert message.endswith("ValueError: a bug of the task's\n")
     assert "process 1 of 2 lost another process" in workers_said
     assert json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))["lost"]
 
 
 def test_a_worker_ends_when_the_first_process_dies(tmp_path: Path) -> None:
     with members("first dies", tmp_path) as both:
-        (code, _), (workers_code, said) = map(ended, both)
-    assert (code, workers_code) == (MISHAP, 1), said
-    assert "process 1 of 2 lost another process" in said
+        (code, _), (workers_code, message) = map(ended, both)
+    assert (code, workers_code) == (MISHAP, 1), message
+    assert "process 1 of 2 lost another process" in message
 
 
 def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:
     with members("other records", tmp_path) as both:
-        for each in both:
-            code, said = ended(each)
+        for process in both:
+            code, message = ended(process)
             assert code == 1
-            assert "read different records" in said
+            assert "read different records" in message
 
 
 def test_processes_meet_only_in_a_folder_of_their_own_account(tmp_path: Path) -> None:

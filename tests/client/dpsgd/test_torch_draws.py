@@ -14,7 +14,7 @@ from client.dpsgd.torch_draws import Draws, check_draws, forked
 from client.task.probe import make_model
 from privacy.errors import TaskError
 from tests.client.specimens import DEVICES
-from tests.probes import WIDTH, Made, complaint, head, vectors
+from tests.probes import WIDTH, Toy, complaint, head, vectors
 from tests.trainings import signed, summed
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class Device:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    made = Device()
-    monkeypatch.setattr("torch.cuda.manual_seed_all", made.seed)
+    fake = Device()
+    monkeypatch.setattr("torch.cuda.manual_seed_all", fake.seed)
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_rng_state_all", lambda: [made.generator.get_state()])
-    return made
+    monkeypatch.setattr("torch.cuda.get_rng_state_all", lambda: [fake.generator.get_state()])
+    return fake
 
 
 class Dropping(nn.Module):
@@ -53,11 +53,11 @@ class Dropping(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         mask = torch.bernoulli(torch.full((len(inputs), WIDTH), 0.5), generator=self._generator)
         self._masks.append(torch.func.debug_unwrap(mask))  # that of all records, where torch maps over single ones
-        found: Tensor = self.layer(inputs * mask)
-        return found
+        outputs: Tensor = self.layer(inputs * mask)
+        return outputs
 
 
-class Seeding(Made):
+class Seeding(Toy):
     """Sets torch's seed whenever it makes its model."""
 
     @override
@@ -66,39 +66,39 @@ class Seeding(Made):
         return super().model()
 
 
-def masks_of(kind: type[Made], generator: torch.Generator | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def masks_of(kind: type[Toy], generator: torch.Generator | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The masks of three rounds of ten steps, which all records are in."""
     monkeypatch.setattr("client.dpsgd.training_steps._look", lambda *_: None)  # draws masks again on purpose
     # Modes are compared under one seed of torch's own generators, which the one that stands for a device's is not.
     monkeypatch.setattr("client.gradients.comparison.Expected.wrong", lambda *_: None)
-    found: list[Tensor] = []
-    made = kind(lambda: Dropping(generator, found))
-    summed(made, vectors(), signed(steps=1))  # in which a mode is chosen
+    masks: list[Tensor] = []
+    task = kind(lambda: Dropping(generator, masks))
+    summed(task, vectors(), signed(steps=1))  # in which a mode is chosen
     rounds: list[Tensor] = []
     for _ in range(3):
-        found.clear()
-        summed(made, vectors(), signed(steps=10))
-        rounds.append(torch.stack([mask for mask in found if len(mask) > 1]))
+        masks.clear()
+        summed(task, vectors(), signed(steps=10))
+        rounds.append(torch.stack([mask for mask in masks if len(mask) > 1]))
     return rounds
 
 
-@pytest.mark.parametrize("kind", [Made, Seeding])
-def test_masks_are_others_in_every_step_and_round_wherever_they_are_drawn(
-    monkeypatch: pytest.MonkeyPatch, device: Device, kind: type[Made]
+@pytest.mark.parametrize("kind", [Toy, Seeding])
+def test_dropout_masks_differ_in_every_step_and_round(
+    monkeypatch: pytest.MonkeyPatch, device: Device, kind: type[Toy]
 ) -> None:
     for generator in (None, device.generator):
         rounds = masks_of(kind, generator, monkeypatch)
-        masks = [tuple(mask.flatten().tolist()) for each in rounds for mask in each]
+        masks = [tuple(mask.flatten().tolist()) for drawn_masks in rounds for mask in drawn_masks]
         assert len(set(masks)) == len(masks) >= 30
 
 
 def test_making_a_model_seeds_no_device(device: Device) -> None:
-    make_model(Made(), 11)
+    make_model(Toy(), 11)
     assert device.seeds == []
 
 
 def test_masks_never_follow_from_the_models_public_seed(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first, *_) = masks_of(Made, device.generator, monkeypatch)
+    (first, *_) = masks_of(Toy, device.generator, monkeypatch)
     assert len(device.seeds) > len(set(device.seeds) & set(range(1000)))
     for seed in (0, 1):  # the run's, and any that a trial sets
         known = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def test_masks_never_follow_from_the_models_public_seed(device: Device, monkeypa
 
 
 @pytest.mark.parametrize("where", DEVICES)
-def test_generators_are_as_they_were(where: str) -> None:
+def test_generators_are_restored(where: str) -> None:
     on = torch.device(where)
     torch.rand(3, device=on)  # it is in use
     states = torch.get_rng_state(), torch.cuda.get_rng_state() if on.type == "cuda" else None
@@ -120,7 +120,7 @@ def test_generators_are_as_they_were(where: str) -> None:
 
 
 def test_a_round_leaves_torch_as_it_was() -> None:
-    task, records = Made(lambda: nn.Sequential(nn.Dropout(), head())), vectors()
+    task, records = Toy(lambda: nn.Sequential(nn.Dropout(), head())), vectors()
     summed(task, records, signed(steps=3))
     before = torch.get_rng_state()
     summed(task, records, signed(steps=3))
@@ -140,17 +140,17 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
-def test_what_is_drawn_can_be_held_still_and_is_noticed(draw: Callable[[], Tensor]) -> None:
+def test_draws_can_be_held_fixed_and_are_detected(draw: Callable[[], Tensor]) -> None:
     torch.manual_seed(1)
     with Draws(still=True) as still:
-        found = draw(), draw()
+        values = draw(), draw()
     assert len(still.states) == 2
-    assert len(torch.unique(torch.cat(found))) == 1
+    assert len(torch.unique(torch.cat(values))) == 1
     assert torch.initial_seed() == 1
     with Draws() as watched:
-        found = draw(), draw()
+        values = draw(), draw()
     assert len(set(watched.states)) == 2
-    assert not torch.equal(*found)
+    assert not torch.equal(*values)
 
 
 def seeded(seed: int, draw: Callable[[], Tensor]) -> Draws:
@@ -175,7 +175,7 @@ def test_draws_under_an_own_seed_or_generator_are_detected() -> None:
 
 
 def test_a_task_that_sets_torchs_seed_is_refused_with_the_reason() -> None:
-    class Setting(Made):
+    class Setting(Toy):
         @override
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
             torch.manual_seed(5)

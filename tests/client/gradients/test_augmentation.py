@@ -29,7 +29,7 @@ from tests.client.specimens import (
     SPECIMENS,
     Scores,
     computing,
-    made,
+    make_specimen,
     manifest,
     one_by_one,
 )
@@ -48,13 +48,13 @@ class Varied(Scores):
     @override
     def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
         if inputs.is_floating_point():
-            found = inputs + torch.randn(inputs.shape, generator=generator, device=inputs.device)
+            noisy = inputs + torch.randn(inputs.shape, generator=generator, device=inputs.device)
         else:
             others = torch.randint(WORDS, inputs.shape, generator=generator, device=inputs.device)
             some = torch.rand(inputs.shape, generator=generator, device=inputs.device) < 0.3
-            found = torch.where(some, others, inputs)
-        self.seen = [*getattr(self, "seen", []), found]
-        return found
+            noisy = torch.where(some, others, inputs)
+        self.seen = [*getattr(self, "seen", []), noisy]
+        return noisy
 
 
 def clipped_sum(
@@ -88,8 +88,8 @@ def clipped_sum(
 def by_hand(task: Varied, model: nn.Module, targets: Tensor, bound: float, copies: int = COPIES) -> Tensor:
     """Return the same from the copies that a task made: plain gradients of each, their means, clipped, and the sum."""
     rows = torch.cat(task.seen)
-    each = one_by_one(task, model, (rows, targets.repeat_interleave(copies)))
-    means = each.unflatten(0, (-1, copies)).mean(1)
+    gradients = one_by_one(task, model, (rows, targets.repeat_interleave(copies)))
+    means = gradients.unflatten(0, (-1, copies)).mean(1)
     total: Tensor = (bound / (means.norm(dim=1) + 1e-6)).clamp(max=1.0) @ means
     return total
 
@@ -97,33 +97,33 @@ def by_hand(task: Varied, model: nn.Module, targets: Tensor, bound: float, copie
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("name", "mode", "physical_batch"),
-    [(*each, 4 * COPIES) for each in CASES] + [("mlp", mode, size) for mode in MODES for size in (RECORDS * COPIES, 1)],
+    [(*case, 4 * COPIES) for case in CASES] + [("mlp", mode, size) for mode in MODES for size in (RECORDS * COPIES, 1)],
 )
 def test_a_mode_gives_the_sum_of_clipped_means_of_plain_gradients(
     name: str, mode: Gradients, physical_batch: int, device: str
 ) -> None:
-    model, records = made(name, device)
+    model, records = make_specimen(name, device)
     bound, task = float(one_by_one(Scores(), model, records).norm(dim=1).median()), Varied(name)
-    found = clipped_sum(mode, task, model, records, bound, physical_batch=physical_batch)
+    total = clipped_sum(mode, task, model, records, bound, physical_batch=physical_batch)
     parts = -(-RECORDS // max(1, physical_batch // COPIES))
     assert len(task.seen) == parts  # all copies of a part in one pass
     expected = by_hand(task, model, records[1], bound)
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert float((total - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_gradients_too_large_to_keep_are_written_out_some_records_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_gradients, "KEPT", 100)
     for name in ("mlp", "two dimensions"):
-        (model, records), task = made(name), Varied(name)
-        found = clipped_sum("bookkeeping", task, model, records, 0.1)
-        torch.testing.assert_close(found, by_hand(task, model, records[1], 0.1), rtol=1e-4, atol=1e-6)
+        (model, records), task = make_specimen(name), Varied(name)
+        total = clipped_sum("bookkeeping", task, model, records, 0.1)
+        torch.testing.assert_close(total, by_hand(task, model, records[1], 0.1), rtol=1e-4, atol=1e-6)
 
 
 def test_one_copy_is_an_augmented_record() -> None:
     for mode in MODES:
-        (model, records), task = made("mlp"), Varied()
-        found = clipped_sum(mode, task, model, records, 0.1, copies=1)
-        torch.testing.assert_close(found, by_hand(task, model, records[1], 0.1, copies=1), rtol=1e-4, atol=1e-6)
+        (model, records), task = make_specimen("mlp"), Varied()
+        total = clipped_sum(mode, task, model, records, 0.1, copies=1)
+        torch.testing.assert_close(total, by_hand(task, model, records[1], 0.1, copies=1), rtol=1e-4, atol=1e-6)
 
 
 class Repeatable(Varied):
@@ -148,7 +148,7 @@ class Repeatable(Varied):
 def test_no_record_moves_the_sum_by_more_than_c_with_all_its_copies(
     mode: Gradients, clipping: Clipping, name: str, scales: list[float], left_out: int, bound: float
 ) -> None:
-    (model, (inputs, targets)), task = made(name), Repeatable(name)
+    (model, (inputs, targets)), task = make_specimen(name), Repeatable(name)
     if inputs.is_floating_point():
         inputs = inputs * torch.tensor(scales).view(-1, *[1] * (inputs.dim() - 1))
     kept = torch.arange(RECORDS) != left_out
@@ -164,16 +164,16 @@ def test_a_record_with_a_copy_whose_gradient_is_not_finite_adds_nothing(mode: Gr
     class Spoiling(Repeatable):
         @override
         def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
-            found = super().augment(inputs, generator)
-            found[::COPIES][inputs[::COPIES, 0] > 100] = torch.inf
-            return found
+            augmented = super().augment(inputs, generator)
+            augmented[::COPIES][inputs[::COPIES, 0] > 100] = torch.inf
+            return augmented
 
-    model, (inputs, targets) = made("mlp")
+    model, (inputs, targets) = make_specimen("mlp")
     kept = torch.arange(RECORDS) != 2
     expected = clipped_sum(mode, Spoiling(), model, (inputs[kept], targets[kept]), 0.1)
     inputs[2, 0] = 101.0
-    found = clipped_sum(mode, Spoiling(), model, (inputs, targets), 0.1)
-    torch.testing.assert_close(found, expected)
+    total = clipped_sum(mode, Spoiling(), model, (inputs, targets), 0.1)
+    torch.testing.assert_close(total, expected)
 
 
 # --- In a run -------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def asking(copies: int, *, steps: int = 1, rate: float = 1.0, noise: float = 0.0
 
 def trained(task: Scores, run: Manifest, mode: Gradients = "bookkeeping", seed: int = 5) -> Tensor:
     """Train a round, and return how far the model moved, in sums of gradients."""
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     train(task, model, records, RECORDS, run, Randomness.seeded(seed), computing=computing(mode))
     return (before - nn.utils.parameters_to_vector(model.parameters()).detach()) / 0.5 * RECORDS
@@ -196,13 +196,13 @@ def trained(task: Scores, run: Manifest, mode: Gradients = "bookkeeping", seed: 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_round_trains_on_the_copies_that_the_run_asks_for(mode: Gradients) -> None:
-    found = trained(Repeatable(), asking(COPIES), mode)
-    (model, records), task = made("mlp"), Repeatable()
+    parameters = trained(Repeatable(), asking(COPIES), mode)
+    (model, records), task = make_specimen("mlp"), Repeatable()
     task.seen = [task.augment(records[0].repeat_interleave(COPIES, 0), Generator())]
-    torch.testing.assert_close(found, by_hand(task, model, records[1], 0.1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(parameters, by_hand(task, model, records[1], 0.1), rtol=1e-3, atol=1e-5)
     plain = trained(Repeatable(), asking(0), mode)
     torch.testing.assert_close(plain, trained(Scores(), asking(0), mode))
-    assert not torch.allclose(plain, found, rtol=1e-2)
+    assert not torch.allclose(plain, parameters, rtol=1e-2)
 
 
 def test_draws_are_new_in_every_step_and_round_and_leave_sampling_and_noise_as_they_were() -> None:
@@ -211,7 +211,7 @@ def test_draws_are_new_in_every_step_and_round_and_leave_sampling_and_noise_as_t
         task = Varied()
         trained(task, asking(COPIES, steps=3), seed=5)
         steps = task.seen[0], task.seen[1], task.seen[-1]  # between them, the check of the last batch
-        noise += [each - made("mlp")[1][0].repeat_interleave(COPIES, 0) for each in steps]
+        noise += [step - make_specimen("mlp")[1][0].repeat_interleave(COPIES, 0) for step in steps]
     rows = torch.cat(noise)
     assert len(rows.unique(dim=0)) == len(rows)  # no two copies alike
 

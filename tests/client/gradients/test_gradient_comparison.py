@@ -22,7 +22,7 @@ from client.settings import Gradients
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
 from tests.client.models import Packed
-from tests.client.specimens import MODES, SPECIMENS, Scores, clipped_sum, computing, made, one_by_one
+from tests.client.specimens import MODES, SPECIMENS, Scores, clipped_sum, computing, make_specimen, one_by_one
 
 
 class Drawing(nn.Module):
@@ -34,8 +34,8 @@ class Drawing(nn.Module):
         self.scale: Tensor = nn.Parameter(torch.ones(20)) if bare else torch.ones(20)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.second(self._draw(self.first(inputs)).tanh() * self.scale)
-        return found
+        outputs: Tensor = self.second(self._draw(self.first(inputs)).tanh() * self.scale)
+        return outputs
 
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,7 +48,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_model_that_draws_at_random_is_compared_and_the_generator_is_as_before(name: str, *, bare: bool) -> None:
-    model, records = Drawing(DRAWS[name], bare=bare), made("mlp")[1]
+    model, records = Drawing(DRAWS[name], bare=bare), make_specimen("mlp")[1]
     before = torch.get_rng_state()
     assert choose(Scores(), model, records, computing("auto")).gradients == ("vmap" if bare else "bookkeeping")
     assert torch.equal(torch.get_rng_state(), before)
@@ -61,7 +61,7 @@ def test_dropout_is_the_same_in_a_model_and_in_the_loss_that_is_computed_record_
             return super().loss(outputs, targets) * (2.0 if float(outputs.detach().sum()) > 0 else 1.0)
 
     model = Drawing(DRAWS["dropout"], bare=True)
-    assert choose(Branching(), model, made("mlp")[1], computing("vmap")).gradients == "vmap"
+    assert choose(Branching(), model, make_specimen("mlp")[1], computing("vmap")).gradients == "vmap"
 
 
 class Forgetful(Vmap):
@@ -74,13 +74,13 @@ class Forgetful(Vmap):
     @override
     def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
         self._parts -= 1
-        found = super().per_record(inputs, targets)
-        return found if self._parts >= 0 else [*found[:-1], Rows(torch.zeros_like(found[-1].rows))]
+        gradients = super().per_record(inputs, targets)
+        return gradients if self._parts >= 0 else [*gradients[:-1], Rows(torch.zeros_like(gradients[-1].rows))]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
 def test_a_mode_that_loses_gradients_after_some_parts_is_found(parts: int) -> None:
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     expected = Expected.of(model, RecordLoss(Scores()), records)
     mode = Forgetful(Expected.copy(model), parts)
     right = make_mode("vmap", mode._module, RecordLoss(Scores()), expected.bound, torch.float32)
@@ -94,7 +94,7 @@ def test_a_mode_without_the_gradients_of_a_parameter_is_an_error() -> None:
         def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
             return super().per_record(inputs, targets)[:-1]
 
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     mode, right = Lacking(model), make_mode("vmap", model, RecordLoss(Scores()), 1.0, torch.float32)
     mode.loss, mode.max_grad_norm, mode.trained = right.loss, 1.0, right.trained
     with pytest.raises(TaskError, match="only 2 of the model's 3 parameters have gradients"):
@@ -103,7 +103,7 @@ def test_a_mode_without_the_gradients_of_a_parameter_is_an_error() -> None:
 
 @pytest.mark.parametrize("left_out", [0, 2])
 def test_a_step_without_the_sum_of_a_parameter_is_an_error(left_out: int) -> None:
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     mode = make_mode("vmap", model, RecordLoss(Scores()), 1.0, torch.float32)
     optimizer = CipherOptimizer(
         torch.optim.SGD(mode.trained, lr=1.0),
@@ -112,7 +112,7 @@ def test_a_step_without_the_sum_of_a_parameter_is_an_error(left_out: int) -> Non
         expected_batch_size=1,
         randomness=Randomness.fresh(),
     )
-    mode.trained = [each for number, each in enumerate(mode.trained) if number != left_out]
+    mode.trained = [parameter for number, parameter in enumerate(mode.trained) if number != left_out]
     with pytest.raises(TaskError, match=r"the model replaces its parameters"):
         optimizer.take(mode, InMemory(*records), torch.arange(6), 6)
     with pytest.raises(TaskError, match="a trained parameter of the model has no gradient"):
@@ -122,17 +122,17 @@ def test_a_step_without_the_sum_of_a_parameter_is_an_error(left_out: int) -> Non
 
 def test_parameters_are_unchanged_after_every_part() -> None:
     for name in ("thrice", "siamese", "tied"):
-        model, records = made(name)
+        model, records = make_specimen(name)
         mode = make_mode("vmap", model, RecordLoss(Scores(name)), 1.0, torch.float32)
-        before = [(key, id(each)) for key, each in model.named_parameters(remove_duplicate=False)]
+        before = [(key, id(parameter)) for key, parameter in model.named_parameters(remove_duplicate=False)]
         with quiet():
             for _ in range(2):
                 mode.per_record(*records)
-        assert [(key, id(each)) for key, each in model.named_parameters(remove_duplicate=False)] == before
-        assert all(type(each) is nn.Parameter for each in model.parameters())
+        assert [(key, id(parameter)) for key, parameter in model.named_parameters(remove_duplicate=False)] == before
+        assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
 
 
-def test_what_hooks_leave_behind_is_not_added_to_the_next_batch() -> None:
+def test_state_left_by_hooks_is_not_added_to_the_next_batch() -> None:
     class Maybe(nn.Module):
         """Calls a layer again in vain if the first record says so."""
 
@@ -143,10 +143,10 @@ def test_what_hooks_leave_behind_is_not_added_to_the_next_batch() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             if inputs[0, 0] > 9:
                 self.layer(inputs)
-            found: Tensor = self.layer(inputs)
-            return found
+            outputs: Tensor = self.layer(inputs)
+            return outputs
 
-    model, (inputs, targets) = Maybe(), made("mlp")[1]
+    model, (inputs, targets) = Maybe(), make_specimen("mlp")[1]
     mode = make_mode("hooks", model, RecordLoss(Scores()), 1.0, torch.float32)
     first = sizes(mode.per_record(inputs, targets))
     other = inputs.clone()
@@ -173,12 +173,12 @@ def test_packed_sequences_are_refused_where_rows_would_be_other_records(mode: Gr
 def test_a_model_that_replaces_its_parameters_is_refused() -> None:
     class Replacing(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
-            found = super().forward(inputs)
+            outputs = super().forward(inputs)
             self.weight = nn.Parameter(self.weight.detach().clone())
-            return found
+            return outputs
 
     with pytest.raises(TaskError):
-        choose(Scores(), Replacing(3, 2), made("mlp")[1], computing("auto"))
+        choose(Scores(), Replacing(3, 2), make_specimen("mlp")[1], computing("auto"))
 
 
 def test_a_checkpoint_that_runs_layers_again_is_taken_by_book_keeping() -> None:
@@ -188,10 +188,10 @@ def test_a_checkpoint_that_runs_layers_again_is_taken_by_book_keeping() -> None:
             self.part, self.out = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 5)), nn.Linear(5, 2)
 
         def forward(self, inputs: Tensor) -> Tensor:
-            found: Tensor = self.out(checkpoint(self.part, inputs, use_reentrant=False))
-            return found
+            outputs: Tensor = self.out(checkpoint(self.part, inputs, use_reentrant=False))
+            return outputs
 
-    assert choose(Scores(), Checkpointed(), made("mlp")[1], computing("auto")).gradients == "bookkeeping"
+    assert choose(Scores(), Checkpointed(), make_specimen("mlp")[1], computing("auto")).gradients == "bookkeeping"
 
 
 def with_computed_weights() -> nn.Module:
@@ -209,8 +209,8 @@ class Remembering(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         gate = self.gate(inputs).softmax(1)
         self.seen["gate"] = [gate]
-        found: Tensor = self.out(gate * inputs)
-        return found
+        outputs: Tensor = self.out(gate * inputs)
+        return outputs
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -219,19 +219,19 @@ def test_a_model_that_keeps_computed_tensors_is_compared_and_summed_as_autograd_
     make: Callable[[], nn.Module], mode: Gradients
 ) -> None:
     torch.manual_seed(0)
-    model, records = make(), made("mlp")[1]
+    model, records = make(), make_specimen("mlp")[1]
     for _ in range(2):  # the second time, there are tensors of the first
         assert choose(Scores(), model, records, computing("auto")).gradients == mode
-        each = one_by_one(Scores(), model, records)
-        bound = float(each.norm(dim=1).median())
-        expected = (bound / (each.norm(dim=1) + 1e-6)).clamp(max=1.0) @ each
+        gradients = one_by_one(Scores(), model, records)
+        bound = float(gradients.norm(dim=1).median())
+        expected = (bound / (gradients.norm(dim=1) + 1e-6)).clamp(max=1.0) @ gradients
         for tried in (mode, "autograd"):
-            found = clipped_sum(tried, Scores(), model, records, bound)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            total = clipped_sum(tried, Scores(), model, records, bound)
+            torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_model_without_trained_parameters_is_refused() -> None:
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     model.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
     with pytest.raises(TaskError, match="every parameter of the model is frozen"):
         choose(Scores(), model, records, computing("auto"))

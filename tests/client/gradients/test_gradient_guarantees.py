@@ -22,7 +22,7 @@ from tests.client.specimens import (
     Scores,
     clipped_sum,
     computing,
-    made,
+    make_specimen,
     manifest,
     one_by_one,
 )
@@ -53,7 +53,7 @@ class Decaying(Scores):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return super().loss(outputs, targets) + 1e3 * sum(each.square().sum() for each in self.parameters)
+        return super().loss(outputs, targets) + 1e3 * sum(parameter.square().sum() for parameter in self.parameters)
 
 
 class Branching(Scores):
@@ -67,7 +67,7 @@ class Branching(Scores):
 
 @everywhere
 def test_no_record_moves_the_sum_by_more_than_its_bound_whatever_its_weight(mode: Gradients) -> None:
-    model, (inputs, targets) = made("mlp")
+    model, (inputs, targets) = make_specimen("mlp")
     task = Weighted()
     whole = clipped_sum(mode, task, model, (inputs, targets), C)
     for left_out in range(RECORDS):
@@ -78,7 +78,7 @@ def test_no_record_moves_the_sum_by_more_than_its_bound_whatever_its_weight(mode
 
 @everywhere
 def test_a_term_on_parameters_has_no_effect(mode: Gradients) -> None:
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     task = Decaying()
     task.parameters = list(model.parameters())
     with_term = clipped_sum(mode, task, model, records, C)
@@ -88,10 +88,10 @@ def test_a_term_on_parameters_has_no_effect(mode: Gradients) -> None:
 
 @everywhere
 def test_a_loss_that_branches_on_values_is_computed_record_by_record(mode: Gradients) -> None:
-    model, records = made("mlp")
+    model, records = make_specimen("mlp")
     expected = one_by_one(Branching(), model, records)
-    found = clipped_sum(mode, Branching(), model, records, 1e3)
-    torch.testing.assert_close(found, expected.sum(0), rtol=1e-5, atol=1e-6)
+    total = clipped_sum(mode, Branching(), model, records, 1e3)
+    torch.testing.assert_close(total, expected.sum(0), rtol=1e-5, atol=1e-6)
 
 
 @on_every_device
@@ -99,23 +99,23 @@ def test_a_loss_that_branches_on_values_is_computed_record_by_record(mode: Gradi
 @pytest.mark.parametrize("bad", [nan, float("inf"), 1e30])
 @pytest.mark.parametrize("name", ["mlp", "two dimensions"])
 def test_a_record_without_a_finite_gradient_adds_nothing(mode: Gradients, bad: float, name: str, device: str) -> None:
-    model, (inputs, targets) = made(name, device)
+    model, (inputs, targets) = make_specimen(name, device)
     kept = torch.arange(RECORDS, device=device) != 2
     expected = clipped_sum(mode, Scores(), model, (inputs[kept], targets[kept]), C)
     inputs[2] = bad
     for physical_batch in (RECORDS, 1):
-        found = clipped_sum(mode, Scores(), model, (inputs, targets), C, physical_batch)
-        assert bool(found.isfinite().all())
+        total = clipped_sum(mode, Scores(), model, (inputs, targets), C, physical_batch)
+        assert bool(total.isfinite().all())
         if bad != 1e30:  # saturated, its gradient may be finite, or none at all
-            torch.testing.assert_close(found, expected)
-        assert float((found - expected).norm()) <= C * (1 + 1e-5)
+            torch.testing.assert_close(total, expected)
+        assert float((total - expected).norm()) <= C * (1 + 1e-5)
 
 
 @everywhere
 def test_the_log_warns_once_a_round_of_records_without_a_finite_gradient(
     mode: Gradients, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, (inputs, targets) = made("mlp")
+    model, (inputs, targets) = make_specimen("mlp")
     inputs[4] = nan
     with caplog.at_level(logging.WARNING, "cloister.agent"):
         train(
@@ -134,22 +134,22 @@ def test_the_log_warns_once_a_round_of_records_without_a_finite_gradient(
 @everywhere
 @on_every_device
 def test_batches_in_parts_give_the_same_model_and_noise_is_added_once_a_step(mode: Gradients, device: str) -> None:
-    found = []
+    models = []
     for parts in (RECORDS, 2, 1):
-        model, records = made("mlp", device)
+        model, records = make_specimen("mlp", device)
         how, run = computing(mode, parts), manifest(4, 0.6, 1.0)
         train(Scores(), model, records, RECORDS, run, Randomness.seeded(5), computing=how)
-        found.append(vector(model))
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0])
+        models.append(vector(model))
+    for other in models[1:]:
+        torch.testing.assert_close(other, models[0])
 
 
 @on_every_device
 @pytest.mark.parametrize(
-    ("name", "mode"), [(name, mode) for name, each in SPECIMENS.items() for mode in MODES if mode in each.modes]
+    ("name", "mode"), [(name, mode) for name, specimen in SPECIMENS.items() for mode in MODES if mode in specimen.modes]
 )
 def test_an_empty_batch_counts_and_gets_its_noise_with_every_layer(name: str, mode: Gradients, device: str) -> None:
-    model, records = made(name, device)
+    model, records = make_specimen(name, device)
     before, randomness, steps = vector(model), Randomness.seeded(6), 2
     run = manifest(steps, 1e-9, 1.5)
     train(Scores(name), model, records, RECORDS, run, randomness, computing=computing(mode))
@@ -161,7 +161,7 @@ def test_an_empty_batch_counts_and_gets_its_noise_with_every_layer(name: str, mo
 
 
 def test_a_site_without_records_sends_noise() -> None:
-    model, (inputs, targets) = made("mlp")
+    model, (inputs, targets) = make_specimen("mlp")
     before = vector(model)
     train(Scores(), model, (inputs[:0], targets[:0]), RECORDS, manifest(2, 1.0, 1.0), Randomness.fresh())
     assert (vector(model) != before).all()
@@ -170,7 +170,7 @@ def test_a_site_without_records_sends_noise() -> None:
 def test_sums_are_divided_by_the_declared_size_alone() -> None:
     moved = []
     for size in (10, 20):
-        model, records = made("mlp")
+        model, records = make_specimen("mlp")
         before = vector(model)
         train(Scores(), model, records, size, manifest(1, 1.0, 0.0), Randomness.seeded(1))
         moved.append(vector(model) - before)
@@ -178,10 +178,10 @@ def test_sums_are_divided_by_the_declared_size_alone() -> None:
 
 
 def test_the_noise_of_a_step_is_drawn_beside_it_in_the_order_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    models = []
     for beside in (True, False):
         monkeypatch.setattr(noisy_optimizer.CipherOptimizer, "_draws_ahead", beside)
-        model, records = made("twice")
+        model, records = make_specimen("twice")
         train(Scores("twice"), model, records, RECORDS, manifest(5, 0.5, 1.0), Randomness.seeded(8))
-        found.append(vector(model))
-    assert torch.equal(*found)
+        models.append(vector(model))
+    assert torch.equal(*models)

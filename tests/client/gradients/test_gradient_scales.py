@@ -15,7 +15,7 @@ from client.gradients import record_gradients
 from client.gradients.clipping import add_clipped
 from client.gradients.record_gradients import Outer, Places, Product, RecordGradients, Rows
 from client.settings import Gradients
-from tests.client.specimens import MODES, RECORDS, Scores, clipped_sum, made
+from tests.client.specimens import MODES, RECORDS, Scores, clipped_sum, make_specimen
 
 C = 0.5
 MOST = 1 + 1e-4
@@ -25,10 +25,10 @@ EXPONENTS = st.integers(-46, 38)
 def clipped(*parts: tuple[RecordGradients, Tensor], records: int = 1, bound: float = C) -> Tensor:
     """Return the clipped sum over parameters of these shapes, `(parameters,)`, float64."""
     parameters: list[Any] = [nn.Parameter(shape) for _, shape in parts]
-    for each in parameters:
-        each.summed_grad = None  # as Opacus's optimizer does
+    for parameter in parameters:
+        parameter.summed_grad = None  # as Opacus's optimizer does
     add_clipped(parameters, [share for share, _ in parts], records, bound)
-    return torch.cat([each.summed_grad.double().flatten() for each in parameters])
+    return torch.cat([parameter.summed_grad.double().flatten() for parameter in parameters])
 
 
 def added(*parts: tuple[RecordGradients, Tensor], bound: float = C) -> float:
@@ -62,12 +62,12 @@ def test_inputs_of_1e_23_and_gradients_of_1e19_are_clipped_although_their_square
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3])
 @pytest.mark.parametrize("size", [10_000_000, 1_000_001])
-def test_ten_million_equal_numbers_have_the_norm_that_they_have(size: int, value: float) -> None:
+def test_the_norm_of_ten_million_equal_numbers_is_exact(size: int, value: float) -> None:
     rows = torch.full((1, size), value)
     assert float(Rows(rows).squares()) == pytest.approx(size * float(rows[0, 0]) ** 2, rel=1e-5)
 
 
-def test_what_cancels_within_a_record_is_summed_as_its_norm_was_taken() -> None:
+def test_cancelling_gradients_are_summed_in_the_same_way_as_their_norms() -> None:
     back, places = torch.tensor([[[1e6, -1e6, 1e6, -1e6 + 0.0625]]]).unsqueeze(0), torch.zeros(1, 4, dtype=torch.long)
     small = 1e-3 * torch.randn(3, 1, 1, 4, generator=torch.Generator().manual_seed(0))
     backs = torch.cat([small, back])  # the last one's gradient is but what rounding leaves
@@ -88,7 +88,7 @@ def test_gradients_that_cancel_are_clipped_whether_they_are_kept_or_not(
     monkeypatch.setattr(record_gradients, "KEPT", kept)
     draw = torch.Generator().manual_seed(0)
     into, back = torch.randn(8, 2, 6, 50, generator=draw), torch.randn(8, 2, 4, 50, generator=draw)
-    into, back = (torch.cat([each, each * sign + 1e-7], 3) for each, sign in ((into, 1), (back, -1)))
+    into, back = (torch.cat([weight, weight * sign + 1e-7], 3) for weight, sign in ((into, 1), (back, -1)))
     for number in range(8):
         one = torch.arange(8) == number
         assert added((Product(1e4 * into, back).of(one), torch.zeros(2, 4, 6))) <= MOST
@@ -103,8 +103,8 @@ def test_a_task_that_lets_torch_round_products_does_not_get_past_clipping(precis
         single = torch.einsum("ni,nj->nij", back.double(), into.double()).flatten(1)
         exact = (C / (single.norm(dim=1) + 1e-6)).clamp(max=1.0) @ single
         for share in (Outer(into, back), Rows(single.float())):
-            found = clipped((share, torch.zeros(64, 64)), records=64)
-            assert float((found - exact).norm()) < 1e-5 * float(exact.norm())
+            total = clipped((share, torch.zeros(64, 64)), records=64)
+            assert float((total - exact).norm()) < 1e-5 * float(exact.norm())
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
@@ -124,12 +124,12 @@ class Scaled(Scores):
 
 NAMES = ("mlp", "two dimensions", "one dimension", "rows of rows", "norms", "twice", "bare", "around")
 LONG: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda each: each * 1e-44,
-    lambda each: each * 1e-23,
-    lambda each: each * 1e4,
-    lambda each: each.sign() * 1e19,
-    lambda each: each.sign() * 3e38,
-    lambda each: each * 10.0 ** torch.linspace(-44, 30, each.numel()).view_as(each),
+    lambda tensor: tensor * 1e-44,
+    lambda tensor: tensor * 1e-23,
+    lambda tensor: tensor * 1e4,
+    lambda tensor: tensor.sign() * 1e19,
+    lambda tensor: tensor.sign() * 3e38,
+    lambda tensor: tensor * 10.0 ** torch.linspace(-44, 30, tensor.numel()).view_as(tensor),
 )
 
 
@@ -139,7 +139,7 @@ LONG: tuple[Callable[[Tensor], Tensor], ...] = (
 def test_a_record_of_any_scale_moves_the_sum_by_no_more_than_c(
     name: str, mode: Gradients, precision: torch.dtype
 ) -> None:
-    model, (inputs, targets) = made(name)
+    model, (inputs, targets) = make_specimen(name)
     kept = torch.arange(RECORDS) != 2
     for number, change in enumerate(LONG):
         task = Scaled(10.0 ** (-30, 0, 19, 37)[number % 4])

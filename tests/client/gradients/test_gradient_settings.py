@@ -13,7 +13,17 @@ from client.settings import Computing, Gradients, SiteSettings
 from privacy.config import read_toml
 from privacy.errors import ConfigError, TaskError
 from privacy.noise.randomness import Randomness
-from tests.client.specimens import DEVICES, MODES, RECORDS, Scores, clipped_sum, computing, made, manifest, one_by_one
+from tests.client.specimens import (
+    DEVICES,
+    MODES,
+    RECORDS,
+    Scores,
+    clipped_sum,
+    computing,
+    make_specimen,
+    manifest,
+    one_by_one,
+)
 
 everywhere = pytest.mark.parametrize("mode", MODES)
 on_every_device = pytest.mark.parametrize("device", DEVICES)
@@ -26,22 +36,22 @@ C = 0.05  # so small that every record here is clipped
     [(name, mode) for name in ("mlp", "two dimensions", "norms") for mode in MODES],
 )
 def test_in_bfloat16_no_record_adds_more_than_its_bound_in_float32(name: str, mode: Gradients, device: str) -> None:
-    model, (inputs, targets) = made(name, device)
+    model, (inputs, targets) = make_specimen(name, device)
     exact = one_by_one(Scores(), model, (inputs, targets))
     for number in range(RECORDS):
         one = inputs[number : number + 1], targets[number : number + 1]
-        found = clipped_sum(mode, Scores(), model, one, C, precision=torch.bfloat16)
-        assert found.dtype == torch.float32
-        assert float(found.double().norm()) <= C * (1 + 1e-6)
-        assert float(found @ exact[number] / (found.norm() * exact[number].norm())) > 0.95
+        total = clipped_sum(mode, Scores(), model, one, C, precision=torch.bfloat16)
+        assert total.dtype == torch.float32
+        assert float(total.double().norm()) <= C * (1 + 1e-6)
+        assert float(total @ exact[number] / (total.norm() * exact[number].norm())) > 0.95
 
 
-def test_what_does_not_work_in_bfloat16_is_not_chosen_for_it() -> None:
+def test_modes_that_fail_in_bfloat16_are_not_chosen_for_it() -> None:
     class Length(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             return torch.complex(inputs, -inputs).abs()
 
-    model, records = nn.Sequential(nn.Linear(3, 2), Length()), made("mlp")[1]
+    model, records = nn.Sequential(nn.Linear(3, 2), Length()), make_specimen("mlp")[1]
     choose(Scores(), model, records, Computing(gradients="bookkeeping"))
     with pytest.raises(TaskError, match="cannot be used for this model: RuntimeError"):
         choose(Scores(), model, records, Computing(gradients="bookkeeping", precision="bfloat16"))
@@ -55,8 +65,8 @@ def test_layers_that_mix_records_are_refused(mode: Gradients) -> None:
             self.layer = nn.Linear(3, 2)
 
         def forward(self, inputs: Tensor) -> Tensor:
-            found: Tensor = self.layer(inputs.reshape(-1, 3))
-            return found.reshape(len(inputs), -1)[:, :2]
+            outputs: Tensor = self.layer(inputs.reshape(-1, 3))
+            return outputs.reshape(len(inputs), -1)[:, :2]
 
     records = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
     if mode in {"vmap", "autograd"}:  # which take the model as a whole
@@ -66,11 +76,11 @@ def test_layers_that_mix_records_are_refused(mode: Gradients) -> None:
             choose(Scores(), Mixing(), records, computing(mode))
 
 
-def test_what_was_chosen_and_why_is_logged_once_a_task(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_chosen_mode_is_logged_once_per_task_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     task = Scores("attention")
     with caplog.at_level(logging.INFO, "cloister.agent"):
         for _ in range(3):
-            model, records = made("attention")
+            model, records = make_specimen("attention")
             train(task, model, records, RECORDS, manifest(1, 1.0, 1.0), Randomness.fresh())
     (line,) = [record.getMessage() for record in caplog.records]
     assert "gradients by vmap" in line

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from client.gradients import record_gradients
 from client.gradients.choice import choose
 from client.settings import Gradients
-from tests.client.specimens import DEVICES, MODES, RECORDS, SPECIMENS, Scores, clipped_sum, computing, made, one_by_one
+from tests.client.specimens import (
+    DEVICES,
+    MODES,
+    RECORDS,
+    SPECIMENS,
+    Scores,
+    clipped_sum,
+    computing,
+    make_specimen,
+    one_by_one,
+)
 
 CASES = [(name, mode) for name, specimen in SPECIMENS.items() for mode in MODES if mode in specimen.modes]
 OTHERS = [(name, mode) for name, specimen in SPECIMENS.items() for mode in MODES if mode not in specimen.modes]
@@ -25,8 +35,8 @@ def clipped(gradients: Tensor, bound: float) -> Tensor:
     return (bound / (norms + 1e-6)).clamp(max=1.0) @ gradients
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def apart(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -35,17 +45,17 @@ def apart(found: Tensor, expected: Tensor) -> float:
 def test_a_mode_gives_the_clipped_sum_of_plain_autograd_whole_and_in_parts(
     name: str, mode: Gradients, physical_batch: int, device: str
 ) -> None:
-    model, records = made(name, device)
+    model, records = make_specimen(name, device)
     expected = one_by_one(Scores(), model, records)
     bound = float(expected.norm(dim=1).median())  # some are clipped, some are not
-    found = clipped_sum(mode, Scores(), model, records, bound, physical_batch)
-    assert apart(found, clipped(expected, bound)) < 1e-5
+    total = clipped_sum(mode, Scores(), model, records, bound, physical_batch)
+    assert apart(total, clipped(expected, bound)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["mlp", "two dimensions", "one dimension", "norms"])
-def test_it_is_what_opacus_itself_gives(name: str) -> None:
-    model, records = made(name)
-    found = clipped_sum("bookkeeping", Scores(), model, records, 0.3)
+def test_book_keeping_equals_opacus(name: str) -> None:
+    model, records = make_specimen(name)
+    total = clipped_sum("bookkeeping", Scores(), model, records, 0.3)
     wrapped = GradSampleModule(model, loss_reduction="mean")
     optimizer = DPOptimizer(
         torch.optim.SGD(wrapped.parameters(), lr=1.0),
@@ -58,20 +68,24 @@ def test_it_is_what_opacus_itself_gives(name: str) -> None:
     Scores().loss(wrapped(records[0]), records[1]).backward()
     optimizer.pre_step()
     assert (
-        apart(found, torch.cat([each.grad.flatten() for each in wrapped.parameters() if each.grad is not None])) < 1e-5
+        apart(
+            total,
+            torch.cat([parameter.grad.flatten() for parameter in wrapped.parameters() if parameter.grad is not None]),
+        )
+        < 1e-5
     )
 
 
 @pytest.mark.parametrize(("name", "mode"), OTHERS)
-def test_a_mode_that_does_not_give_it_is_refused(name: str, mode: Gradients) -> None:
-    model, records = made(name)
+def test_a_mode_with_wrong_gradients_is_refused(name: str, mode: Gradients) -> None:
+    model, records = make_specimen(name)
     with pytest.raises(Exception, match=f"gradients = '{mode}' cannot be used for this model"):
         choose(Scores(), model, records, computing(mode))
 
 
 @pytest.mark.parametrize("name", SPECIMENS)
 def test_auto_chooses_book_keeping_where_it_is_correct_and_vmap_elsewhere_and_logs_why(name: str) -> None:
-    model, records = made(name)
+    model, records = make_specimen(name)
     choice = choose(Scores(), model, records, computing("auto"))
     right = "bookkeeping" in SPECIMENS[name].modes
     assert choice.gradients == ("bookkeeping" if right else "vmap")
@@ -80,7 +94,7 @@ def test_auto_chooses_book_keeping_where_it_is_correct_and_vmap_elsewhere_and_lo
 
 @pytest.mark.parametrize("name", ["mlp", "attention"])
 def test_choosing_leaves_the_model_as_it_was(name: str) -> None:
-    model, records = made(name)
+    model, records = make_specimen(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for mode in ("auto", *SPECIMENS[name].modes):
         choose(Scores(), model, records, computing(mode))  # type: ignore[arg-type]  # a mode's name
@@ -90,7 +104,7 @@ def test_choosing_leaves_the_model_as_it_was(name: str) -> None:
 
 
 def test_gradients_too_large_to_keep_are_written_out_some_records_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, records = made("two dimensions")
+    model, records = make_specimen("two dimensions")
     whole = clipped_sum("bookkeeping", Scores(), model, records, 0.1)
     monkeypatch.setattr(record_gradients, "KEPT", 200)
     assert apart(clipped_sum("bookkeeping", Scores(), model, records, 0.1), whole) < 1e-5
@@ -128,8 +142,8 @@ def test_convolutions_of_any_geometry_are_as_autograd_has_them(data: st.DataObje
     records = torch.randn(3, 2 * groups, *([9, 8][:spatial])), torch.zeros(3, dtype=torch.long)
     expected = one_by_one(Scores(), model, records)
     bound = float(expected.norm(dim=1).median()) + 1e-3
-    found = clipped_sum("bookkeeping", Scores(), model, records, bound)
-    assert float((found - clipped(expected, bound)).norm()) <= 1e-5 * bound
+    total = clipped_sum("bookkeeping", Scores(), model, records, bound)
+    assert float((total - clipped(expected, bound)).norm()) <= 1e-5 * bound
 
 
 @settings(deadline=None, max_examples=60)

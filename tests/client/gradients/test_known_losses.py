@@ -75,10 +75,10 @@ def test_a_known_loss_has_the_gradients_of_separate_records(
 ) -> None:
     outputs = outputs * scale
     assert sum_of_losses(loss, outputs, targets) is not None
-    found = RecordLoss(Asked(loss)).gradients(outputs, targets)
-    torch.testing.assert_close(found, separate(loss, outputs, targets), rtol=1e-5, atol=1e-7)
+    gradients = RecordLoss(Asked(loss)).gradients(outputs, targets)
+    torch.testing.assert_close(gradients, separate(loss, outputs, targets), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(
-        found, RecordLoss(Asked(loss), recognise=False).gradients(outputs, targets), rtol=1e-5, atol=1e-7
+        gradients, RecordLoss(Asked(loss), recognise=False).gradients(outputs, targets), rtol=1e-5, atol=1e-7
     )
 
 
@@ -88,8 +88,10 @@ def test_a_record_whose_loss_is_not_finite_leaves_the_others_as_they_were(bad: f
         others = outputs.clone()
         others[1] = bad
         kept = torch.arange(5) != 1
-        found, right = (RecordLoss(Asked(loss)).gradients(each, targets) for each in (others, outputs))
-        assert torch.equal(found[kept], right[kept])
+        gradients, right = (
+            RecordLoss(Asked(loss)).gradients(predictions, targets) for predictions in (others, outputs)
+        )
+        assert torch.equal(gradients[kept], right[kept])
 
 
 def noted(seen: list[Tensor]) -> Loss:
@@ -110,9 +112,9 @@ def tried(outputs: Tensor, targets: Tensor) -> Tensor:
 
 class Doubled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, given: Tensor) -> Tensor:  # noqa: ANN401 - torch's
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401 - torch's
         del ctx
-        return given * 2
+        return values * 2
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401 - torch's
@@ -120,8 +122,8 @@ class Doubled(torch.autograd.Function):
         return gradients[0] * 2
 
 
-def scripted(given: Tensor) -> Tensor:
-    return given * 2
+def scripted(values: Tensor) -> Tensor:
+    return values * 2
 
 
 UNKNOWN: dict[str, Loss] = {
@@ -147,7 +149,7 @@ UNKNOWN: dict[str, Loss] = {
 
 
 @pytest.mark.parametrize("loss", UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_a_loss_that_does_anything_else_is_not_known(loss: Loss) -> None:
+def test_a_loss_with_other_operations_is_not_recognised(loss: Loss) -> None:
     outputs, before = SCORES.clone(), torch.get_rng_state()
     assert sum_of_losses(loss, outputs, CLASSES.clamp(min=0)) is None
     assert torch.equal(outputs, SCORES)
@@ -163,24 +165,24 @@ def test_a_loss_that_does_anything_else_is_not_known(loss: Loss) -> None:
     ],
     ids=["several positions", "other shapes", "weights"],
 )
-def test_what_is_no_plain_mean_over_a_record_is_not_known(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+def test_a_loss_that_is_not_a_plain_mean_is_not_recognised(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
     assert sum_of_losses(loss, outputs, targets) is None
 
 
-def test_a_loss_gets_no_record_to_keep() -> None:
+def test_a_loss_cannot_keep_records() -> None:
     seen: list[Tensor] = []
     assert sum_of_losses(noted(seen), SCORES, CLASSES) is not None
-    assert [each.shape for each in seen] == [(1, 3)]
+    assert [tensor.shape for tensor in seen] == [(1, 3)]
     assert not seen[0].any()
 
 
-def test_a_loss_that_changes_its_mind_is_mapped_from_then_on() -> None:
+def test_a_loss_that_changes_is_mapped_from_then_on() -> None:
     calls: list[tuple[int, ...]] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        found = functional.cross_entropy(outputs, targets)
+        value = functional.cross_entropy(outputs, targets)
         calls.append(tuple(outputs.shape) if len(calls) else ())
-        return found
+        return value
 
     records = RecordLoss(Asked(loss))
     for _ in range(3):
@@ -188,7 +190,7 @@ def test_a_loss_that_changes_its_mind_is_mapped_from_then_on() -> None:
     assert len(calls) == 3 * 5 + 1 + 2
 
 
-def test_targets_out_of_range_fail_as_ever() -> None:
+def test_targets_out_of_range_still_fail() -> None:
     for recognise in (True, False):
         with pytest.raises((IndexError, RuntimeError), match=r"out of bounds"):
             RecordLoss(Scores(), recognise=recognise).gradients(SCORES, CLASSES.clamp(min=0) + 7)

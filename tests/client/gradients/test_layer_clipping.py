@@ -25,7 +25,7 @@ from tests.client.specimens import (
     Scores,
     clipped_sum,
     computing,
-    made,
+    make_specimen,
     manifest,
     one_by_one,
 )
@@ -38,10 +38,10 @@ C = 0.05  # so small that every record here is clipped
 def places(model: nn.Module) -> list[Tensor]:
     """Return the places of each layer's parameters in a gradient over all of them."""
     layers, start = layers_of(model), 0
-    found = [list[int]() for _ in range(max(layers) + 1)]
+    indices = [list[int]() for _ in range(max(layers) + 1)]
     for layer, parameter in zip(layers, trainable(model), strict=True):
-        found[layer] += range(start, start := start + parameter.numel())
-    return [torch.tensor(each) for each in found]
+        indices[layer] += range(start, start := start + parameter.numel())
+    return [torch.tensor(positions) for positions in indices]
 
 
 def by_layer(model: nn.Module, gradients: Tensor, bound: float) -> Tensor:
@@ -56,7 +56,7 @@ def by_layer(model: nn.Module, gradients: Tensor, bound: float) -> Tensor:
 
 def test_a_layer_is_a_module_with_parameters_and_a_shared_parameter_counts_once() -> None:
     assert layers_of(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2, bias=False))) == [0, 0, 1]
-    assert layers_of(made("frozen")[0]) == [0, 1, 1]  # one layer's bias, and the head
+    assert layers_of(make_specimen("frozen")[0]) == [0, 1, 1]  # one layer's bias, and the head
     assert max(layers_of(Twice())) == 4
     assert layers_of(Tied()) == [0]
 
@@ -66,12 +66,12 @@ def test_a_layer_is_a_module_with_parameters_and_a_shared_parameter_counts_once(
 def test_a_mode_gives_the_sum_of_plain_gradients_clipped_layer_by_layer(
     name: str, mode: Gradients, device: str
 ) -> None:
-    model, records = made(name, device)
+    model, records = make_specimen(name, device)
     plain = one_by_one(Scores(), model, records).cpu()
     bound = float(plain.norm(dim=1).median())  # some layers are clipped, some are not
     expected = by_layer(model, plain, bound)
-    found = clipped_sum(mode, Scores(), model, records, bound, 4, clipping="per_layer").cpu()
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    total = clipped_sum(mode, Scores(), model, records, bound, 4, clipping="per_layer").cpu()
+    assert float((total - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -85,7 +85,7 @@ def test_a_mode_gives_the_sum_of_plain_gradients_clipped_layer_by_layer(
 def test_no_record_moves_the_sum_by_more_than_c_nor_a_layer_by_more_than_its_share(
     mode: Gradients, name: str, scales: list[float], left_out: int, bound: float
 ) -> None:
-    model, (inputs, targets) = made(name)
+    model, (inputs, targets) = make_specimen(name)
     inputs = inputs * torch.tensor(scales).view(-1, *[1] * (inputs.dim() - 1))
     kept = torch.arange(RECORDS) != left_out
     whole, others = (
@@ -100,29 +100,29 @@ def test_no_record_moves_the_sum_by_more_than_c_nor_a_layer_by_more_than_its_sha
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_record_whose_gradient_is_not_finite_in_one_layer_adds_nothing_to_any(mode: Gradients) -> None:
-    model, (inputs, targets) = made("mlp")
+    model, (inputs, targets) = make_specimen("mlp")
     kept = torch.arange(RECORDS) != 3
     expected = clipped_sum(mode, Scores(), model, (inputs[kept], targets[kept]), C, clipping="per_layer")
     inputs[3] = 3e38  # the first layer's gradient has no finite norm; the saturated last one's may have
-    found = clipped_sum(mode, Scores(), model, (inputs, targets), C, clipping="per_layer")
-    torch.testing.assert_close(found, expected)
+    total = clipped_sum(mode, Scores(), model, (inputs, targets), C, clipping="per_layer")
+    torch.testing.assert_close(total, expected)
 
 
-def test_a_run_that_asks_for_it_is_trained_so_and_no_other_is() -> None:
-    run, found = manifest(1, 1.0, 0.0, C), dict[str, Tensor]()
+def test_only_runs_that_set_per_layer_clipping_are_clipped_per_layer() -> None:
+    run, sums = manifest(1, 1.0, 0.0, C), dict[str, Tensor]()
     for clipping in ("flat", "per_layer"):
-        model, records = made("mlp")
+        model, records = make_specimen("mlp")
         before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         changed = replace(run.settings, privacy=replace(run.settings.privacy, clipping=clipping))
         train(Scores(), model, records, RECORDS, replace(run, settings=changed), Randomness.seeded(5),
               computing=computing("bookkeeping"))  # fmt: skip
         moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
-        found[clipping] = -moved / 0.5 * RECORDS  # the rate, and the size
-    model, records = made("mlp")
+        sums[clipping] = -moved / 0.5 * RECORDS  # the rate, and the size
+    model, records = make_specimen("mlp")
     torch.testing.assert_close(
-        found["per_layer"], by_layer(model, one_by_one(Scores(), model, records), C), rtol=1e-4, atol=1e-5
+        sums["per_layer"], by_layer(model, one_by_one(Scores(), model, records), C), rtol=1e-4, atol=1e-5
     )
-    assert not torch.allclose(found["flat"], found["per_layer"], rtol=1e-2)
+    assert not torch.allclose(sums["flat"], sums["per_layer"], rtol=1e-2)
 
 
 def test_another_way_to_clip_is_refused() -> None:

@@ -15,7 +15,7 @@ from client.dpsgd.training_steps import train, way_to_train
 from client.gradients.memory import NoMemoryLeft, peak, rows_within
 from client.settings import Computing, Gradients
 from privacy.noise.randomness import Randomness
-from tests.client.specimens import DEVICES, MODES, RECORDS, Scores, computing, made, manifest
+from tests.client.specimens import DEVICES, MODES, RECORDS, Scores, computing, make_specimen, manifest
 
 TOO_MUCH = 1 << 50  # values
 
@@ -45,13 +45,13 @@ class Limited(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers, _ = made("mlp")
+        self.layers, _ = make_specimen("mlp")
 
     def forward(self, inputs: Tensor) -> Tensor:
         if len(inputs) > self.most:
             torch.empty(TOO_MUCH)
-        found: Tensor = self.layers(inputs)
-        return found
+        outputs: Tensor = self.layers(inputs)
+        return outputs
 
 
 class OfLimited(Scores):
@@ -65,7 +65,7 @@ def vector(model: nn.Module) -> Tensor:
 
 
 def trained(task: Scores, model: nn.Module, how: Computing) -> Tensor:
-    _, records = made("mlp")
+    _, records = make_specimen("mlp")
     train(task, model, records, RECORDS, manifest(5, 0.7, 1.0), Randomness.seeded(5), computing=how)
     return vector(model)
 
@@ -75,13 +75,13 @@ def trained(task: Scores, model: nn.Module, how: Computing) -> Tensor:
 def test_a_step_in_which_memory_runs_out_starts_again_with_the_same_records_and_noise(
     mode: Gradients, calls: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = trained(Scores(), made("mlp")[0], computing(mode, 4))
-    task, (model, _) = Large(), made("mlp")
+    expected = trained(Scores(), make_specimen("mlp")[0], computing(mode, 4))
+    task, (model, _) = Large(), make_specimen("mlp")
     way_to_train(task, model, computing(mode, 4))
     task.calls = calls
     with caplog.at_level(logging.WARNING, "cloister.agent"):
         torch.testing.assert_close(trained(task, model, computing(mode, 4)), expected)
-    assert [each.getMessage() for each in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records] == [
         "memory ran out in a step: it starts again with 2 records at a time"
     ]
     assert way_to_train(task, model, computing(mode, 4)).physical_batch == 2  # the next round starts with that
@@ -90,7 +90,7 @@ def test_a_step_in_which_memory_runs_out_starts_again_with_the_same_records_and_
 @pytest.mark.parametrize("most", [3, 1])
 @pytest.mark.parametrize("mode", ["bookkeeping", "hooks"])
 def test_parts_shrink_until_they_fit(mode: Gradients, most: int) -> None:
-    expected = trained(Scores(), made("mlp")[0], computing(mode, RECORDS))
+    expected = trained(Scores(), make_specimen("mlp")[0], computing(mode, RECORDS))
     task, model = OfLimited(), Limited()
     way_to_train(task, model, computing(mode, RECORDS))
     model.most = most
@@ -98,17 +98,17 @@ def test_parts_shrink_until_they_fit(mode: Gradients, most: int) -> None:
 
 
 def test_a_record_that_was_dropped_before_memory_ran_out_counts_once(caplog: pytest.LogCaptureFixture) -> None:
-    task, (model, (inputs, targets)), how = Large(), made("mlp"), computing("bookkeeping", 4)
+    task, (model, (inputs, targets)), how = Large(), make_specimen("mlp"), computing("bookkeeping", 4)
     inputs[0] = torch.nan
     way_to_train(task, model, how)
     task.calls = 2  # in the second part of the first step
     with caplog.at_level(logging.WARNING, "cloister.agent"):
         train(task, model, (inputs, targets), RECORDS, manifest(3, 1.0, 0.0), Randomness.seeded(5), computing=how)
-    assert [each.getMessage()[:7] for each in caplog.records] == ["memory ", "3 times"]
+    assert [record.getMessage()[:7] for record in caplog.records] == ["memory ", "3 times"]
 
 
 def test_a_record_that_does_not_fit_alone_fails_and_so_does_any_other_error() -> None:
-    task, (model, records), how = Large(), made("mlp"), computing("bookkeeping", 1)
+    task, (model, records), how = Large(), make_specimen("mlp"), computing("bookkeeping", 1)
     way_to_train(task, model, how)
     task.calls = 1
     with pytest.raises(NoMemoryLeft, match="memory"):
@@ -153,12 +153,14 @@ def test_the_peak_is_the_most_at_any_time(device: str, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == ""  # libraries say nothing
 
 
-@given(fixed=st.integers(0, 10**9), each=st.integers(1, 10**8), limit=st.integers(1, 10**12), most=st.integers(1, 256))
-def test_as_many_rows_as_fit(fixed: int, each: int, limit: int, most: int) -> None:
-    found = rows_within(limit, (2, fixed + 2 * each), (10, fixed + 10 * each), most)
-    assert 1 <= found <= most
-    assert found == 1 or fixed + found * each <= limit
-    assert found == most or fixed + (found + 1) * each > limit
+@given(
+    fixed=st.integers(0, 10**9), per_row=st.integers(1, 10**8), limit=st.integers(1, 10**12), most=st.integers(1, 256)
+)
+def test_the_number_of_rows_is_the_largest_that_fits(fixed: int, per_row: int, limit: int, most: int) -> None:
+    rows = rows_within(limit, (2, fixed + 2 * per_row), (10, fixed + 10 * per_row), most)
+    assert 1 <= rows <= most
+    assert rows == 1 or fixed + rows * per_row <= limit
+    assert rows == most or fixed + (rows + 1) * per_row > limit
 
 
 @pytest.mark.parametrize("mode", ["bookkeeping", "vmap", "hooks"])
@@ -169,24 +171,24 @@ def test_the_site_bounds_the_memory_of_a_batch(mode: Gradients) -> None:
             return nn.Sequential(nn.Linear(3, 500), nn.ReLU(), nn.Linear(500, 100), nn.ReLU(), nn.Linear(100, 2))
 
     task = Wide()
-    model, (_, records) = task.model(), made("mlp")
-    found = dict[int, Any]()
+    model, (_, records) = task.model(), make_specimen("mlp")
+    choices = dict[int, Any]()
     for limit in (4, 16):
         how = Computing(gradients=mode, memory_mb=limit)
-        found[limit] = choice = way_to_train(task, model, how)
+        choices[limit] = choice = way_to_train(task, model, how)
         used = memory_of(task, model, records, choice, how.precision, choice.physical_batch)
         assert used <= 1.1 * limit * 1_000_000 or choice.physical_batch == 1
     if mode == "bookkeeping":  # a linear layer's gradients are not written out
-        assert found[4].physical_batch == found[16].physical_batch
+        assert choices[4].physical_batch == choices[16].physical_batch
     else:
-        assert 1 < found[4].physical_batch < found[16].physical_batch
+        assert 1 < choices[4].physical_batch < choices[16].physical_batch
 
 
-def test_what_the_site_says_of_records_comes_before_memory(caplog: pytest.LogCaptureFixture) -> None:
-    model, _ = made("mlp")
+def test_a_sites_setting_for_records_takes_precedence_over_memory(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = make_specimen("mlp")
     assert way_to_train(Scores(), model, Computing(physical_batch=7, memory_mb=1)).physical_batch == 7
     with caplog.at_level(logging.WARNING, "cloister.agent"):
         task = Scores("two dimensions")
         big = nn.Sequential(nn.Flatten(), nn.Linear(162, 10_000), nn.Linear(10_000, 2))
         assert way_to_train(task, big, Computing(gradients="vmap", memory_mb=1)).physical_batch == 1
-    assert any("take more than memory_mb = 1" in each.getMessage() for each in caplog.records)
+    assert any("take more than memory_mb = 1" in record.getMessage() for record in caplog.records)

@@ -47,7 +47,7 @@ def drawn(task: Named) -> tuple[nn.Module, Batch]:
 
 
 @pytest.mark.parametrize(("task", "mode"), SOUND.values(), ids=SOUND)
-def test_the_guard_takes_them_and_the_fast_mode_is_chosen(task: Named, mode: Gradients) -> None:
+def test_the_guard_accepts_named_inputs_and_the_fast_mode_is_chosen(task: Named, mode: Gradients) -> None:
     example = check_task(task, "package:Class")
     model, records = drawn(task)
     assert choose(task, model, (example.inputs, example.targets), Computing()).gradients == mode
@@ -58,13 +58,15 @@ def test_the_guard_takes_them_and_the_fast_mode_is_chosen(task: Named, mode: Gra
 @pytest.mark.parametrize("task", [SOUND["dict"][0], SOUND["tuple"][0]], ids=["dict", "tuple"])
 def test_the_clipped_sum_of_every_mode_is_that_of_single_records(task: Named, mode: Gradients) -> None:
     model, (inputs, targets) = drawn(task)
-    found, norms = [], []
+    vectors, norms = [], []
     for one, target in zip(singles(inputs), targets.split(1), strict=True):
         gradients = torch.autograd.grad(task.loss(call(model, one), target), trainable(model))
-        found.append(torch.cat([each.flatten() for each in gradients]))
-        norms.append(float(found[-1].norm()))
+        vectors.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        norms.append(float(vectors[-1].norm()))
     bound = sorted(norms)[COUNT // 2]
-    expected = torch.stack([each * min(1.0, bound / norm) for each, norm in zip(found, norms, strict=True)]).sum(0)
+    expected = torch.stack(
+        [gradient * min(1.0, bound / norm) for gradient, norm in zip(vectors, norms, strict=True)]
+    ).sum(0)
 
     wrapped = make_mode(mode, model, RecordLoss(task), bound, torch.float32)
     optimizer = CipherOptimizer(
@@ -79,14 +81,14 @@ def test_the_clipped_sum_of_every_mode_is_that_of_single_records(task: Named, mo
         optimizer.take(wrapped, InMemory(inputs, targets), torch.arange(COUNT), 4)
     wrapped.to_standard_module()
     optimizer.close()
-    summed = torch.cat([each.grad.flatten() for each in trainable(model) if each.grad is not None])
+    summed = torch.cat([parameter.grad.flatten() for parameter in trainable(model) if parameter.grad is not None])
     assert torch.allclose(summed, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("task", "mode"), SOUND.values(), ids=SOUND)
 def test_a_private_round_moves_every_trained_parameter(task: Named, mode: Gradients) -> None:
     model, records = drawn(task)
-    before = [each.detach().clone() for each in trainable(model)]
+    before = [parameter.detach().clone() for parameter in trainable(model)]
     train(task, model, records, COUNT, signed(rate=0.5, steps=3, noise=1.0), Randomness.seeded(1),
           computing=Computing(gradients=mode, physical_batch=2))  # fmt: skip
     assert not any(torch.equal(one, other) for one, other in zip(before, trainable(model), strict=True))

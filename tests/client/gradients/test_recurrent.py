@@ -36,16 +36,16 @@ class Over(nn.Module):
         inputs = inputs if layer.batch_first else inputs.transpose(0, 1)
         ones = torch.ones(layer.num_layers * (1 + layer.bidirectional), len(lengths), HIDDEN)
         state = (ones, ones) if isinstance(layer, nn.LSTM) else ones
-        given: Any = inputs
+        sequence: Any = inputs
         if self._packed:
-            given = pack_padded_sequence(inputs, lengths, batch_first=layer.batch_first, enforce_sorted=False)
+            sequence = pack_padded_sequence(inputs, lengths, batch_first=layer.batch_first, enforce_sorted=False)
         if not self._start:
-            found = layer(given)[1]
+            outputs = layer(sequence)[1]
         else:
-            found = layer(given, state)[1] if self._start == "by place" else layer(input=given, hx=state)[1]
-        last = found[0] if isinstance(layer, nn.LSTM) else found
-        made: Tensor = self.out(last.transpose(0, 1).flatten(1))
-        return made
+            outputs = layer(sequence, state)[1] if self._start == "by place" else layer(input=sequence, hx=state)[1]
+        last = outputs[0] if isinstance(layer, nn.LSTM) else outputs
+        scores: Tensor = self.out(last.transpose(0, 1).flatten(1))
+        return scores
 
 
 def off(mode: Gradients, model: nn.Module, records: tuple[Tensor, Tensor], bound: float = 0.2) -> float:
@@ -92,8 +92,8 @@ def test_packed_sequences_in_any_order_are_as_autograd_has_them(kind: Any) -> No
 
 
 @pytest.mark.parametrize("kind", [nn.GRUCell, nn.RNNCell])
-@pytest.mark.parametrize("given", [True, False])
-def test_a_cell_called_step_by_step_is_as_autograd_has_it(kind: Any, *, given: bool) -> None:  # noqa: ANN401 - a class
+@pytest.mark.parametrize("stateful", [True, False])
+def test_a_cell_called_step_by_step_is_as_autograd_has_it(kind: Any, *, stateful: bool) -> None:  # noqa: ANN401 - a class
     class Steps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -101,11 +101,11 @@ def test_a_cell_called_step_by_step_is_as_autograd_has_it(kind: Any, *, given: b
 
         @override
         def forward(self, inputs: Tensor) -> Tensor:
-            state = torch.ones(len(inputs), HIDDEN) if given else None
+            state = torch.ones(len(inputs), HIDDEN) if stateful else None
             for step in inputs.unbind(1):
                 state = self.cell(step, state)
-            found: Tensor = self.out(state)
-            return found
+            outputs: Tensor = self.out(state)
+            return outputs
 
     torch.manual_seed(0)
     assert off("vmap", Steps(), (torch.randn(5, 4, 3), torch.arange(5) % 2)) < 1e-5

@@ -66,14 +66,14 @@ def test_the_guard_takes_an_ordinary_architecture_however_long_it_looks(name: st
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_taken_is_refused_with_what_to_change(name: str) -> None:
-    task, said = REFUSED[name]
+def test_unsupported_architectures_are_refused_with_the_remedy(name: str) -> None:
+    task, message = REFUSED[name]
 
     def begin() -> None:
         guard.check_task(task, "zoo:Refused")
         way_to_train(task, make_model(task, 0), Computing())
 
-    with pytest.raises(TaskError, match=re.escape(said)):
+    with pytest.raises(TaskError, match=re.escape(message)):
         begin()
 
 
@@ -89,7 +89,7 @@ def test_recurrent_layers_run_in_sixteen_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_what_is_taken_by_conversion_is_refused_before_and_taken_afterwards(name: str) -> None:
+def test_converted_architectures_are_refused_before_and_accepted_after_conversion(name: str) -> None:
     conversion = CONVERTED[name]
     with pytest.raises(TaskError):
         guard.check_task(conversion.before, "zoo:Before")
@@ -103,9 +103,9 @@ def test_the_page_of_models_is_correct() -> None:
     sections = dict(
         re.findall(r"^## (Taken|Taken by conversion|Refused)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     )
-    taken, converted, refused = (_rows(sections[name]) for name in ("Taken", "Taken by conversion", "Refused"))
-    assert taken == [[name, f"`{architecture.mode}`"] for name, architecture in ZOO.items()]
-    assert converted == [[name, each.words, f"`{each.mode}`"] for name, each in CONVERTED.items()]
+    accepted, converted, refused = (_rows(sections[name]) for name in ("Taken", "Taken by conversion", "Refused"))
+    assert accepted == [[name, f"`{architecture.mode}`"] for name, architecture in ZOO.items()]
+    assert converted == [[name, specimen.words, f"`{specimen.mode}`"] for name, specimen in CONVERTED.items()]
     assert [name for name, _, _ in refused] == list(REFUSED)
     assert all(why and instead for _, why, instead in refused)
 

@@ -11,7 +11,7 @@ from client.flower import app as client_app
 from client.work import works
 from privacy.ledger.entries import Purpose
 from privacy.run.policy import check_policy
-from tests.client.round.test_masking import MASKED
+from tests.client.round.masked_rounds import MASKED
 from tests.federations import FederationMaker, run_with
 from transport.messages import ACCEPT, KINDS, LEAD, PAIRS
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ABOUT_KEYS = {LEAD.name, ACCEPT.name, PAIRS.name}
 
 
-def test_each_message_about_a_run_is_held_against_the_policy_once(
+def test_each_message_about_a_run_is_checked_against_the_policy_once(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check, seen = Mock(wraps=check_policy), set[str]()
@@ -31,10 +31,10 @@ def test_each_message_about_a_run_is_held_against_the_policy_once(
     def answer(message: Message, context: Context) -> Message:
         check.reset_mock()
         kind = message.metadata.message_type
-        made = client_app(message, context)
+        answer_ = client_app(message, context)
         assert check.call_count == (0 if kind in ABOUT_KEYS else 1), kind
         seen.add(kind)
-        return made
+        return answer_
 
     bounded = replace(MASKED, rounds=1, encryption=replace(MASKED.encryption, update_norm=1e6))
     (event,) = run_with(make_federation(bounded), answer)

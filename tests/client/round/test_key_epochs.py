@@ -35,18 +35,18 @@ def keyring(tmp_path: Path) -> Keyring:
 
 
 def test_secrets_that_several_processes_share_at_once_are_all_kept(tmp_path: Path) -> None:
-    names, made = [f"site-{number}" for number in range(24)], keys(1)
+    names, epoch = [f"site-{number}" for number in range(24)], keys(1)
 
     def share(name: str) -> None:
-        Keyring(tmp_path / "epochs").keep_pairs(made, {name: name.encode(), "all": name.encode()})
+        Keyring(tmp_path / "epochs").keep_pairs(epoch, {name: name.encode(), "all": name.encode()})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(share, names))
-    found = Keyring(tmp_path / "epochs").paired_with(made)
-    assert found == sorted([*names, "all"])
+    partners = Keyring(tmp_path / "epochs").paired_with(epoch)
+    assert partners == sorted([*names, "all"])
 
 
-def test_an_empty_keyring_has_nothing(keyring: Keyring) -> None:
+def test_an_empty_keyring_has_no_keys(keyring: Keyring) -> None:
     assert keyring.latest == 0
     assert keyring.current(1) is None
     with pytest.raises(ProtocolError, match="does not have the keys"):
@@ -81,10 +81,10 @@ def test_a_restart_keeps_the_keys_of_all_epochs(keyring: Keyring, tmp_path: Path
 
 def test_keys_are_not_current_once_the_roster_is_another(keyring: Keyring, tmp_path: Path) -> None:
     keyring.take(keys(1), 1)
-    for each in (keyring, Keyring(tmp_path / "epochs")):
-        assert each.current(2) is None
-        assert each.latest == 1
-        assert each.find(keys(1).fingerprint).epoch == 1  # what it missed it can still open
+    for ring in (keyring, Keyring(tmp_path / "epochs")):
+        assert ring.current(2) is None
+        assert ring.latest == 1
+        assert ring.find(keys(1).fingerprint).epoch == 1  # what it missed it can still open
     keyring.take(keys(2), 2)
     assert keyring.current(2) is keys(2)
     assert keyring.current(1) is None
@@ -96,7 +96,7 @@ def test_one_letter_cannot_use_up_the_numbers_of_key_epochs(keyring: Keyring) ->
     keyring.take(keys(10_000), 1)
 
 
-def test_what_another_process_of_the_site_took_is_found(keyring: Keyring, tmp_path: Path) -> None:
+def test_keys_accepted_by_another_process_of_the_site_are_found(keyring: Keyring, tmp_path: Path) -> None:
     assert keyring.current(1) is None
     Keyring(tmp_path / "epochs").take(keys(1), 1)
     current = keyring.current(1)
@@ -141,22 +141,22 @@ def sites(make_federation: FederationMaker) -> dict[str, Site]:
 
 
 def test_a_leaders_letters_give_every_other_site_its_keys(sites: dict[str, Site]) -> None:
-    made, letters = lead_epoch(sites["north"], 1)
+    keys_, letters = lead_epoch(sites["north"], 1)
     assert set(letters) == set(SITES)
     for name, site in sites.items():
-        assert accept_letter(site, "north", letters[name]).fingerprint == made.fingerprint  # the leader's own as well
+        assert accept_letter(site, "north", letters[name]).fingerprint == keys_.fingerprint  # the leader's own as well
         assert site.keyring.latest == 1
 
 
 @pytest.mark.parametrize("epoch", [1, 0, -1])
-def test_a_site_leads_no_epoch_that_is_not_newer(sites: dict[str, Site], epoch: int) -> None:
+def test_a_site_leads_only_newer_epochs(sites: dict[str, Site], epoch: int) -> None:
     lead_epoch(sites["north"], 1)
     with pytest.raises(ProtocolError, match="does not make keys"):
         lead_epoch(sites["north"], epoch)
     assert sites["north"].keyring.latest == 1
 
 
-def test_a_site_takes_no_older_epoch_and_no_second_of_the_same_number(sites: dict[str, Site]) -> None:
+def test_a_site_accepts_no_older_epoch_and_no_second_one_of_the_same_number(sites: dict[str, Site]) -> None:
     _, old = lead_epoch(sites["north"], 1)
     _, other = lead_epoch(sites["south"], 2)
     _, rival = lead_epoch(sites["east"], 2)

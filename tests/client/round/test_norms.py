@@ -20,7 +20,7 @@ from privacy.crypto.norms import prove_norm
 from privacy.crypto.pedersen import BYTES
 from privacy.crypto.signing import SIGNATURE_BYTES
 from privacy.errors import AuthenticityError, ProtocolError
-from tests.client.round.test_masking import (
+from tests.client.round.masked_rounds import (
     COHORT,
     MASKED,
     breaking,
@@ -75,8 +75,8 @@ class Played:
         return reveal(self.round(site), headers(self.updates), self.signatures, digest)
 
     def prove(self, site: str, total: EncryptedSum | None = None, digest: str | None = None) -> bytes:
-        shown = replace(total or self.total, c0=(), codes=b"")
-        return prove(self.round(site), shown, self.signatures, self.summed if digest is None else digest)
+        total_ = replace(total or self.total, c0=(), codes=b"")
+        return prove(self.round(site), total_, self.signatures, self.summed if digest is None else digest)
 
     def proved(self) -> EncryptedSum:
         return replace(self.total, proofs=tuple(self.prove(site) for site in COHORT))
@@ -89,7 +89,7 @@ def test_a_run_with_a_generous_norm_ends_with_the_same_model_as_one_without(make
     plain = make_federation(replace(SETTINGS, rounds=2), name="plain")
     bounded = make_federation(QUIET, name="bounded")
     assert [event["released"] for event in run_with(plain) + run_with(bounded)] == [True] * 4
-    assert len({file[-12:] for each in (plain, bounded) for file in models_of(each).values()}) == 1
+    assert len({file[-12:] for folder in (plain, bounded) for file in models_of(folder).values()}) == 1
 
 
 def test_updates_are_cut_to_the_norm_and_the_run_goes_on_over_a_dropout(federation: Federation) -> None:
@@ -112,7 +112,7 @@ def _too_long(monkeypatch: pytest.MonkeyPatch, liar: str) -> None:
     monkeypatch.setattr(rounds, "_make_update", lie)
 
 
-def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
+def test_a_site_that_sends_a_long_update_cannot_prove_it_and_is_named(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _too_long(monkeypatch, "west")
@@ -123,14 +123,14 @@ def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
-def test_who_keeps_its_proof_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
+def test_a_site_that_withholds_its_proof_ends_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
     first, second = run_with(federation, breaking(federation, "west", PROVE.name))
     assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the proof of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
-def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
+def test_a_site_that_signs_a_false_proof_is_left_out_and_the_round_repeated(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lie(statement: Statement, numbers: list[int], secrets: dict[str, bytes]) -> bytes:
@@ -144,9 +144,7 @@ def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
     assert "a false norm proof" in first["problems"]["west"]
 
 
-def test_a_proof_that_nobody_signed_is_as_if_it_was_kept(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsigned_proof_counts_as_withheld(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server sees it. Only sites could see that it does not hold, and would take it for the server's doing."""
 
     def lie(proof: bytes, subject: bytes, key: PrivateKey) -> bytes:
@@ -177,11 +175,11 @@ def test_a_sum_opens_with_every_proof_and_no_other(federation: Federation) -> No
         "cut": (east[:SIGNATURE_BYTES], *others),
         "false, and signed": (_signed(played, "east", _false(east[SIGNATURE_BYTES:])), *others),
     }
-    for what, proofs in wrong.items():
+    for fault, proofs in wrong.items():
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, "north", replace(total, proofs=proofs))
         # What a site signed is its own; what is not signed at all, the server's.
-        assert caught.value.refusal.liars == (["east"] if what == "false, and signed" else []), what
+        assert caught.value.refusal.liars == (["east"] if fault == "false, and signed" else []), fault
         _forget_refusal(federation, played)
     open_at(federation, "north", total)
 
@@ -196,9 +194,7 @@ def test_a_proof_of_another_sum_does_not_help(federation: Federation) -> None:
     open_at(federation, "north", total)
 
 
-def test_who_proves_something_of_another_update_spoils_the_sum(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proof_about_another_update_spoils_the_sum(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """West sends a long update, and commits to the projections of nothing, which are short."""
     _too_long(monkeypatch, "west")
     played = Played(federation)

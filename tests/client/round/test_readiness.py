@@ -28,7 +28,7 @@ from privacy.errors import (
 )
 from privacy.run.roster import sign_roster
 from tests import studies
-from tests.client.test_agent_rounds import QUERY, ask, plan_of, train
+from tests.client.agent_rounds import QUERY, ask, plan_of, train
 from tests.client.work.test_evaluation import evaluation
 from tests.client.work.test_survey import SURVEY
 from tests.federations import (
@@ -162,9 +162,9 @@ def test_a_site_without_remaining_records_is_not_charged_and_the_others_go_on(
 
 
 def test_a_survey_and_an_evaluation_need_records_too(make_federation: FederationMaker) -> None:
-    asked = task_name(studies.Asked)
-    terms = {SITE: replace(TERMS, tasks=(asked,), held_out=0.99), "south": replace(TERMS, held_out=0.0)}
-    federation = make_federation(replace(SURVEY, task=asked), terms)
+    task_asked = task_name(studies.Asked)
+    terms = {SITE: replace(TERMS, tasks=(task_asked,), held_out=0.99), "south": replace(TERMS, held_out=0.0)}
+    federation = make_federation(replace(SURVEY, task=task_asked), terms)
     write_records(federation, "1,2,0", "3,4,1")
     with pytest.raises(DataError, match="leaves no records to add up"):
         ready(federation)
@@ -263,7 +263,7 @@ def test_a_last_head_that_cannot_be_stored_is_reported_before_a_round_is_planned
         ready(federation)
 
 
-def test_room_for_a_round_is_really_taken_up_while_a_site_trains_and_then_given_back(
+def test_disk_space_for_a_round_is_reserved_while_a_site_trains_and_then_freed(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation, blocks = make_federation(NOISY), dict[str, int]()
@@ -343,9 +343,9 @@ def test_a_message_about_disagreeing_clocks_states_both_times(
     federation, sent = make_federation(NOISY), time.time() + 3600 * hours
     with pytest.raises(ProtocolError) as caught:
         ready(federation, sent=sent)
-    shown = [time.strftime("%Y-%m-%d %H:", time.gmtime(each)) for each in (time.time(), sent)]
+    times = [time.strftime("%Y-%m-%d %H:", time.gmtime(moment)) for moment in (time.time(), sent)]
     assert f"north's clock is {way} the server's" in str(caught.value)
-    assert all(each in str(caught.value) for each in shown)
+    assert all(text in str(caught.value) for text in times)
 
 
 def test_a_site_whose_clock_is_a_little_off_takes_part(make_federation: FederationMaker) -> None:

@@ -110,7 +110,7 @@ def test_all_sites_end_with_one_model_and_each_round_added_the_noise_of_all(fede
     assert len(set(models_of(federation).values())) == 1
     after = restart(federation, "north").checkpoint(manifest, run)
     assert after.update_bound == SHARED.encryption.update_bound  # the range does not follow the sums
-    weights = sum(manifest.weight(each) for each in COHORT)
+    weights = sum(manifest.weight(member) for member in COHORT)
     noise = (after.model.vector - before) * weights / manifest.packing.unit(1.0)
     assert holds(noise, 2 * 4 * share.variance)
     # The three that suffice, less the one that may collude, would have made all that was promised.
@@ -122,18 +122,20 @@ def test_the_charge_is_the_promised_noise_and_nothing_is_carried_over(federation
     for site in COHORT:
         assert charges_of(federation, site) == 2
         charged = open_site(federation.paths[site]).ledger.mechanisms()
-        assert [(each.noise_multiplier, each.sample_rate, each.steps) for each in charged] == [(2.0, 1.0, 1)] * 2
+        assert [(mechanism.noise_multiplier, mechanism.sample_rate, mechanism.steps) for mechanism in charged] == [
+            (2.0, 1.0, 1)
+        ] * 2
         left = {file.suffix for file in (federation.paths[site] / "outbox").iterdir()}
         assert left == {".update", ".commitments"}
     assert signed_run(federation)[1].round_cost == Mechanism(2.0, 1.0, 1, discrete=True)
 
 
-def test_below_the_minimum_cohort_nothing_opens_and_no_mask_is_asked_for(federation: Federation) -> None:
+def test_below_the_minimum_cohort_no_sum_opens_and_no_mask_is_requested(federation: Federation) -> None:
     gone = {node_of(federation, site) for site in ("east", "west")}
-    asked: list[str] = []
+    types: list[str] = []
 
     def answer(message: Message, context: Context) -> Message:
-        asked.append(message.metadata.message_type)
+        types.append(message.metadata.message_type)
         if message.metadata.dst_node_id in gone and message.metadata.message_type == MessageType.TRAIN:
             return reply(Error(1, "the line broke"), message)
         return app(message, context)
@@ -142,7 +144,7 @@ def test_below_the_minimum_cohort_nothing_opens_and_no_mask_is_asked_for(federat
         run_with(federation, answer)
     assert [event["released"] for event in rounds_of(federation)] == [False, False]
     assert not models_of(federation)
-    assert "query.reveal" not in asked
+    assert "query.reveal" not in types
     plan = plan_of(federation, 2, COHORT[:2], minimum=2)
     with pytest.raises(ProtocolError, match="its cohort may be smaller than the 3 sites of the manifest"):
         train_round(admit(open_site(federation.paths["east"]), signed_run(federation)[0]).round(plan), [])
@@ -167,7 +169,7 @@ def test_another_attempt_sends_the_same_noise_under_other_masks_for_one_charge(f
     first = train_round(admit(site, document).round(plan_of(federation)), [])
     before = sent_by(federation, "north", plan_of(federation, 2))
     site = restart(federation, "north")
-    fewer = plan_of(federation, 2, [each for each in COHORT if each != "west"])
+    fewer = plan_of(federation, 2, [member for member in COHORT if member != "west"])
     second = train_round(admit(site, document).round(fewer), [])
     assert first.chunks != second.chunks
     np.testing.assert_array_equal(sent_by(federation, "north", plan_of(federation, 3)), before)
@@ -175,7 +177,9 @@ def test_another_attempt_sends_the_same_noise_under_other_masks_for_one_charge(f
 
 
 @pytest.mark.parametrize("site", ["north", "east"])
-def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: FederationMaker, site: str) -> None:
+def test_one_record_moves_the_levels_by_at_most_the_sensitivity_of_the_noise(
+    make_federation: FederationMaker, site: str
+) -> None:
     """Through training, rounding and packing: with a record whose gradient is clipped, and without it."""
     settings = replace(SHARED, task=task_name(studies.Wide))
     federation = make_federation(settings, TERMS_OF_ALL)

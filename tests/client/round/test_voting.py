@@ -50,10 +50,10 @@ def federation(voted: Path, tmp_path: Path) -> Iterator[Federation]:
 
 def keeping(message: Message, context: Context) -> Message:
     """Answer without the vote, so that nothing is undone."""
-    found = client_app(message, context)
-    if found.has_content():
-        found.content.pop("vote", None)
-    return found
+    answer = client_app(message, context)
+    if answer.has_content():
+        answer.content.pop("vote", None)
+    return answer
 
 
 def opened(federation: Federation, name: str = NORTH) -> tuple[Site, AdmittedRun, Checkpoint]:
@@ -66,7 +66,9 @@ def question_of(site: Site, admitted: AdmittedRun, now: Checkpoint) -> Question:
 
 
 def cast_by(federation: Federation, question: Question, rejects: Mapping[str, bool]) -> dict[str, Vote]:
-    return {name: cast(question, restart(federation, name).signing_key, reject=each) for name, each in rejects.items()}
+    return {
+        name: cast(question, restart(federation, name).signing_key, reject=reject) for name, reject in rejects.items()
+    }
 
 
 def votes_charged(site: Site) -> list[int]:
@@ -134,10 +136,10 @@ def test_an_agent_that_is_killed_while_it_votes_votes_once_under_one_charge(
         with pytest.raises(KeyboardInterrupt):
             voting.vote(admitted, later)
     site = restart(federation, NORTH)
-    found = voting.vote(admitted, later)
-    assert found is not None
+    vote = voting.vote(admitted, later)
+    assert vote is not None
     assert votes_charged(site) == [1, 2, 3]
-    assert voting.vote(replace(admitted, site=restart(federation, NORTH)), later) == found
+    assert voting.vote(replace(admitted, site=restart(federation, NORTH)), later) == vote
 
 
 @pytest.mark.parametrize(("shift", "tolerance", "worse"), [(0.0, 0.0, False), (0.5, 1.0, False), (0.5, 0.4, True)])
@@ -237,16 +239,16 @@ def test_the_first_round_is_undone_too(make_federation: FederationMaker) -> None
 def test_votes_are_sent_only_with_the_digest_of_the_model(make_federation: FederationMaker) -> None:
     vote = VoteSettings(epsilon=20.0, tolerance=1e6)  # nobody rejects
     federation = make_federation(replace(VOTED, vote=vote), dict.fromkeys(SITES, replace(CONSENT, vote_epsilon=20.0)))
-    told = dict[str, int]()
+    counts = dict[str, int]()
 
     def heard(message: Message, context: Context) -> Message:
-        found = client_app(message, context)
-        if found.has_content() and find_vote(found.content):
-            told[message.metadata.message_type] = told.get(message.metadata.message_type, 0) + 1
-        return found
+        answer = client_app(message, context)
+        if answer.has_content() and find_vote(answer.content):
+            counts[message.metadata.message_type] = counts.get(message.metadata.message_type, 0) + 1
+        return answer
 
     run_with(federation, heard)
-    assert told == {MessageType.EVALUATE: 2 * len(SITES)}
+    assert counts == {MessageType.EVALUATE: 2 * len(SITES)}
 
 
 def test_a_run_without_votes_reads_and_charges_nothing_held_out_for_one(

@@ -101,7 +101,7 @@ def test_all_sites_have_the_same_result_and_agree_on_it_too(averaged: Federation
     assert set(models_of(averaged)) == set(SITES)
     _, manifest, run = signed_run(averaged)
     kept = {site: restart(averaged, site).checkpoint(manifest, run) for site in SITES}
-    assert {each.digest for each in kept.values()} == {read_results(averaged).model}
+    assert {checkpoint.digest for checkpoint in kept.values()} == {read_results(averaged).model}
     assert kept[SITE].digest != kept[SITE].model.digest
 
 
@@ -139,7 +139,9 @@ def test_without_averaging_there_is_one_file(make_federation: FederationMaker) -
 
 
 @pytest.mark.parametrize("lost", [("models", "outbox"), ("models",), ("outbox",)], ids=" and ".join)
-def test_who_lost_its_models_arrives_at_the_same_bits_by_the_sums(averaged: Federation, lost: tuple[str, ...]) -> None:
+def test_a_site_that_lost_its_models_rebuilds_the_same_bits_from_the_sums(
+    averaged: Federation, lost: tuple[str, ...]
+) -> None:
     expected = models_of(averaged)[SITE]
     for folder in lost:
         rmtree(averaged.paths[SITE] / folder)
@@ -202,6 +204,6 @@ def test_a_round_that_released_nothing_is_not_in_the_mean(tmp_path: Path) -> Non
 
 def test_another_mean_is_another_digest() -> None:
     model = Model(np.zeros(1, np.float32), Layout((("all", (1,)),)))
-    digests = {Checkpoint(RUN, 1, model, 1.0, average=each).digest for each in ("", "00" * 32, "01" * 32)}
+    digests = {Checkpoint(RUN, 1, model, 1.0, average=average).digest for average in ("", "00" * 32, "01" * 32)}
     assert len(digests) == 3
     assert model.digest in digests

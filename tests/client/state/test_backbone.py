@@ -116,7 +116,7 @@ def test_a_backbone_with_another_name_or_only_a_part_of_it_is_refused_by_name(ma
     file_of_backbone(file.parent)
     whole = load_file(file)
     for wrong, name in (
-        ({each: value for each, value in whole.items() if each != "backbone.0.bias"}, r"backbone\.0\.bias"),
+        ({key: value for key, value in whole.items() if key != "backbone.0.bias"}, r"backbone\.0\.bias"),
         (whole | {"fc.weight": torch.zeros(2, 2)}, r"fc\.weight"),
         (whole | {"head.bias": torch.zeros(1)}, r"head\.weight"),
     ):
@@ -130,16 +130,18 @@ def test_a_backbone_with_another_name_or_only_a_part_of_it_is_refused_by_name(ma
 def test_over_grpc_a_backbone_under_local_normalisation_gives_the_bits_of_an_inline_run(
     make_federation: FederationMaker,
 ) -> None:
-    asked = replace(RUN, task=task_name(LocalNorm), privacy=SETTINGS.privacy, seed=5)
-    inline, grpc = (make_federation(asked, name=name) for name in ("inline", "grpc"))
-    started(inline, asked)
+    settings = replace(RUN, task=task_name(LocalNorm), privacy=SETTINGS.privacy, seed=5)
+    inline, grpc = (make_federation(settings, name=name) for name in ("inline", "grpc"))
+    started(inline, settings)
     run_with(inline)
-    started(grpc, asked)
+    started(grpc, settings)
     with Processes() as processes:
-        start_agents(processes, grpc, start_server(processes, grpc), replace(TERMS, tasks=(asked.task,)))
+        start_agents(processes, grpc, start_server(processes, grpc), replace(TERMS, tasks=(settings.task,)))
         follow(processes, grpc, lambda _: None)
     for site in SITES:
         for part in ("models", "local"):
-            one, other = (load_file(next((each.paths[site] / part).glob("*.safetensors"))) for each in (inline, grpc))
+            one, other = (
+                load_file(next((federation.paths[site] / part).glob("*.safetensors"))) for federation in (inline, grpc)
+            )
             assert one.keys() == other.keys()
             assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -39,15 +39,15 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "models")
 
 
-def said(found: Checkpoint | tuple[Checkpoint, str] | None) -> tuple[object, ...]:
-    assert found is not None
-    checkpoint, state = found if isinstance(found, tuple) else (found, found.state.digest)
+def content_of(value: Checkpoint | tuple[Checkpoint, str] | None) -> tuple[object, ...]:
+    assert value is not None
+    checkpoint, state = value if isinstance(value, tuple) else (value, value.state.digest)
     assert not state
     rest = checkpoint.run, checkpoint.round, checkpoint.update_bound, checkpoint.average, checkpoint.averaged
     return (checkpoint.model.vector.tobytes(), checkpoint.model.digest, checkpoint.digest, *rest)
 
 
-def test_there_is_none_before_the_first_round(store: CheckpointStore) -> None:
+def test_there_is_no_checkpoint_before_the_first_round(store: CheckpointStore) -> None:
     assert store.load("study", RUN, LAYOUT) is None
     assert store.peek("study", RUN) is None
 
@@ -64,7 +64,7 @@ def test_another_process_loads_the_very_bits(
     folder = tmp_path_factory.mktemp("models")
     saved = Checkpoint(RUN, number, Model(vector, LAYOUT), bound, average, 5)
     CheckpointStore(folder).save("study", saved)
-    assert said(CheckpointStore(folder).load("study", RUN, LAYOUT)) == said(saved)
+    assert content_of(CheckpointStore(folder).load("study", RUN, LAYOUT)) == content_of(saved)
     assert CheckpointStore(folder).peek("study", RUN) == (number, saved.model.digest, average, "")
 
 
@@ -75,12 +75,12 @@ def test_all_sites_write_the_same_file(tmp_path: Path) -> None:
 
 def test_the_file_has_the_trained_parameters_by_name_and_the_digest_of_the_rest(store: CheckpointStore) -> None:
     path = store.save("study", CHECKPOINT)
-    found = load_file(path)
-    assert set(found) == {"weight", "bias", "scale"}
-    np.testing.assert_array_equal(found["weight"], VECTOR[:6].reshape(2, 3))
-    np.testing.assert_array_equal(found["bias"], VECTOR[6:8])
-    assert found["scale"].shape == ()
-    assert found["scale"] == VECTOR[8]
+    tensors = load_file(path)
+    assert set(tensors) == {"weight", "bias", "scale"}
+    np.testing.assert_array_equal(tensors["weight"], VECTOR[:6].reshape(2, 3))
+    np.testing.assert_array_equal(tensors["bias"], VECTOR[6:8])
+    assert tensors["scale"].shape == ()
+    assert tensors["scale"] == VECTOR[8]
     with safe_open(path, "numpy") as file:
         note = json.loads(file.metadata()["cloister"])
     assert (note["round"], note["frozen"], note["source"]) == (3, LAYOUT.frozen, "")
@@ -90,7 +90,7 @@ def test_a_later_round_takes_the_place_of_an_earlier_one(store: CheckpointStore,
     store.save("study", CHECKPOINT)
     later = replace(CHECKPOINT, round=4, model=Model(VECTOR + 1, LAYOUT))
     store.save("study", later)
-    assert said(store.load("study", RUN, LAYOUT)) == said(later)
+    assert content_of(store.load("study", RUN, LAYOUT)) == content_of(later)
     assert len(list((tmp_path / "models").iterdir())) == 1
 
 
@@ -105,7 +105,7 @@ def test_a_write_that_fails_leaves_the_round_before(
         patch.setattr("privacy.storage.os.fsync", full)
         with pytest.raises(OSError, match=r"No space left .*\.safetensors"):
             store.save("study", replace(CHECKPOINT, round=4))
-    assert said(store.load("study", RUN, LAYOUT)) == said(CHECKPOINT)
+    assert content_of(store.load("study", RUN, LAYOUT)) == content_of(CHECKPOINT)
     assert len(list((tmp_path / "models").iterdir())) == 1
 
 
@@ -180,12 +180,12 @@ def test_a_pipe_in_its_place_is_not_waited_for(store: CheckpointStore, tmp_path:
         store.load("study", RUN, LAYOUT)
 
 
-def test_what_is_kept_elsewhere_stays_as_it_was(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_checkpoint_kept_elsewhere_is_unchanged(store: CheckpointStore, tmp_path: Path) -> None:
     other = CheckpointStore(tmp_path / "outbox")
     store.save("study", CHECKPOINT)
     store.keep("study", RUN, other)
     store.save("study", replace(CHECKPOINT, round=4))
-    assert said(other.load("study", RUN, LAYOUT)) == said(CHECKPOINT)
+    assert content_of(other.load("study", RUN, LAYOUT)) == content_of(CHECKPOINT)
     store.keep("study", RUN, other)
     assert other.peek("study", RUN) == store.peek("study", RUN) == (4, CHECKPOINT.model.digest, CHECKPOINT.average, "")
 

@@ -28,7 +28,7 @@ def file_of(folder: Path) -> Path:
     return file
 
 
-def test_nothing_is_done_before_it_is_noted(once: Commitments) -> None:
+def test_there_is_no_commitment_before_one_is_noted(once: Commitments) -> None:
     assert once.find(RUN, DEED) is None
 
 
@@ -40,7 +40,7 @@ def test_the_same_again_changes_nothing(once: Commitments, tmp_path: Path) -> No
     assert once.find(RUN, DEED) == "attempt 1"
 
 
-def test_something_else_is_refused_also_by_another_process(once: Commitments, tmp_path: Path) -> None:
+def test_a_different_value_is_refused_even_by_another_process(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, DEED, "attempt 1")
     for record in (once, Commitments(tmp_path / "outbox")):
         with pytest.raises(ProtocolError, match="revealing round 1 was already recorded with another value"):
@@ -118,7 +118,7 @@ def _try(folder: str, value: str) -> bool:
     return True
 
 
-def test_of_processes_that_do_it_at_the_same_time_one_does(tmp_path: Path) -> None:
+def test_only_one_of_several_simultaneous_processes_acts(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
         done = list(pool.map(_try, [str(tmp_path)] * 40, [f"attempt {number}" for number in range(40)]))
     assert sum(done) == 1

@@ -61,8 +61,8 @@ class Adapted(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.backbone(inputs - self.mean.float())[:, self.places])
-        return found
+        outputs: Tensor = self.head(self.backbone(inputs - self.mean.float())[:, self.places])
+        return outputs
 
 
 class Frozen(Tiny):
@@ -119,12 +119,12 @@ def test_only_what_is_trained_travels_and_is_in_the_models_file(make_federation:
     assert model.layout.shapes == (("head.weight", (1, 3)), ("head.bias", (1,)))
     torch.manual_seed(manifest.settings.model_seed)
     module = Frozen().model()
-    untrained = {name: each.clone() for name, each in module.state_dict().items()}
+    untrained = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     assert set(trained_model(federation)) == {"head.weight", "head.bias"}
     (path,) = (federation.paths["north"] / "models").glob("*.safetensors")
-    found = load_model(Frozen(), path, model_seed=manifest.settings.model_seed).state_dict()
-    assert torch.equal(found[BACKBONE], untrained[BACKBONE])
-    assert not torch.equal(found["head.weight"], untrained["head.weight"])
+    state = load_model(Frozen(), path, model_seed=manifest.settings.model_seed).state_dict()
+    assert torch.equal(state[BACKBONE], untrained[BACKBONE])
+    assert not torch.equal(state["head.weight"], untrained["head.weight"])
     with pytest.raises(RefusedError, match="was trained over another frozen part than this task has"):
         load_model(Frozen(), path, model_seed=manifest.settings.model_seed + 1)
 
@@ -149,7 +149,7 @@ def test_a_site_with_another_constant_is_noticed_before_anything_is_charged(make
 
 def test_a_run_takes_constants_from_the_model_that_it_starts_from(make_federation: FederationMaker) -> None:
     federation = make_federation(RUN)
-    public = {name: each + 1 for name, each in Adapted().state_dict().items()}
+    public = {name: tensor + 1 for name, tensor in Adapted().state_dict().items()}
     data = save(public)
     for path in federation.paths.values():
         (path / "models" / "public").mkdir(parents=True)
@@ -158,10 +158,10 @@ def test_a_run_takes_constants_from_the_model_that_it_starts_from(make_federatio
     assert all(event["released"] for event in run_with(federation))
     path = next(federation.folder.glob("north/models/study-*"))
     assert set(load(path.read_bytes())) == {"head.weight", "head.bias"}
-    found = load_model(Frozen(), path).state_dict()
-    assert torch.equal(found[BACKBONE], public[BACKBONE])
-    assert float(found["mean"]) == 1.0
-    assert not torch.equal(found["head.weight"], public["head.weight"])
+    state = load_model(Frozen(), path).state_dict()
+    assert torch.equal(state[BACKBONE], public[BACKBONE])
+    assert float(state["mean"]) == 1.0
+    assert not torch.equal(state["head.weight"], public["head.weight"])
     _, manifest, run = signed_run(federation)
     site = restart(federation, "north")
     again = site.checkpoint(manifest, run)
@@ -222,9 +222,9 @@ def test_a_file_of_the_frozen_part_holds_constants_of_every_type_as_torch_reads_
     model = Model(module.weight.detach().numpy().copy(), layout)
     store = CheckpointStore(folder)
     digest, path = save_frozen(module, folder / "frozen.safetensors"), folder / "frozen.safetensors"
-    found = load(path.read_bytes())
-    assert found.keys() == module.state_dict().keys() - {"weight"}
-    assert all(torch.equal(found[name], module.state_dict()[name]) for name in found)
+    tensors = load(path.read_bytes())
+    assert tensors.keys() == module.state_dict().keys() - {"weight"}
+    assert all(torch.equal(tensors[name], module.state_dict()[name]) for name in tensors)
     assert all(offset % width == 0 for offset, width in places(path.read_bytes()))
     again = AnyState(constants)
     like = Model(model.vector, layout_of(again))
@@ -244,14 +244,14 @@ def places(data: bytes) -> list[tuple[int, int]]:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    return [(8 + length + each["data_offsets"][0], WIDTHS[each["dtype"]]) for each in header.values()]
+    return [(8 + length + entry["data_offsets"][0], WIDTHS[entry["dtype"]]) for entry in header.values()]
 
 
 def test_a_file_without_a_constant_or_with_another_type_of_it_is_refused_by_its_name(tmp_path: Path) -> None:
     layout, state = layout_of(Adapted()), Adapted().state_dict()
     untrained = Model(np.zeros(layout.size, np.float32), layout)
     for wrong in (
-        {name: each for name, each in state.items() if name != BACKBONE},
+        {name: tensor for name, tensor in state.items() if name != BACKBONE},
         state | {BACKBONE: state[BACKBONE].half()},
     ):
         data = save(wrong)

@@ -53,8 +53,8 @@ def find(folder: Path, data: bytes) -> list[float]:
     """What is read of a file that lies somewhere in the folder."""
     (folder / "public").mkdir(exist_ok=True)
     (folder / "public" / "some.safetensors").write_bytes(data)
-    found: list[float] = find_model(folder, sha256(data).hexdigest(), UNTRAINED, "north").vector.tolist()
-    return found
+    values: list[float] = find_model(folder, sha256(data).hexdigest(), UNTRAINED, "north").vector.tolist()
+    return values
 
 
 def named(federation: Federation, digest: str, settings: RunSettings = SETTINGS) -> None:
@@ -131,7 +131,7 @@ def test_no_run_begins_with_a_model_of_another_task(make_federation: FederationM
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
-def test_tensors_are_found_by_their_names_in_whatever_order(tmp_path: Path) -> None:
+def test_tensors_are_found_by_name_in_any_order(tmp_path: Path) -> None:
     assert find(tmp_path, file_of(TENSORS)) == WANTED
     assert find(tmp_path, file_of(dict(reversed(TENSORS.items())), made="elsewhere")) == WANTED
 

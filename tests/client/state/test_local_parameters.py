@@ -65,7 +65,7 @@ def own_of(federation: Federation, site: str) -> dict[str, np.ndarray[Any, Any]]
 
 
 @pytest.mark.parametrize("task", [LocalHead, LocalNorm])
-def test_under_noise_masks_and_encryption_they_stay_and_the_shared_rest_is_one_model(
+def test_local_parameters_stay_at_their_site_and_the_shared_part_is_one_model(
     make_federation: FederationMaker, task: type[Task]
 ) -> None:
     federation = make_federation(replace(NOISY, task=task_name(task), rounds=2, encryption=MASKED))
@@ -84,12 +84,12 @@ def test_under_noise_masks_and_encryption_they_stay_and_the_shared_rest_is_one_m
         assert not list((path / "local").glob("*.pending"))
         own = load_file(file)
         names |= set(own)
-        values[site] = np.concatenate([each.ravel() for each in own.values()])
-    assert len({each.tobytes() for each in values.values()}) == len(SITES)
+        values[site] = np.concatenate([value.ravel() for value in own.values()])
+    assert len({value.tobytes() for value in values.values()}) == len(SITES)
     secrets = site_secrets(federation)
     assert all(str(next((path / "local").glob("*.safetensors"))) in secrets for path in federation.paths.values())
     assert not find_secrets(federation.server, secrets)
-    assert not any(name.encode() in each for each in (shared, *replies) for name in names)
+    assert not any(name.encode() in data for data in (shared, *replies) for name in names)
 
 
 def test_a_site_that_restarts_before_each_message_goes_on_with_what_it_kept(make_federation: FederationMaker) -> None:
@@ -97,13 +97,13 @@ def test_a_site_that_restarts_before_each_message_goes_on_with_what_it_kept(make
         open_site.cache_clear()
         return client_app(message, context)
 
-    found = []
+    runs = []
     for name, answer in (("whole", client_app), ("restarted", restarted)):
         federation = make_federation(replace(HEADED, rounds=3), name=name)
         run_with(federation, answer)
         (shared,) = set(models_of(federation).values())
-        found.append((load(shared), own_of(federation, "north")))
-    (one, own), (other, again) = found
+        runs.append((load(shared), own_of(federation, "north")))
+    (one, own), (other, again) = runs
     assert same(other, one)
     assert same(again, own)
 
@@ -139,12 +139,12 @@ def test_a_later_run_and_an_evaluation_start_from_what_each_site_kept(make_feder
     _, manifest, run = signed_run(federation)
     model = open_site(federation.paths["north"]).checkpoint(manifest, run).model
     assert all(np.array_equal(model.local[name], own[name]) for name in own)
-    asked = replace(
+    settings = replace(
         HEADED, name="third", rounds=1, start=start, training=None, evaluation=Evaluation(("near",)),
         privacy=Privacy(noise_multiplier=0.0), encryption=Encryption(collusion_resistant=False),
     )  # fmt: skip
     study = open_site(federation.paths["north"]).study(HEADED.task)
-    assert all(np.array_equal(study.start(asked).local[name], own[name]) for name in own)
+    assert all(np.array_equal(study.start(settings).local[name], own[name]) for name in own)
 
 
 def test_fedrep_trains_head_and_body_in_turn_in_a_whole_run(make_federation: FederationMaker) -> None:
@@ -200,17 +200,17 @@ def test_patterns_that_fit_nothing_or_everything_are_refused(task: type[Task], r
 # --- The mechanism ----------------------------------------------------------------------------------------------------
 
 
-def test_what_stays_counts_in_the_norm_to_which_a_record_is_clipped() -> None:
+def test_local_parameters_count_in_the_clipping_norm() -> None:
     inputs, targets = LocalHead().example()
     moved = summed(LocalHead(), (inputs[:1], 100 + targets[:1]), signed(norm=0.5))
     assert np.linalg.norm(moved) == pytest.approx(0.5, rel=1e-4)
     assert 0.1 < np.linalg.norm(moved[-LAST:]) < 0.5
 
 
-def test_what_stays_gets_the_noise_of_every_step() -> None:
+def test_local_parameters_get_the_noise_of_every_step() -> None:
     inputs, targets = (part[:0] for part in LocalHead().example())
-    found = [summed(LocalHead(), (inputs, targets), signed(noise=3.0), Randomness.seeded(n))[-LAST:] for n in range(60)]
-    assert np.std(found) == pytest.approx(3.0, rel=0.2)
+    total = [summed(LocalHead(), (inputs, targets), signed(noise=3.0), Randomness.seeded(n))[-LAST:] for n in range(60)]
+    assert np.std(total) == pytest.approx(3.0, rel=0.2)
 
 
 def test_fedrep_clips_and_moves_one_part_at_a_time() -> None:
@@ -221,26 +221,26 @@ def test_fedrep_clips_and_moves_one_part_at_a_time() -> None:
     for step in range(3):
         own, body = list(wanted.head.parameters()), [*wanted.backbone.parameters(), *wanted.norm.parameters()]  # type: ignore[union-attr]
         active = own if step < 2 else body
-        total = [torch.zeros_like(each) for each in active]
+        total = [torch.zeros_like(weight) for weight in active]
         for record in range(len(inputs)):
             part = slice(record, record + 1)
-            found = torch.autograd.grad(task.loss(wanted(inputs[part]), targets[part]), active)
-            norm = torch.cat([each.flatten() for each in found]).norm()
-            for place, each in enumerate(found):
-                total[place] += each * min(1.0, 0.5 / (float(norm) + 1e-6))
+            gradients = torch.autograd.grad(task.loss(wanted(inputs[part]), targets[part]), active)
+            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+            for place, gradient in enumerate(gradients):
+                total[place] += gradient * min(1.0, 0.5 / (float(norm) + 1e-6))
         with torch.no_grad():
-            for parameter, each in zip(active, total, strict=True):
-                parameter.sub_(each / len(inputs))
+            for parameter, sum_ in zip(active, total, strict=True):
+                parameter.sub_(sum_ / len(inputs))
     train(task, module, (inputs, targets), len(inputs), run, Randomness.fresh())
     after = parameters_to_vector(module.parameters()).detach()
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, parameters_to_vector(wanted.parameters()).detach(), rtol=1e-4, atol=1e-5)
-    assert all(each.requires_grad for each in module.parameters())
+    assert all(tensor.requires_grad for tensor in module.parameters())
 
 
 def test_an_algorithms_pull_is_on_what_is_shared() -> None:
     task, (inputs, targets) = LocalHead(), LocalHead().example()
-    count = sum(each.numel() for each in make_model(task, 0).parameters())
+    count = sum(parameter.numel() for parameter in make_model(task, 0).parameters())
     module = make_model(task, 0)
     before = parameters_to_vector(module.parameters()).detach()
     solver = LocalSolver(offset=np.ones(count - LAST))
@@ -260,8 +260,8 @@ def plan(run: str = "ab" * 32, number: int = 1) -> RoundPlan:
     )  # fmt: skip
 
 
-def same(found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    return found is not None and all(np.array_equal(found[name], value) for name, value in wanted.items())
+def same(actual: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    return actual is not None and all(np.array_equal(actual[name], value) for name, value in wanted.items())
 
 
 def test_new_values_count_once_the_sum_with_this_sites_update_is_open(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_result_is_the_moving_average_at_all_sites_and_training_goes_on_from
 
 
 @given(decay=st.floats(0.0, 1.0, exclude_min=True, exclude_max=True), rounds=st.integers(1, 200))
-def test_it_has_the_weights_of_de_et_al(decay: float, rounds: int) -> None:
+def test_the_moving_average_has_the_weights_of_de_et_al(decay: float, rounds: int) -> None:
     averaging, mean = Averaging(0.0, decay), 1.0
     for number in range(2, rounds + 1):
         mean += (number - mean) / averaging.window(number)
@@ -80,18 +80,18 @@ def test_it_has_the_weights_of_de_et_al(decay: float, rounds: int) -> None:
 
 
 def test_a_round_that_comes_twice_counts_once(tmp_path: Path) -> None:
-    found = []
+    averages = []
     for numbers in ((1, 2, 4), (1, 1, 2, 2, 4, 4)):
         models = Models(tmp_path / f"{len(numbers)}" / "models", tmp_path / f"{len(numbers)}" / "outbox")
         for number in numbers:
             model = Model(np.array([number**2], np.float32), Layout((("all", (1,)),)))
             models.save(moving(0.9), Checkpoint(RUN, number, model, 1.0))
         (file,) = (tmp_path / f"{len(numbers)}" / "models").iterdir()
-        found.append(vector_of(file).tolist())
-    assert found[0] == found[1] == pytest.approx(by_hand([np.array([n], np.float32) for n in (1, 4, 16)], 0.9))
+        averages.append(vector_of(file).tolist())
+    assert averages[0] == averages[1] == pytest.approx(by_hand([np.array([n], np.float32) for n in (1, 4, 16)], 0.9))
 
 
-def test_it_is_another_way_to_average_not_a_second_one() -> None:
+def test_averaging_and_moving_average_exclude_each_other() -> None:
     assert Averaging.of(0.0, 0.0) is None
     with pytest.raises(ValueError, match="averaging and ema_decay are two ways"):
         Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1, ema_decay=0.9, averaging=0.5)

@@ -53,9 +53,9 @@ def test_another_process_finds_the_very_bytes(
     folder = tmp_path_factory.mktemp("outbox")
     update = SignedUpdate(header.encode(), signature, chunks, commitments)
     Outbox(folder).keep(plan_of(), update, seed)
-    made = Outbox(folder).last(RUN)
-    assert made is not None
-    assert (made.plan, made.update, made.mask) == (plan_of(), update, seed)
+    entry = Outbox(folder).last(RUN)
+    assert entry is not None
+    assert (entry.plan, entry.update, entry.mask) == (plan_of(), update, seed)
     assert Outbox(folder).find(plan_of()) == update
 
 
@@ -65,11 +65,11 @@ def test_a_later_attempt_or_round_has_no_update_yet(outbox: Outbox) -> None:
     assert outbox.find(plan_of(3, 1)) is None
 
 
-@pytest.mark.parametrize("asked", [(2, 1), (1, 1), (1, 9)])
-def test_what_is_asked_for_after_a_later_plan_is_refused(outbox: Outbox, asked: tuple[int, int]) -> None:
+@pytest.mark.parametrize("plan", [(2, 1), (1, 1), (1, 9)])
+def test_an_earlier_plan_is_refused_after_a_later_one(outbox: Outbox, plan: tuple[int, int]) -> None:
     outbox.keep(plan_of(2, 2), UPDATE, SEED)
-    with pytest.raises(ProtocolError, match=f"asks for round {asked[0]}, attempt {asked[1]}, after a later attempt"):
-        outbox.find(plan_of(*asked))
+    with pytest.raises(ProtocolError, match=f"asks for round {plan[0]}, attempt {plan[1]}, after a later attempt"):
+        outbox.find(plan_of(*plan))
 
 
 @pytest.mark.parametrize(

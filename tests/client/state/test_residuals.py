@@ -41,7 +41,7 @@ def residuals(tmp_path: Path) -> Residuals:
     return Residuals(tmp_path)
 
 
-def test_nothing_is_added_before_anything_was_left_over(residuals: Residuals, tmp_path: Path) -> None:
+def test_nothing_is_added_without_a_residual(residuals: Residuals, tmp_path: Path) -> None:
     assert held(tmp_path) == [0, 0, 0]
     residuals.settle(plan_of(1), contributed=True)
     assert held(tmp_path) == [0, 0, 0]
@@ -67,7 +67,7 @@ def test_a_kept_residual_is_not_a_view_of_the_update(residuals: Residuals, tmp_p
     assert held(tmp_path) == FIRST.tolist()
 
 
-def test_of_a_sum_without_this_sites_update_the_older_residual_stays(residuals: Residuals, tmp_path: Path) -> None:
+def test_a_sum_without_this_sites_update_keeps_the_older_residual(residuals: Residuals, tmp_path: Path) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     _send(residuals, 2, SECOND, contributed=False)
     assert held(tmp_path) == FIRST.tolist()
@@ -77,7 +77,7 @@ def test_of_a_sum_without_this_sites_update_the_older_residual_stays(residuals: 
     assert held(tmp_path) == SECOND.tolist()
 
 
-def test_of_a_round_that_released_nothing_the_older_residual_stays(residuals: Residuals, tmp_path: Path) -> None:
+def test_a_round_without_a_release_keeps_the_older_residual(residuals: Residuals, tmp_path: Path) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     residuals.keep(plan_of(2), SECOND)  # its sum never comes
     assert held(tmp_path) == FIRST.tolist()
@@ -89,9 +89,7 @@ def test_of_a_round_that_released_nothing_the_older_residual_stays(residuals: Re
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".residual"]
 
 
-def test_an_update_that_is_made_again_has_left_over_what_it_leaves_over_then(
-    residuals: Residuals, tmp_path: Path
-) -> None:
+def test_an_update_that_is_made_again_has_a_new_residual(residuals: Residuals, tmp_path: Path) -> None:
     # The process ended after the residual was kept, before the update was: it is trained once more.
     residuals.keep(plan_of(1), FIRST)
     _send(residuals, 1, SECOND, contributed=True)
@@ -106,7 +104,7 @@ def test_settling_twice_changes_nothing(residuals: Residuals, tmp_path: Path) ->
         assert held(tmp_path) == FIRST.tolist()
 
 
-def test_runs_do_not_share_what_was_left_over(residuals: Residuals, tmp_path: Path) -> None:
+def test_runs_do_not_share_residuals(residuals: Residuals, tmp_path: Path) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     residuals.keep(plan_of(2), FIRST)
     residuals.keep(plan_of(2, OTHER), SECOND)
@@ -133,7 +131,7 @@ def test_long_residuals_are_read_piece_by_piece(residuals: Residuals, monkeypatc
     np.testing.assert_array_equal(vector, 2 * values)
 
 
-def test_nobody_else_may_read_what_was_left_over(residuals: Residuals, tmp_path: Path) -> None:
+def test_only_the_owner_may_read_residuals(residuals: Residuals, tmp_path: Path) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     residuals.keep(plan_of(2), SECOND)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
@@ -215,8 +213,8 @@ def test_a_round_that_released_nothing_leaves_the_sites_the_older_residual(make_
         if meta.dst_node_id == node:
             left = list(federation.paths[SITE].glob("outbox/*.residual"))
             before[number] = left[0].read_bytes() if left else b""
-        made = app(message, context)
-        return reply(Error(1, "the line broke"), message) if meta.dst_node_id in failing and number == 2 else made
+        response = app(message, context)
+        return reply(Error(1, "the line broke"), message) if meta.dst_node_id in failing and number == 2 else response
 
     rounds = run_with(federation, answer)
     assert [event["released"] for event in rounds] == [True, False, True, True]

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from client.task.task import Task, import_task
 from privacy.errors import TaskError
-from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head, vectors
+from tests.probes import CLASSES, WIDTH, Through, Toy, complaint, head, vectors
 from tests.studies import Tiny
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class Zeroed(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-def given(inputs: object, targets: object = None) -> Made:
+def reads(inputs: object, targets: object = None) -> Toy:
     """A task with this example."""
     aims = vectors()[1] if targets is None else targets
-    return Made(example=lambda: cast("Any", (inputs, aims)))
+    return Toy(example=lambda: cast("Any", (inputs, aims)))
 
 
 def two_parts(_: Tensor) -> Tensor:
@@ -69,70 +69,70 @@ def drawn_by(draw: Callable[[], float]) -> nn.Module:
 
 ONE = head()
 UNUSABLE: dict[str, tuple[Task, str]] = {
-    "an example that fails": (Made(example=failing), "its example() fails (ValueError: no such luck); correct it"),
-    "an example of another kind": (given(np.ones((8, 4))), "its example has inputs and targets a numpy.ndarray and "),
+    "an example that fails": (Toy(example=failing), "its example() fails (ValueError: no such luck); correct it"),
+    "an example of another kind": (reads(np.ones((8, 4))), "its example has inputs and targets a numpy.ndarray and "),
     "a single record": (
-        given(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up at least 4 records"),
+        reads(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up at least 4 records"),
     "fewer targets": (
-        given(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,); make up at least 4 records"),
-    "equal records": (given(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
-    "one class": (given(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
-    "not finite": (given(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),
+        reads(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,); make up at least 4 records"),
+    "equal records": (reads(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
+    "one class": (reads(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
+    "not finite": (reads(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),
     "unsigned shorts": (
-        given(torch.zeros(8, 4, dtype=torch.uint16)), "its example has inputs uint16 (n, 4), with which torch hardly"),
-    "a model that fails": (Made(failing), "its model() fails (ValueError: no such luck); correct it"),
-    "no module": (Made(lambda: cast("Any", 3)), "its model() returns a builtins.int; return a torch.nn.Module"),
+        reads(torch.zeros(8, 4, dtype=torch.uint16)), "its example has inputs uint16 (n, 4), with which torch hardly"),
+    "a model that fails": (Toy(failing), "its model() fails (ValueError: no such luck); correct it"),
+    "no module": (Toy(lambda: cast("Any", 3)), "its model() returns a builtins.int; return a torch.nn.Module"),
     "another width": (
-        Made(lambda: nn.Linear(9, 3)), "its model fails on 5 made-up records (RuntimeError: mat1 and mat2"),
-    "a layer without a size": (Made(lambda: nn.LazyLinear(3)), "its model's parameter `weight` has no size yet; use"),
+        Toy(lambda: nn.Linear(9, 3)), "its model fails on 5 made-up records (RuntimeError: mat1 and mat2"),
+    "a layer without a size": (Toy(lambda: nn.LazyLinear(3)), "its model's parameter `weight` has no size yet; use"),
     "doubles": (
-        Made(lambda: head().double()), "its model trains parameters that are not float32; make all of them float32"),
-    "no parameters": (Made(nn.Identity), "its model has nothing to train"),
-    "the same model": (Made(lambda: ONE), "its model() returns the same parameters twice; make a new model every time"),
+        Toy(lambda: head().double()), "its model trains parameters that are not float32; make all of them float32"),
+    "no parameters": (Toy(nn.Identity), "its model has nothing to train"),
+    "the same model": (Toy(lambda: ONE), "its model() returns the same parameters twice; make a new model every time"),
     "numpy's luck": (
-        Made(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes a different"),
+        Toy(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes a different"),
     "python's luck": (
-        Made(lambda: drawn_by(random.random)), "its model() makes a different model each time; draw the initial"),
+        Toy(lambda: drawn_by(random.random)), "its model() makes a different model each time; draw the initial"),
     "two outputs": (
-        Made(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
+        Toy(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
     "complex outputs": (
-        Made(lambda: Through(lambda x: x, head(), Through(torch.fft.fft))), "its model returns complex64 (n, 3)"),
+        Toy(lambda: Through(lambda x: x, head(), Through(torch.fft.fft))), "its model returns complex64 (n, 3)"),
     "classes": (
-        Made(lambda: Through(lambda x: x, head(), Through(lambda x: x.argmax(1)))),
+        Toy(lambda: Through(lambda x: x, head(), Through(lambda x: x.argmax(1)))),
         "its model returns int64 (n,); return float32"),
     "frozen": (
-        Made(lambda: head().requires_grad_(requires_grad=False)),
+        Toy(lambda: head().requires_grad_(requires_grad=False)),
         "its model has nothing to train, or parameters without elements; set requires_grad=True on what should be"),
     "two parameters in one memory": (
-        Made(Overlaid), "its model's `0.weight` and `1.weight` share memory but are not one parameter; assign"),
+        Toy(Overlaid), "its model's `0.weight` and `1.weight` share memory but are not one parameter; assign"),
     "a buffer that no file can hold": (
-        Made(lambda: Constant(torch.zeros(3, dtype=torch.complex128))), "its model's `shift` is of torch.complex128"),
+        Toy(lambda: Constant(torch.zeros(3, dtype=torch.complex128))), "its model's `shift` is of torch.complex128"),
     "outputs in its loss": (
-        Made(loss=lambda outputs, _: outputs), "its loss returns float32 (n, 3); return a float32 scalar"),
+        Toy(loss=lambda outputs, _: outputs), "its loss returns float32 (n, 3); return a float32 scalar"),
     "a number as loss": (
-        Made(loss=lambda *_: cast("Any", 0.5)), "its loss returns a builtins.float; return a float32 scalar"),
+        Toy(loss=lambda *_: cast("Any", 0.5)), "its loss returns a builtins.float; return a float32 scalar"),
     "a loss that fails": (
-        Made(loss=failing), "its loss() fails on 5 made-up records (ValueError: no such luck); correct it"),
-    "an infinite loss": (Made(loss=lambda outputs, _: outputs.mean() / 0), "its loss or its gradient is not finite"),
-    "an infinite slope": (Made(loss=lambda outputs, _: (outputs * 0).sqrt().mean()), "its loss or its gradient is not"),
+        Toy(loss=failing), "its loss() fails on 5 made-up records (ValueError: no such luck); correct it"),
+    "an infinite loss": (Toy(loss=lambda outputs, _: outputs.mean() / 0), "its loss or its gradient is not finite"),
+    "an infinite slope": (Toy(loss=lambda outputs, _: (outputs * 0).sqrt().mean()), "its loss or its gradient is not"),
     "accuracy as loss": (
-        Made(loss=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean()),
+        Toy(loss=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean()),
         "its loss does not depend on the model's"),
     "no gradient": (
-        Made(lambda: Through(torch.detach, head(), Through(torch.detach))), "its loss does not depend on the model's"),
+        Toy(lambda: Through(torch.detach, head(), Through(torch.detach))), "its loss does not depend on the model's"),
     "one metric": (
-        Made(metrics=lambda outputs, _: {"accuracy": outputs.mean()}),
+        Toy(metrics=lambda outputs, _: {"accuracy": outputs.mean()}),
         "its metric 'accuracy' is float32 (); return a tensor"),
     "a number as metric": (
-        Made(metrics=lambda *_: cast("Any", {"recall": 1.0})), "its metric 'recall' is a builtins.float; return"),
-    "metrics that fail": (Made(metrics=failing), "its metrics() fails on 5 made-up records (ValueError: no such luck)"),
+        Toy(metrics=lambda *_: cast("Any", {"recall": 1.0})), "its metric 'recall' is a builtins.float; return"),
+    "metrics that fail": (Toy(metrics=failing), "its metrics() fails on 5 made-up records (ValueError: no such luck)"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "said"), UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_a_task_that_cannot_be_trained_is_refused_with_the_reason(task: Task, said: str) -> None:
+@pytest.mark.parametrize(("task", "message"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_a_task_that_cannot_be_trained_is_refused_with_the_reason(task: Task, message: str) -> None:
     before = torch.get_rng_state()
-    assert complaint(task).startswith(said)
+    assert complaint(task).startswith(message)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -18,7 +18,7 @@ from client.task.guard import check_records, check_task
 from client.task.probe import Example, Probe, make_model
 from privacy.errors import TaskError
 from tests.federations import SETTINGS, FederationMaker
-from tests.probes import Made, sequences, vectors, words
+from tests.probes import Toy, sequences, vectors, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ MEET = "its augment() mixes the records of a batch, or uses their place or numbe
 ELSEWHERE = "its augment() draws at random, but not from the generator that it is given, or sets its seed"
 
 
-class Varying(Made):
+class Varying(Toy):
     """A classifier of `vectors` with an augmentation."""
 
     def __init__(self, augment: Augment, example: Callable[[], tuple[Tensor, Tensor]] = vectors) -> None:
@@ -88,11 +88,11 @@ def unchanged(inputs: Tensor, generator: Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("augment", [noisy, scaled_in_place, mirrored, shifted, alike, unchanged])
-def test_it_accepts(augment: Augment) -> None:
+def test_sound_augmentations_are_accepted(augment: Augment) -> None:
     tried(Varying(augment))
 
 
-def test_it_is_part_of_what_the_guard_checks() -> None:
+def test_the_guard_checks_the_augmentation() -> None:
     check_task(Varying(noisy), "package:Class")
     with pytest.raises(TaskError, match=r"package:Class: its augment\(\) mixes the records"):
         check_task(Varying(mixed_up), "package:Class")
@@ -126,7 +126,7 @@ def by_number(inputs: Tensor, generator: Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("augment", [mixed_up, sometimes_mixed, standardised, by_place, by_number])
-def test_it_refuses_what_mixes_records(augment: Augment) -> None:
+def test_it_refuses_augmentations_that_mix_records(augment: Augment) -> None:
     assert complaint(augment).startswith(MEET)
 
 
@@ -168,7 +168,7 @@ def test_it_refuses_the_same_draws_in_every_batch() -> None:
     assert complaint(of_one_seed).startswith(MEET)  # a row's draws depend on its place alone
 
 
-def test_it_refuses_what_remembers_earlier_batches() -> None:
+def test_it_refuses_augmentations_that_remember_earlier_batches() -> None:
     seen = [torch.zeros(())]
 
     def centred(inputs: Tensor, generator: Generator) -> Tensor:
@@ -192,11 +192,11 @@ def as_a_pair(inputs: Tensor, generator: Generator) -> Tensor:
     return (inputs, generator)  # type: ignore[return-value]  # on purpose
 
 
-@pytest.mark.parametrize(("augment", "found"), [(longer, "(10, 4)"), (as_numbers, "float64"), (as_a_pair, "tuple")])
-def test_it_refuses_records_of_another_form(augment: Augment, found: str) -> None:
-    said = complaint(augment)
-    assert said.startswith("its augment() turns inputs torch.float32 (5, 4) on cpu into")
-    assert found in said
+@pytest.mark.parametrize(("augment", "form"), [(longer, "(10, 4)"), (as_numbers, "float64"), (as_a_pair, "tuple")])
+def test_it_refuses_records_of_another_form(augment: Augment, form: str) -> None:
+    message = complaint(augment)
+    assert message.startswith("its augment() turns inputs torch.float32 (5, 4) on cpu into")
+    assert form in message
 
 
 def test_it_names_an_augmentation_that_fails() -> None:
@@ -228,7 +228,7 @@ def test_sequences_and_words_may_be_varied() -> None:
 
 
 def test_inputs_may_be_several_tensors() -> None:
-    class Several(Made):
+    class Several(Toy):
         crossed = False
 
         @override

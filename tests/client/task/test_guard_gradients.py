@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, complaint, head, sequences, vectors, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Through, Toy, complaint, head, sequences, vectors, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,14 +68,14 @@ def in_eight_bits(gradient: Tensor) -> Tensor:
 
 def backwards(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def through(inputs: Tensor) -> Tensor:
-        found: Tensor = Backwards.apply(inputs, change)  # type: ignore[no-untyped-call]  # torch's
-        return found
+        outputs: Tensor = Backwards.apply(inputs, change)  # type: ignore[no-untyped-call]  # torch's
+        return outputs
 
     return through
 
 
 def by_function(change: Callable[[Tensor], Tensor]) -> Task:
-    return Made(lambda: Through(nn.Linear(WIDTH, 8), Through(backwards(change)), nn.Tanh(), nn.Linear(8, CLASSES)))
+    return Toy(lambda: Through(nn.Linear(WIDTH, 8), Through(backwards(change)), nn.Tanh(), nn.Linear(8, CLASSES)))
 
 
 def by_hook(change: Callable[[Tensor], Tensor]) -> Task:
@@ -84,19 +84,19 @@ def by_hook(change: Callable[[Tensor], Tensor]) -> Task:
             inputs.register_hook(change)
         return inputs
 
-    return Made(lambda: Through(nn.Linear(WIDTH, 8), Through(through), nn.Tanh(), nn.Linear(8, CLASSES)))
+    return Toy(lambda: Through(nn.Linear(WIDTH, 8), Through(through), nn.Tanh(), nn.Linear(8, CLASSES)))
 
 
 def by_module_hook(change: Callable[[Tensor], Tensor], *, before: bool = False) -> Task:
     def model() -> nn.Module:
         layer = nn.Linear(8, CLASSES)
         if before:
-            layer.register_full_backward_pre_hook(lambda _, given: tuple(map(change, given)))
+            layer.register_full_backward_pre_hook(lambda _, gradients: tuple(map(change, gradients)))
         else:
-            layer.register_full_backward_hook(lambda _, taken, __: tuple(map(change, taken)))
+            layer.register_full_backward_hook(lambda _, gradients, __: tuple(map(change, gradients)))
         return nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), layer)
 
-    return Made(model)
+    return Toy(model)
 
 
 def by_parameter(change: Callable[[Tensor], Tensor], *, late: bool = False) -> Task:
@@ -113,7 +113,7 @@ def by_parameter(change: Callable[[Tensor], Tensor], *, late: bool = False) -> T
                 parameter.register_hook(change)
         return layer
 
-    return Made(model)
+    return Toy(model)
 
 
 # --- What is saved ----------------------------------------------------------------------------------------------------
@@ -144,14 +144,14 @@ class Compressed(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         with saved_in_eight_bits():
-            found: Tensor = self.layers(inputs)
-        return found
+            outputs: Tensor = self.layers(inputs)
+        return outputs
 
 
 # --- What is kept aside -----------------------------------------------------------------------------------------------
 
 
-class Noting(Made):
+class Noting(Toy):
     """The model notes something of its batch, and the loss uses it."""
 
     def __init__(self, note: Callable[[Tensor], Tensor], use: Callable[[Tensor, Any], Tensor]) -> None:
@@ -180,10 +180,10 @@ class Averaging(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(inputs - self._mean)
+        outputs: Tensor = self.layer(inputs - self._mean)
         if self.training:
             self._mean = self._mean + self._momentum * (inputs.detach().mean(0) - self._mean)
-        return found
+        return outputs
 
 
 class Started(nn.Module):
@@ -197,8 +197,8 @@ class Started(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self._scale.any():
             self._scale = inputs.detach().std(0)
-        found: Tensor = self.layer(inputs / self._scale)
-        return found
+        outputs: Tensor = self.layer(inputs / self._scale)
+        return outputs
 
 
 SEEN: dict[str, Tensor] = {}
@@ -210,14 +210,14 @@ def by_what_was_seen(inputs: Tensor) -> Tensor:
     return inputs / scale
 
 
-class Lagging(Made):
+class Lagging(Toy):
     """Weights each term by the mean of the terms before it."""
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        found = super().loss(outputs, targets)
-        mean, self._mean = getattr(self, "_mean", 1.0), float(found.detach()) if outputs.requires_grad else 1.0
-        return found * mean
+        loss = super().loss(outputs, targets)
+        mean, self._mean = getattr(self, "_mean", 1.0), float(loss.detach()) if outputs.requires_grad else 1.0
+        return loss * mean
 
 
 # --- What the example does not lead to --------------------------------------------------------------------------------
@@ -258,16 +258,16 @@ class ToTheLongest(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         longest = int((inputs != 0).sum(1).max().clamp(min=1))
-        found: Tensor = self.head(self.words(inputs[:, :longest]).mean(1))
-        return found
+        outputs: Tensor = self.head(self.words(inputs[:, :longest]).mean(1))
+        return outputs
 
 
 def if_any(condition: Callable[[Tensor], Tensor], change: Callable[[Tensor], Tensor]) -> Task:
-    return Made(lambda: Through(lambda x: change(x) if bool(condition(x).any()) else x, head()))
+    return Toy(lambda: Through(lambda x: change(x) if bool(condition(x).any()) else x, head()))
 
 
 def in_large_batches(size: int) -> Task:
-    return Made(lambda: Through(lambda x: x - x.mean(0) if len(x) > size else x, head()))
+    return Toy(lambda: Through(lambda x: x - x.mean(0) if len(x) > size else x, head()))
 
 
 # --- What is drawn ----------------------------------------------------------------------------------------------------
@@ -295,9 +295,7 @@ def reseeding_in_secret(inputs: Tensor) -> Tensor:
 
 
 def beside_dropout(change: Callable[[Tensor], Tensor]) -> Task:
-    return Made(
-        lambda: nn.Sequential(nn.Dropout(0.2), Through(change, nn.Linear(WIDTH, 8)), nn.Tanh(), nn.Linear(8, 3))
-    )
+    return Toy(lambda: nn.Sequential(nn.Dropout(0.2), Through(change, nn.Linear(WIDTH, 8)), nn.Tanh(), nn.Linear(8, 3)))
 
 
 class OnlyTrained(nn.Module):
@@ -383,52 +381,52 @@ ATTACKS: dict[str, Task] = {
     "a module's hook before": by_module_hook(less_the_mean, before=True),
     "a parameter's hook": by_parameter(normalised),
     "a parameter's late hook": by_parameter(normalised, late=True),
-    "saved in 8 bits": Made(Compressed),
+    "saved in 8 bits": Toy(Compressed),
     "a loss over a deviation that was kept": Noting(lambda x: x.std() + 0.1, lambda loss, noted: loss / noted),
     "a loss times a largest value that was kept": Noting(lambda x: x.abs().max(), lambda loss, noted: loss * noted),
     "a loss over a number that was kept": Noting(
         lambda x: torch.tensor(float(len(x))), lambda loss, noted: loss / noted
     ),
-    "a running mean": Made(lambda: Averaging(0.1)),
-    "a slow running mean": Made(lambda: Averaging(1e-3)),
-    "scaled by its first batch": Made(Started),
-    "the largest value ever": Made(lambda: Through(by_what_was_seen, head())),
+    "a running mean": Toy(lambda: Averaging(0.1)),
+    "a slow running mean": Toy(lambda: Averaging(1e-3)),
+    "scaled by its first batch": Toy(Started),
+    "the largest value ever": Toy(lambda: Through(by_what_was_seen, head())),
     "terms by earlier terms": Lagging(),
-    "a gap filled with the mean": Made(lambda: Through(filled, head()), example=with_a_gap),
-    "a gap that the example lacks": Made(lambda: Through(filled_with_zero_missing, head())),
-    "cut to the longest": Made(ToTheLongest, example=words),
-    "cut to the longest, nearly all of which are whole": Made(ToTheLongest, example=whole_words),
+    "a gap filled with the mean": Toy(lambda: Through(filled, head()), example=with_a_gap),
+    "a gap that the example lacks": Toy(lambda: Through(filled_with_zero_missing, head())),
+    "cut to the longest": Toy(ToTheLongest, example=words),
+    "cut to the longest, nearly all of which are whole": Toy(ToTheLongest, example=whole_words),
     "less the mean where a value is rare": if_any(lambda x: x > 50, lambda x: x - x.mean(0)),
     "softer where a value is rare": if_any(lambda x: x < -900, lambda x: x / 2),
     "softer where a record is nought": if_any(lambda x: (x == 0).any(1), lambda x: x / 2),
     "softer where records are the same": if_any(lambda x: (x == x[:1]).all(), lambda x: x / len(x)),
-    "over how many differ": Made(lambda: Through(lambda x: x / len(torch.unique(x, dim=0)), head())),
-    "each record once": Made(lambda: Through(lambda x: x / (x == x.unsqueeze(1)).all(2).sum(1, keepdim=True), head())),
-    "a branch on the mean": Made(lambda: Through(lambda x: x if bool(x.mean() > -0.3) else -x, head())),
+    "over how many differ": Toy(lambda: Through(lambda x: x / len(torch.unique(x, dim=0)), head())),
+    "each record once": Toy(lambda: Through(lambda x: x / (x == x.unsqueeze(1)).all(2).sum(1, keepdim=True), head())),
+    "a branch on the mean": Toy(lambda: Through(lambda x: x if bool(x.mean() > -0.3) else -x, head())),
     "large batches": in_large_batches(20),
     "larger batches": in_large_batches(63),
     "the largest batches": in_large_batches(200),
-    "a seeded mask": Made(lambda: Through(seeded_mask, head())),
-    "a mask by numpy": Made(lambda: Through(numpy_mask, head())),
-    "a mask by numpy in training": Made(lambda: nn.Sequential(OnlyTrained(numpy_mask), nn.Dropout(), head())),
-    "a seed in forward": Made(lambda: Through(reseeding, head())),
-    "a seed in forward that nobody sees": Made(lambda: Through(reseeding_in_secret, head())),
+    "a seeded mask": Toy(lambda: Through(seeded_mask, head())),
+    "a mask by numpy": Toy(lambda: Through(numpy_mask, head())),
+    "a mask by numpy in training": Toy(lambda: nn.Sequential(OnlyTrained(numpy_mask), nn.Dropout(), head())),
+    "a seed in forward": Toy(lambda: Through(reseeding, head())),
+    "a seed in forward that nobody sees": Toy(lambda: Through(reseeding_in_secret, head())),
     "both seeded and not": beside_dropout(reseeding_in_secret),
     "the number of records, beside dropout": beside_dropout(OnlyTrained(lambda x: x / len(x))),
     "the mean, beside dropout": beside_dropout(OnlyTrained(lambda x: x - 1e-2 * x.mean(0))),
-    "mixed up": Made(lambda: nn.Sequential(OnlyTrained(mixed_up), head())),
-    "gradients over the number": Made(Weighted),
-    "gradients by the loudest": Made(StraightThrough),
-    "gradients of the hardest": Made(Rarest),
-    "rounded": Made(lambda: Through(quantised, head())),
-    "a function, computed again": Made(
+    "mixed up": Toy(lambda: nn.Sequential(OnlyTrained(mixed_up), head())),
+    "gradients over the number": Toy(Weighted),
+    "gradients by the loudest": Toy(StraightThrough),
+    "gradients of the hardest": Toy(Rarest),
+    "rounded": Toy(lambda: Through(quantised, head())),
+    "a function, computed again": Toy(
         lambda: Through(
             nn.Linear(WIDTH, 8),
             Through(lambda x: cast("Tensor", checkpoint(backwards(normalised), x, use_reentrant=False))),
             nn.Linear(8, CLASSES),
         )
     ),
-    "a function among sequences": Made(
+    "a function among sequences": Toy(
         lambda: nn.Sequential(
             nn.Linear(WIDTH, 8),
             Through(backwards(normalised)),

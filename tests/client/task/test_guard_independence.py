@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, complaint, head, sequences, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Through, Toy, complaint, head, sequences, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +50,8 @@ class Residual(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(inputs + self.gate * inputs.mean(dim=0))
-        return found
+        outputs: Tensor = self.head(inputs + self.gate * inputs.mean(dim=0))
+        return outputs
 
 
 class Placed(nn.Module):
@@ -64,8 +64,8 @@ class Placed(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head((inputs + self.places[: len(inputs)]).flatten(1))
-        return found
+        outputs: Tensor = self.head((inputs + self.places[: len(inputs)]).flatten(1))
+        return outputs
 
 
 class LastStep(nn.LSTM):
@@ -73,20 +73,20 @@ class LastStep(nn.LSTM):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
-        found: Tensor = super().forward(inputs)[0]
-        return found
+        outputs: Tensor = super().forward(inputs)[0]
+        return outputs
 
 
 def normalised(layer: Callable[[], nn.Module]) -> Task:
-    return Made(lambda: nn.Sequential(nn.Linear(WIDTH, 8), layer(), nn.Linear(8, CLASSES)))
+    return Toy(lambda: nn.Sequential(nn.Linear(WIDTH, 8), layer(), nn.Linear(8, CLASSES)))
 
 
 def after(before: Callable[[Tensor], Tensor]) -> Task:
-    return Made(lambda: Through(before, head()))
+    return Toy(lambda: Through(before, head()))
 
 
 def over_sequences(layer: Callable[[], nn.Module], width: int = WIDTH) -> Task:
-    return Made(lambda: nn.Sequential(layer(), nn.Flatten(), nn.Linear(LENGTH * width, CLASSES)), example=sequences)
+    return Toy(lambda: nn.Sequential(layer(), nn.Flatten(), nn.Linear(LENGTH * width, CLASSES)), example=sequences)
 
 
 def frozen() -> nn.Module:
@@ -122,9 +122,9 @@ DEPENDENT = {
     "added up": (after(lambda x: x.cumsum(0)), BEFORE),
     "softmax over records": (after(lambda x: x.softmax(0)), BEFORE),
     "in its own forward": (
-        Made(Residual), "its model mixes the records of a batch before `head` (Linear); " + BY_ITSELF),
+        Toy(Residual), "its model mixes the records of a batch before `head` (Linear); " + BY_ITSELF),
     "after its last layer": (
-        Made(lambda: Through(lambda x: x, head(), Through(lambda x: x - x.mean(0)))),
+        Toy(lambda: Through(lambda x: x, head(), Through(lambda x: x - x.mean(0)))),
         "its model mixes the records of a batch before `layers.1.layers` (Sequential); " + BY_ITSELF),
     "attention between records": (
         over_sequences(lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8)),
@@ -134,25 +134,25 @@ DEPENDENT = {
         over_sequences(lambda: nn.InstanceNorm1d(LENGTH, track_running_stats=True)),
         "its model's buffer `0.running_mean` changes in forward, past clipping and noise; keep buffers"),
     "among words": (
-        Made(lambda: nn.Sequential(nn.Embedding(9, 5), nn.BatchNorm1d(LENGTH), nn.Flatten(), nn.Linear(30, 3)),
+        Toy(lambda: nn.Sequential(nn.Embedding(9, 5), nn.BatchNorm1d(LENGTH), nn.Flatten(), nn.Linear(30, 3)),
              example=words), LAYER_1.format("BatchNorm1d")),
     "reshaped": (
         over_sequences(lambda: Through(lambda x: x.transpose(0, 1).reshape(x.shape))),
         "its model mixes the records of a batch before `0.layers` (Sequential); "),
     "over their number": (after(lambda x: x / len(x)), "its model gives a record a different output in another batch"),
-    "by their place": (Made(Placed, example=sequences), "its model gives a record a different output in another batch"),
+    "by their place": (Toy(Placed, example=sequences), "its model gives a record a different output in another batch"),
     "mixed in one batch of ten": (after(lambda x: (x + x.flip(0)) / 2 if torch.rand(()) < 0.1 else x),
         "its model mixes the records of some batches, at random; " + BY_ITSELF),
     "mixed by another generator": (after(lambda x: x.flip(0) if random.random() < 0 else x),  # noqa: S311
         "its model does not draw from torch's default generator"),
     "mixed when it is evaluated": (
-        Made(lambda: Evaluated(head())), "the forward() of its model (Evaluated) mixes the records of a batch"),
+        Toy(lambda: Evaluated(head())), "the forward() of its model (Evaluated) mixes the records of a batch"),
     "one row for two": (
-        Made(lambda: nn.Sequential(nn.Flatten(), Through(lambda x: x.reshape(-1, 4), head())), example=sequences),
+        Toy(lambda: nn.Sequential(nn.Flatten(), Through(lambda x: x.reshape(-1, 4), head())), example=sequences),
         "its model makes outputs of shape (30, 3) from 5 records; keep one row per record"),
     "one row for all": (after(lambda x: x.mean(0)), "its model makes outputs of shape (3,) from 5 records; keep"),
     "squeezed": (
-        Made(lambda: Through(lambda x: x, nn.Linear(WIDTH, 1), Through(torch.squeeze)),
+        Toy(lambda: Through(lambda x: x, nn.Linear(WIDTH, 1), Through(torch.squeeze)),
              lambda outputs, targets: (outputs - targets).square().mean()),
         "its model makes outputs of shape () from 1 records; keep one row per record"),
 }  # fmt: skip
@@ -167,10 +167,10 @@ class Evaluated(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(inputs)
-        return found if self.training else found - 1e-6 * found.sum(0)
+        outputs: Tensor = self.layer(inputs)
+        return outputs if self.training else outputs - 1e-6 * outputs.sum(0)
 
 
-@pytest.mark.parametrize(("task", "said"), DEPENDENT.values(), ids=DEPENDENT.keys())
-def test_records_that_interact_are_refused_with_the_place_and_the_remedy(task: Task, said: str) -> None:
-    assert complaint(task).startswith(said)
+@pytest.mark.parametrize(("task", "message"), DEPENDENT.values(), ids=DEPENDENT.keys())
+def test_records_that_interact_are_refused_with_the_place_and_the_remedy(task: Task, message: str) -> None:
+    assert complaint(task).startswith(message)

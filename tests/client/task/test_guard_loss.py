@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head, words
+from tests.probes import CLASSES, WIDTH, Through, Toy, complaint, head, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,8 +52,8 @@ def ranking(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def dice(outputs: Tensor, targets: Tensor) -> Tensor:
-    wanted, found = functional.one_hot(targets, CLASSES), outputs.sigmoid()
-    return 1 - 2 * (wanted * found).sum() / (wanted + found).sum()
+    wanted, predicted = functional.one_hot(targets, CLASSES), outputs.sigmoid()
+    return 1 - 2 * (wanted * predicted).sum() / (wanted + predicted).sum()
 
 
 def broadcast(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -69,27 +69,27 @@ def mixed_up(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, tuple[Task, str]] = {
-    "a sum": (Made(loss=summed), "its loss is a sum over the batch; return the mean over its records"),
-    "class weights": (Made(loss=class_weights), NO_MEAN),
-    "the module with class weights": (Made(loss=nn.CrossEntropyLoss(weight=WEIGHTS)), NO_MEAN),
-    "weights by the batch's own frequencies": (Made(loss=weights_of_the_batch), NO_MEAN),
-    "ignore_index": (Made(lambda: nn.Embedding(9, 9), ignoring, lambda: (words()[0], words()[0])), NO_MEAN),
-    "contrastive": (Made(loss=contrastive), NO_MEAN),
-    "ranking": (Made(loss=ranking), NO_MEAN),
-    "dice over the batch": (Made(loss=dice), NO_MEAN),
-    "outputs broadcast against targets": (Made(loss=broadcast), NO_MEAN),
-    "the spread of outputs": (Made(loss=spread), NO_MEAN),
-    "the root of the mean": (Made(loss=lambda a, b: functional.cross_entropy(a, b).sqrt()), NO_MEAN),
-    "random weights": (Made(loss=mixed_up), "its loss gives different values for the same outputs; it must not draw"),
+    "a sum": (Toy(loss=summed), "its loss is a sum over the batch; return the mean over its records"),
+    "class weights": (Toy(loss=class_weights), NO_MEAN),
+    "the module with class weights": (Toy(loss=nn.CrossEntropyLoss(weight=WEIGHTS)), NO_MEAN),
+    "weights by the batch's own frequencies": (Toy(loss=weights_of_the_batch), NO_MEAN),
+    "ignore_index": (Toy(lambda: nn.Embedding(9, 9), ignoring, lambda: (words()[0], words()[0])), NO_MEAN),
+    "contrastive": (Toy(loss=contrastive), NO_MEAN),
+    "ranking": (Toy(loss=ranking), NO_MEAN),
+    "dice over the batch": (Toy(loss=dice), NO_MEAN),
+    "outputs broadcast against targets": (Toy(loss=broadcast), NO_MEAN),
+    "the spread of outputs": (Toy(loss=spread), NO_MEAN),
+    "the root of the mean": (Toy(loss=lambda a, b: functional.cross_entropy(a, b).sqrt()), NO_MEAN),
+    "random weights": (Toy(loss=mixed_up), "its loss gives different values for the same outputs; it must not draw"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "said"), LOSSES.values(), ids=LOSSES.keys())
-def test_a_loss_that_is_not_the_mean_of_one_term_per_record_is_refused(task: Task, said: str) -> None:
-    assert complaint(task).startswith(said)
+@pytest.mark.parametrize(("task", "message"), LOSSES.values(), ids=LOSSES.keys())
+def test_a_loss_that_is_not_the_mean_of_one_term_per_record_is_refused(task: Task, message: str) -> None:
+    assert complaint(task).startswith(message)
 
 
-class Burdened(Made):
+class Burdened(Toy):
     """A term that is not of the outputs."""
 
     def __init__(self, term: Callable[[nn.Module], Tensor]) -> None:
@@ -123,7 +123,7 @@ def test_weight_decay_in_the_loss_is_refused() -> None:
     assert "leave out terms on parameters (weight decay, FedProx)" in complaint(Burdened(decay))
 
 
-class Remembering(Made):
+class Remembering(Toy):
     """The model notes its activations for the loss."""
 
     @override
@@ -145,7 +145,7 @@ def test_a_term_on_activations_that_the_model_keeps_aside_is_refused() -> None:
     assert "return from the model everything else that the loss needs" in complaint(Remembering())
 
 
-class Counting(Made):
+class Counting(Toy):
     """A loss that changes as time goes on."""
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
 
 
 @pytest.mark.parametrize(
-    ("inputs", "targets", "said"),
+    ("inputs", "targets", "message"),
     [
         (torch.ones(5, 3), torch.ones(5, 1), "float32 (n, 3) and float32 (n, 1)"),
         (torch.ones(5), torch.ones(5, 1), "float32 (n,) and float32 (n, 1)"),
@@ -77,14 +77,14 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
     ],
 )
 def test_records_of_another_form_than_the_examples_are_refused_when_read(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, targets: Tensor, said: str
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, targets: Tensor, message: str
 ) -> None:
     monkeypatch.setattr(Reading, "records", (inputs, targets))
     federation = make_federation(replace(NOISY, task=task_name(Reading)))
     with pytest.raises(DataError) as caught:
         open_site(federation.paths[SITE]).check_records()
     assert str(caught.value) == (
-        f"{federation.paths[SITE] / 'records.csv'}: the task read inputs and targets {said}, but its example has "
+        f"{federation.paths[SITE] / 'records.csv'}: the task read inputs and targets {message}, but its example has "
         "float32 (n, 2) and float32 (n, 1); correct one of the two"
     )
 

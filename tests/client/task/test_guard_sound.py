@@ -15,7 +15,7 @@ from client.task.guard import check_task
 from client.task.probe import form_of
 from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.idle import Idle
-from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, vectors, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Through, Toy, head, sequences, vectors, words
 from tests.studies import Tiny, Wide
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Attention(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.attention(inputs, inputs, inputs, need_weights=False)[0].mean(dim=1))
-        return found
+        outputs: Tensor = self.head(self.attention(inputs, inputs, inputs, need_weights=False)[0].mean(dim=1))
+        return outputs
 
 
 class Recurrent(nn.Module):
@@ -46,8 +46,8 @@ class Recurrent(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.lstm(inputs)[0][:, -1])
-        return found
+        outputs: Tensor = self.head(self.lstm(inputs)[0][:, -1])
+        return outputs
 
 
 def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -97,13 +97,13 @@ class Constants(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.backbone(inputs)[:, self.places] * self.mask) * self.temperature
-        return found
+        outputs: Tensor = self.head(self.backbone(inputs)[:, self.places] * self.mask) * self.temperature
+        return outputs
 
 
-def of_type(kind: torch.dtype, inputs: Tensor) -> Made:
+def of_type(kind: torch.dtype, inputs: Tensor) -> Toy:
     """Reads inputs of this type, which its model turns into float32."""
-    return Made(lambda: Through(lambda x: x.float() / 64, head()), example=lambda: (inputs.to(kind), vectors()[1]))
+    return Toy(lambda: Through(lambda x: x.float() / 64, head()), example=lambda: (inputs.to(kind), vectors()[1]))
 
 
 SOUND: dict[str, Task] = {
@@ -111,42 +111,42 @@ SOUND: dict[str, Task] = {
     "the study of nothing": Idle(),
     "a regression": Tiny(),
     "two layers": Wide(),
-    "a classifier": Made(metrics=lambda outputs, targets: {"accuracy": (outputs.argmax(1) == targets).float()}),
-    "convolutions, GroupNorm and dropout": Made(
+    "a classifier": Toy(metrics=lambda outputs, targets: {"accuracy": (outputs.argmax(1) == targets).float()}),
+    "convolutions, GroupNorm and dropout": Toy(
         lambda: over_sequences(nn.Conv1d(LENGTH, 8, 1), nn.GroupNorm(2, 8), nn.Dropout(), width=32), example=sequences
     ),
-    "InstanceNorm": Made(lambda: over_sequences(nn.InstanceNorm1d(LENGTH)), example=sequences),
-    "dropout as a function": Made(lambda: Through(functional.dropout, head())),
-    "attention within records": Made(Attention, example=sequences),
-    "a transformer": Made(lambda: over_sequences(encoder()), example=sequences),
-    "an LSTM": Made(Recurrent, example=sequences),
-    "words with padding": Made(
+    "InstanceNorm": Toy(lambda: over_sequences(nn.InstanceNorm1d(LENGTH)), example=sequences),
+    "dropout as a function": Toy(lambda: Through(functional.dropout, head())),
+    "attention within records": Toy(Attention, example=sequences),
+    "a transformer": Toy(lambda: over_sequences(encoder()), example=sequences),
+    "an LSTM": Toy(Recurrent, example=sequences),
+    "words with padding": Toy(
         lambda: nn.Sequential(nn.Embedding(9, 5, padding_idx=0), nn.Flatten(), nn.Linear(30, 3)), example=words
     ),
-    "tied weights": Made(tied),
-    "frozen parts and buffers": Made(Constants),
-    "an unused parameter": Made(lambda: Through(lambda x: x, head(), Unused())),
-    "weights that begin at nought": Made(lambda: Zeroed(WIDTH, CLASSES)),
-    "a domain of its own": Made(
+    "tied weights": Toy(tied),
+    "frozen parts and buffers": Toy(Constants),
+    "an unused parameter": Toy(lambda: Through(lambda x: x, head(), Unused())),
+    "weights that begin at nought": Toy(lambda: Zeroed(WIDTH, CLASSES)),
+    "a domain of its own": Toy(
         lambda: Through(torch.log, head()), example=lambda: (torch.rand(8, 4) + 1, vectors()[1])),
-    "activations computed again": Made(
+    "activations computed again": Toy(
         lambda: Through(lambda x: cast("Tensor", checkpoint(torch.tanh, x, use_reentrant=False)), head())
     ),
-    "activations in place": Made(lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))),
-    "weights of records": Made(loss=weighted),
-    "a weight for positives": Made(
+    "activations in place": Toy(lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))),
+    "weights of records": Toy(loss=weighted),
+    "a weight for positives": Toy(
         lambda: nn.Linear(WIDTH, 1),
         lambda outputs, targets: functional.binary_cross_entropy_with_logits(
             outputs[:, 0], targets, pos_weight=torch.tensor(9.0)
         ),
         lambda: (torch.randn(4, WIDTH), torch.tensor([0.0, 1.0, 1.0, 0.0])),
     ),
-    "one class for each word": Made(
+    "one class for each word": Toy(
         lambda: nn.Embedding(9, 9),
         lambda outputs, targets: functional.cross_entropy(outputs.transpose(1, 2), targets),
         lambda: (words()[0], words()[0].flip(1)),
     ),
-    "probabilities": Made(
+    "probabilities": Toy(
         lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.Sigmoid()),
         functional.binary_cross_entropy,
         lambda: (torch.randn(4, WIDTH), torch.tensor([[0.0], [1.0], [1.0], [0.0]])),
@@ -181,5 +181,5 @@ def test_a_sound_task_is_taken_and_torch_is_left_as_it_was(task: Task) -> None:
 
 def test_it_can_be_asked_where_gradients_are_off_and_leaves_them_off() -> None:
     with torch.no_grad():
-        check_task(Made(), "package:Class")
+        check_task(Toy(), "package:Class")
         assert not torch.is_grad_enabled()

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from typing_extensions import override
 
 from client.task.guard import check_task
-from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head
+from tests.probes import CLASSES, WIDTH, Through, Toy, complaint, head
 
 if TYPE_CHECKING:
     from client.task.task import Task
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # --- Parameters outside of the model ---------------------------------------------------------------------------------
 
 
-class Outside(Made):
+class Outside(Toy):
     """A layer of the task, not of the model."""
 
     def __init__(self) -> None:
@@ -46,8 +46,8 @@ class Listed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         for layer in self.layers:
             inputs = layer(inputs)
-        found: Tensor = self.head(inputs)
-        return found
+        outputs: Tensor = self.head(inputs)
+        return outputs
 
 
 GLOBAL = nn.Parameter(torch.ones(WIDTH))
@@ -68,20 +68,20 @@ def test_a_factor_of_the_loss_that_would_be_learned_is_refused() -> None:
 
 
 def test_layers_in_a_list_are_refused_with_the_remedy() -> None:
-    said = complaint(Made(Listed))
-    assert "of `layers` of its model" in said
-    assert "nn.ModuleList instead of a list" in said
+    message = complaint(Toy(Listed))
+    assert "of `layers` of its model" in message
+    assert "nn.ModuleList instead of a list" in message
 
 
 def test_a_parameter_without_a_name_is_identified_by_its_shape() -> None:
-    assert "one of shape (4,)" in complaint(Made(lambda: Through(lambda x: x * GLOBAL, head())))
+    assert "one of shape (4,)" in complaint(Toy(lambda: Through(lambda x: x * GLOBAL, head())))
     assert GLOBAL.grad is None
 
 
 # --- What runs leave behind ------------------------------------------------------------------------------------------
 
 
-class Stepping(Made):
+class Stepping(Toy):
     """Takes its own steps, in its loss or as soon as there is a gradient."""
 
     def __init__(self, *, at_once: bool) -> None:
@@ -104,15 +104,15 @@ class Stepping(Made):
         return super().loss(outputs, targets)
 
 
-class Learning(Made):
+class Learning(Toy):
     """Computes its gradients itself."""
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        found = super().loss(outputs, targets)
-        if found.requires_grad:
-            found.backward(retain_graph=True)
-        return found
+        loss = super().loss(outputs, targets)
+        if loss.requires_grad:
+            loss.backward(retain_graph=True)
+        return loss
 
 
 class Shrinking(nn.Linear):
@@ -131,8 +131,8 @@ class Echo(nn.Linear):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
-        found = super().forward(inputs)
-        mixed, self.last = found + self.last, found.detach().mean()
+        outputs = super().forward(inputs)
+        mixed, self.last = outputs + self.last, outputs.detach().mean()
         return mixed
 
 
@@ -162,8 +162,8 @@ class Drifting(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         self.follows.weight.data.lerp_(self.trained.weight.data, 0.1)
-        found: Tensor = self.trained(inputs)
-        return found
+        outputs: Tensor = self.trained(inputs)
+        return outputs
 
 
 class Thawing(nn.Module):
@@ -175,9 +175,9 @@ class Thawing(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.trained(self.frozen(inputs))
+        outputs: Tensor = self.trained(self.frozen(inputs))
         self.frozen.requires_grad_()
-        return found
+        return outputs
 
 
 STATES: dict[str, tuple[Task, str]] = {
@@ -185,32 +185,32 @@ STATES: dict[str, tuple[Task, str]] = {
     "steps in the backward pass": (Stepping(at_once=True), "parameters of its model change in a backward pass, past"),
     "gradients in the loss": (Learning(), "its loss computes gradients itself; return the loss, and leave"),
     "weights that change": (
-        Made(lambda: Shrinking(WIDTH, CLASSES)), "its model remembers earlier batches"),
-    "an echo": (Made(lambda: Echo(WIDTH, CLASSES)), "its model remembers earlier batches"),
+        Toy(lambda: Shrinking(WIDTH, CLASSES)), "its model remembers earlier batches"),
+    "an echo": (Toy(lambda: Echo(WIDTH, CLASSES)), "its model remembers earlier batches"),
     "inputs that change": (
-        Made(lambda: nn.Sequential(nn.ReLU(inplace=True), head())),
+        Toy(lambda: nn.Sequential(nn.ReLU(inplace=True), head())),
         "its model or loss changes the records"),
     "power iteration": (
-        Made(lambda: parametrizations.spectral_norm(head())), "its model remembers earlier batches"),
-    "weights set by the first batch": (Made(FirstBatch), "its model remembers earlier batches"),
-    "frozen weights that move": (Made(Drifting), "parameters of its model change in forward, past"),
+        Toy(lambda: parametrizations.spectral_norm(head())), "its model remembers earlier batches"),
+    "weights set by the first batch": (Toy(FirstBatch), "its model remembers earlier batches"),
+    "frozen weights that move": (Toy(Drifting), "parameters of its model change in forward, past"),
     "what is trained changes": (
-        Made(Thawing), "parameters of its model change in forward, past"),
+        Toy(Thawing), "parameters of its model change in forward, past"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "said"), STATES.values(), ids=STATES.keys())
-def test_a_task_that_keeps_state_between_runs_is_refused(task: Task, said: str) -> None:
-    assert complaint(task).startswith(said)
+@pytest.mark.parametrize(("task", "message"), STATES.values(), ids=STATES.keys())
+def test_a_task_that_keeps_state_between_runs_is_refused(task: Task, message: str) -> None:
+    assert complaint(task).startswith(message)
 
 
-def test_no_gradient_stays_at_a_sound_task() -> None:
+def test_the_guard_leaves_no_gradients_at_a_sound_task() -> None:
     modules: list[nn.Module] = []
 
     def noted() -> nn.Module:
         modules.append(head())
         return modules[-1]
 
-    check_task(Made(noted), "package:Class")
+    check_task(Toy(noted), "package:Class")
     assert modules
     assert all(parameter.grad is None for module in modules for parameter in module.parameters())

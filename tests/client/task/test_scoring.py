@@ -99,7 +99,7 @@ class Wanting(Binary):
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["auk"], "it names the metric 'auk', which there is not; did you mean `auc`?"),
         (["roc_auc"], "did you mean `auc`?"),
@@ -114,18 +114,18 @@ class Wanting(Binary):
     ],
     ids=str,
 )
-def test_a_name_that_is_none_is_refused_as_the_task_is_imported(
-    monkeypatch: pytest.MonkeyPatch, names: object, said: str
+def test_malformed_metric_names_are_refused_when_the_task_is_imported(
+    monkeypatch: pytest.MonkeyPatch, names: object, message: str
 ) -> None:
     monkeypatch.setattr(Wanting, "named_metrics", names)
     with pytest.raises(TaskError) as caught:
         import_task(task_name(Wanting))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(task_name(Wanting))
 
 
 @pytest.mark.parametrize(
-    ("constant", "value", "said"),
+    ("constant", "value", "message"),
     [
         ("threshold", 0, "its threshold is 0; set a probability between 0 and 1"),
         ("threshold", True, "its threshold is True"),
@@ -138,14 +138,14 @@ def test_a_name_that_is_none_is_refused_as_the_task_is_imported(
     ],
 )
 def test_a_constant_that_is_out_of_range_is_refused(
-    monkeypatch: pytest.MonkeyPatch, constant: str, value: object, said: str
+    monkeypatch: pytest.MonkeyPatch, constant: str, value: object, message: str
 ) -> None:
     names = ["rmse"] if constant == "target_range" else ["auc"]
     monkeypatch.setattr(Wanting, "named_metrics", names)
     monkeypatch.setattr(Wanting, constant, value)
     with pytest.raises(TaskError) as caught:
         import_task(task_name(Wanting))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_list_of_names_leaves_the_method_alone() -> None:
@@ -166,10 +166,10 @@ def test_a_list_of_names_leaves_the_method_alone() -> None:
         (Survival, Prediction("times", 4)),
     ],
 )
-def test_outputs_and_targets_say_what_is_predicted(task: type[Task], wanted: Prediction) -> None:
-    made = task()
-    inputs, targets = made.example()
-    assert prediction_of(made, made.model()(inputs), targets) == wanted
+def test_the_prediction_is_inferred_from_outputs_and_targets(task: type[Task], wanted: Prediction) -> None:
+    instance = task()
+    inputs, targets = instance.example()
+    assert prediction_of(instance, instance.model()(inputs), targets) == wanted
 
 
 def test_scores_are_probabilities() -> None:
@@ -187,16 +187,16 @@ def test_scores_are_probabilities() -> None:
 class Own(Binary):
     """Says itself what its scores are."""
 
-    said: ClassVar[object] = None
+    answer: ClassVar[object] = None
 
     @override
     def scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        found = type(self).said
-        return found(outputs, targets) if callable(found) else found  # type: ignore[return-value]
+        answer = type(self).answer
+        return answer(outputs, targets) if callable(answer) else answer  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("result", "reason"),
     [
         (None, "its scored() returns a NoneType; return two tensors"),
         (lambda outputs, targets: (outputs * 100 + 50, targets[:, 0]), "scores beyond 0 and 1"),
@@ -207,10 +207,10 @@ class Own(Binary):
     ],
     ids=["nothing", "logits", "short", "too large", "half", "raises"],
 )
-def test_scores_that_are_none_are_refused_before_a_record_is_read(
-    monkeypatch: pytest.MonkeyPatch, said: object, reason: str
+def test_malformed_scores_are_refused_before_a_record_is_read(
+    monkeypatch: pytest.MonkeyPatch, result: object, reason: str
 ) -> None:
-    monkeypatch.setattr(Own, "said", staticmethod(said) if callable(said) else said)
+    monkeypatch.setattr(Own, "answer", staticmethod(result) if callable(result) else result)
     with pytest.raises(TaskError) as caught:
         check_task(Own(), task_name(Own))
     assert reason in str(caught.value)

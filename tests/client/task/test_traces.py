@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from client.task.guard import check_task
-from tests.probes import WIDTH, Made, Through, complaint, head, words
+from tests.probes import WIDTH, Through, Toy, complaint, head, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +46,8 @@ class Late(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         self._note(self, inputs.detach())
         late = self.batches > LATE or len(self.seen) > LATE
-        found: Tensor = self.layer(inputs - self.mean if late else inputs)
-        return found
+        outputs: Tensor = self.layer(inputs - self.mean if late else inputs)
+        return outputs
 
 
 def counted(model: Late, _: Tensor) -> None:
@@ -75,11 +75,11 @@ def first_of(key: int) -> Tensor:
 
 def whoever_came_first(inputs: Tensor) -> Tensor:
     """Takes for each record the first one that had its key."""
-    found = []
+    rows = []
     for row in inputs:
         LAST[:] = [row.detach()]
-        found.append(first_of(int(8 * row[0])))
-    return torch.stack(found)
+        rows.append(first_of(int(8 * row[0])))
+    return torch.stack(rows)
 
 
 def in_a_closure() -> nn.Module:
@@ -106,11 +106,11 @@ class FromBehind(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(inputs)
-        return found
+        outputs: Tensor = self.layer(inputs)
+        return outputs
 
 
-class History(Made):
+class History(Toy):
     """Its loss writes down what it was."""
 
     def __init__(self) -> None:
@@ -119,33 +119,33 @@ class History(Made):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        found = super().loss(outputs, targets)
-        self.losses.append(float(found.detach()))
-        return found
+        loss = super().loss(outputs, targets)
+        self.losses.append(float(loss.detach()))
+        return loss
 
 
-KEPT: dict[str, tuple[Made, str]] = {
-    "a counter": (Made(lambda: Late(counted)), "`batches` of its model"),
-    "a running mean": (Made(lambda: Late(averaged)), "`mean` of its model"),
-    "all that was seen": (Made(lambda: Late(noted)), "`seen` of its model"),
-    "a counter in a closure": (Made(in_a_closure), "batches` of its model"),
-    "a norm from behind": (Made(FromBehind), "`norm` of its model"),
+KEPT: dict[str, tuple[Toy, str]] = {
+    "a counter": (Toy(lambda: Late(counted)), "`batches` of its model"),
+    "a running mean": (Toy(lambda: Late(averaged)), "`mean` of its model"),
+    "all that was seen": (Toy(lambda: Late(noted)), "`seen` of its model"),
+    "a counter in a closure": (Toy(in_a_closure), "batches` of its model"),
+    "a norm from behind": (Toy(FromBehind), "`norm` of its model"),
     "a history": (History(), "`losses` of the task"),
-    "a cache by a key": (Made(lambda: Through(whoever_came_first, head())), "first_of` of"),
+    "a cache by a key": (Toy(lambda: Through(whoever_came_first, head())), "first_of` of"),
     "a vocabulary in a global": (
-        Made(lambda: Through(lambda x: numbered(x) % 500, nn.Embedding(500, 3), Through(lambda x: x.mean(1))),
+        Toy(lambda: Through(lambda x: numbered(x) % 500, nn.Embedding(500, 3), Through(lambda x: x.mean(1))),
              example=words),
         "VOCABULARY` of"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("task", "place"), KEPT.values(), ids=KEPT.keys())
-def test_what_outlasts_a_batch_is_refused_and_named(task: Made, place: str) -> None:
+def test_state_that_outlasts_a_batch_is_refused_and_named(task: Toy, place: str) -> None:
     VOCABULARY.clear()
     first_of.cache_clear()
-    said = complaint(task)
-    assert said.startswith("it keeps something of every batch, in ")
-    assert place in said
+    message = complaint(task)
+    assert message.startswith("it keeps something of every batch, in ")
+    assert place in message
 
 
 class Holding(nn.Module):
@@ -157,10 +157,10 @@ class Holding(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self._change(self.thing, inputs.detach())
-        self.thing = self.thing if found is None else found
-        made: Tensor = self.layer(inputs)
-        return made
+        outputs = self._change(self.thing, inputs.detach())
+        self.thing = self.thing if outputs is None else outputs
+        scores: Tensor = self.layer(inputs)
+        return scores
 
 
 @dataclass(slots=True)
@@ -234,11 +234,11 @@ HELD: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
 
 
 @pytest.mark.parametrize(("thing", "change"), HELD.values(), ids=HELD.keys())
-def test_what_outlasts_a_batch_in_any_object_is_refused(
+def test_state_that_outlasts_a_batch_in_any_object_is_refused(
     thing: Callable[[], Any], change: Callable[[Any, Tensor], Any]
 ) -> None:
     VOCABULARY.clear()
-    task = Made(lambda: Holding(thing(), change))
+    task = Toy(lambda: Holding(thing(), change))
     assert complaint(task).startswith("it keeps something of every batch, in `")
 
 
@@ -253,20 +253,20 @@ class Wordy(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         raised(self, inputs)
-        found: Tensor = self.layer(inputs)
-        return found
+        outputs: Tensor = self.layer(inputs)
+        return outputs
 
 
 def test_a_count_beside_a_large_vocabulary_is_refused() -> None:
-    assert "`count` of its model" in complaint(Made(Wordy))
+    assert "`count` of its model" in complaint(Toy(Wordy))
 
 
 def test_a_decorator_that_counts_is_refused() -> None:
-    assert "count` of its model" in complaint(Made(lambda: Through(Counted(torch.tanh), head())))
+    assert "count` of its model" in complaint(Toy(lambda: Through(Counted(torch.tanh), head())))
 
 
 def test_a_count_at_a_parameter_is_refused() -> None:
-    assert "weight'].count` of its model" in complaint(Made(marked))
+    assert "weight'].count` of its model" in complaint(Toy(marked))
 
 
 @lru_cache
@@ -288,9 +288,9 @@ class Once(nn.Module):
         self.table = torch.ones(WIDTH) if self.table is None else self.table
         weights = self.gate(inputs).softmax(1) * self.table + positions(WIDTH)
         self.weights = [weights.detach()]
-        found: Tensor = self.layer(weights * inputs)
-        return found
+        outputs: Tensor = self.layer(weights * inputs)
+        return outputs
 
 
-def test_what_is_made_once_or_overwritten_is_taken() -> None:
-    check_task(Made(Once), "package:Class")
+def test_state_that_is_made_once_or_overwritten_is_accepted() -> None:
+    check_task(Toy(Once), "package:Class")

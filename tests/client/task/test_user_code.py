@@ -70,14 +70,14 @@ LOADS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("read", "said"), LOADS.values(), ids=LOADS)
+@pytest.mark.parametrize(("read", "message"), LOADS.values(), ids=LOADS)
 def test_a_bad_load_is_reported_in_one_sentence_without_its_own_text(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, read: Callable[[], Any], said: str
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, read: Callable[[], Any], message: str
 ) -> None:
     monkeypatch.setattr(Loading, "read", read, raising=False)
     with pytest.raises(DataError) as caught:
         site_with(make_federation, task_name(Loading)).check_records()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "records.csv" in str(caught.value)
     assert QUOTE not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -124,9 +124,9 @@ MODULES[STUDY.format(more="", body=f"raise ValueError({QUOTE!r})")] = "construct
 MODULES[STUDY.format(more="", body="raise SystemExit(0)")] = "constructor raises SystemExit at"
 
 
-@pytest.mark.parametrize(("text", "said"), MODULES.items(), ids=map(str, range(len(MODULES))))
+@pytest.mark.parametrize(("text", "message"), MODULES.items(), ids=map(str, range(len(MODULES))))
 def test_a_task_that_cannot_be_imported_is_named_with_the_line(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, said: str
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "mytasks.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -135,11 +135,11 @@ def test_a_task_that_cannot_be_imported_is_named_with_the_line(
     with pytest.raises(TaskError) as caught:
         site.check_records()
     monkeypatch.delitem(sys.modules, "mytasks", raising=False)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "mytasks:Study" in str(caught.value)
     assert QUOTE not in str(caught.value)
-    if said.endswith(" at"):
-        assert f"{said} {tmp_path / 'mytasks.py'}:" in str(caught.value)
+    if message.endswith(" at"):
+        assert f"{message} {tmp_path / 'mytasks.py'}:" in str(caught.value)
 
 
 class Quoting(Tiny):

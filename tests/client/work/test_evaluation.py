@@ -45,13 +45,13 @@ TRAINED = replace(SETTINGS, task=TASK)
 MODEL = "0" * 64
 
 
-def evaluation(digest: str, sigma: float = 0.0, **asked: Any) -> RunSettings:  # noqa: ANN401 - passed on
+def evaluation(digest: str, sigma: float = 0.0, **options: Any) -> RunSettings:  # noqa: ANN401 - passed on
     """A run that evaluates this model."""
     return RunSettings(
         name="exam",
         task=TASK,
         rounds=1,
-        evaluation=Evaluation(**(asked or {"metrics": ("near", "odd"), "loss_bound": 4.0})),
+        evaluation=Evaluation(**(options or {"metrics": ("near", "odd"), "loss_bound": 4.0})),
         start=Start(digest),
         privacy=Privacy(noise_multiplier=sigma),
         cohort=SETTINGS.cohort,
@@ -79,7 +79,7 @@ class Odd(studies.Scored):
 
 
 @pytest.mark.parametrize(
-    ("alone", "said"),
+    ("alone", "message"),
     [
         ({"odd": torch.ones(1)}, "some records lack the metric 'near'"),
         ({"near": "1"}, "its metric 'near' is a builtins.str"),
@@ -89,31 +89,31 @@ class Odd(studies.Scored):
     ids=["none", "text", "two", "no names"],
 )
 def test_a_metric_that_a_record_does_not_have_is_found_before_a_charge(
-    trained: tuple[Federation, str], monkeypatch: pytest.MonkeyPatch, alone: dict[str, object], said: str
+    trained: tuple[Federation, str], monkeypatch: pytest.MonkeyPatch, alone: dict[str, object], message: str
 ) -> None:
     federation, digest = trained
     monkeypatch.setattr(Odd, "alone", alone)
     terms = replace(TERMS, tasks=(task_name(Odd),), held_out=0.5)
     federation.write_settings("north", "localhost:1", terms)
-    asked = replace(evaluation(digest, 2.0, metrics=("near",)), task=task_name(Odd))
+    settings = replace(evaluation(digest, 2.0, metrics=("near",)), task=task_name(Odd))
     with pytest.raises(CloisterError) as caught:
-        restart(federation, "north").work(asked).check_records(asked)
-    assert said in str(caught.value)
+        restart(federation, "north").work(settings).check_records(settings)
+    assert message in str(caught.value)
 
 
 def test_the_vector_is_the_one_that_the_protocol_describes(make_federation: FederationMaker) -> None:
-    found = json.loads(json.dumps(evaluation_of(make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF)))))
-    vector = numbers.evaluation(found["metrics"], found["losses"], found["loss_bound"])
-    assert found["vector"] == pytest.approx(vector, abs=1e-9)
-    assert numbers.evaluation_layout(["near", "odd"], found["loss_bound"]) == found["layout"]
+    report = json.loads(json.dumps(evaluation_of(make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF)))))
+    vector = numbers.evaluation(report["metrics"], report["losses"], report["loss_bound"])
+    assert report["vector"] == pytest.approx(vector, abs=1e-9)
+    assert numbers.evaluation_layout(["near", "odd"], report["loss_bound"]) == report["layout"]
 
 
 def report_of(federation: Federation) -> dict[str, Any]:
     """The figures, which must be the same at all sites."""
     files = {file.read_bytes() for path in federation.paths.values() for file in path.glob("statistics/exam-*")}
     assert len(files) == 1
-    found: dict[str, Any] = json.loads(files.pop())
-    return found
+    report: dict[str, Any] = json.loads(files.pop())
+    return report
 
 
 def expected(federation: Federation, digest: str) -> dict[str, float]:
@@ -125,12 +125,12 @@ def expected(federation: Federation, digest: str) -> dict[str, float]:
         inputs, targets = table(study.held_out)
         with torch.no_grad():
             outputs = module(inputs)
-        found = study.task.metrics(outputs, targets)
+        batch_metrics = study.task.metrics(outputs, targets)
         for name in ("near", "odd"):
-            values[name] += np.clip(np.nan_to_num(found[name].numpy(), nan=0.0), 0, 1).tolist()
+            values[name] += np.clip(np.nan_to_num(batch_metrics[name].numpy(), nan=0.0), 0, 1).tolist()
         losses = ((outputs - targets) ** 2).squeeze(1)
         values["loss"] += losses.clamp(0, 4.0).tolist()
-    return {name: float(np.mean(found)) for name, found in values.items()} | {"count": len(values["loss"])}
+    return {name: float(np.mean(column)) for name, column in values.items()} | {"count": len(values["loss"])}
 
 
 def test_without_noise_the_figures_are_those_of_all_held_out_records(trained: tuple[Federation, str]) -> None:
@@ -138,12 +138,12 @@ def test_without_noise_the_figures_are_those_of_all_held_out_records(trained: tu
     federation.sign(evaluation(digest))
     (event,) = run_with(federation)
     assert event["released"]
-    found, wanted = report_of(federation), expected(federation, digest)
-    assert found["model"] == digest
-    assert found["count"] == pytest.approx(wanted.pop("count"), rel=1e-3)
+    report, wanted = report_of(federation), expected(federation, digest)
+    assert report["model"] == digest
+    assert report["count"] == pytest.approx(wanted.pop("count"), rel=1e-3)
     for name, value in wanted.items():
-        assert found["metrics"][name]["mean"] == pytest.approx(value, abs=2e-3)
-    assert found["epsilon"] is None
+        assert report["metrics"][name]["mean"] == pytest.approx(value, abs=2e-3)
+    assert report["epsilon"] is None
 
 
 def test_noise_is_charged_to_the_held_out_ledger_and_reported_with_its_error(trained: tuple[Federation, str]) -> None:
@@ -151,15 +151,15 @@ def test_noise_is_charged_to_the_held_out_ledger_and_reported_with_its_error(tra
     before = [open_site(path).ledger.mechanisms() for path in federation.paths.values()]
     federation.sign(evaluation(digest, sigma=0.7))
     (event,) = run_with(federation)
-    found, wanted = report_of(federation), expected(federation, digest)
-    assert abs(found["count"] - wanted["count"]) < 6 * found["count_error"]
-    assert found["count_error"] == pytest.approx(0.7 * np.sqrt(4 * len(SITES)), rel=0.01)
+    report, wanted = report_of(federation), expected(federation, digest)
+    assert abs(report["count"] - wanted["count"]) < 6 * report["count_error"]
+    assert report["count_error"] == pytest.approx(0.7 * np.sqrt(4 * len(SITES)), rel=0.01)
     for name in ("near", "odd", "loss"):
-        assert found["metrics"][name]["error"] > 0
-        assert abs(found["metrics"][name]["mean"] - wanted[name]) < 6 * found["metrics"][name]["error"]
+        assert report["metrics"][name]["error"] > 0
+        assert abs(report["metrics"][name]["mean"] - wanted[name]) < 6 * report["metrics"][name]["error"]
     assert [open_site(path).ledger.mechanisms() for path in federation.paths.values()] == before
     cost = [Mechanism(0.7, 1.0, 1)]
-    assert found["epsilon"] == pytest.approx(epsilon(cost, 1e-5), abs=1e-3)
+    assert report["epsilon"] == pytest.approx(epsilon(cost, 1e-5), abs=1e-3)
     for site, path in federation.paths.items():
         assert open_site(path).held_out_ledger.mechanisms() == cost
         assert event["epsilon"][site] == pytest.approx(epsilon(cost, TERMS.delta))
@@ -201,7 +201,7 @@ def test_a_metric_that_compares_records_sees_one_at_a_time(make_federation: Fede
     assert np.linalg.norm(sums[1] - sums[0]) <= 1 + 1e-5
 
 
-def test_what_is_held_out_has_a_budget_of_its_own(make_federation: FederationMaker) -> None:
+def test_held_out_records_have_their_own_budget(make_federation: FederationMaker) -> None:
     federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)))
     run_with_budget(federation, None)
     federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)), name="little")
@@ -249,20 +249,20 @@ def test_a_metric_that_the_task_does_not_have_is_refused_before_anything_is_char
     assert charges_of(federation, "north") == charged
 
 
-def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) -> None:
+def test_cloister_stats_shows_an_evaluation(trained: tuple[Federation, str]) -> None:
     federation, digest = trained
     federation.sign(evaluation(digest, sigma=0.7))
     run_with(federation)
     text = io.StringIO()
     stats.show(stats.latest(federation.paths["north"]), Console(file=text, width=1000))
-    shown = text.getvalue()
-    assert digest in shown
-    assert "held-out records at 4 sites" in shown
-    assert {"near", "odd", "loss"} <= {line.split(" ")[0] for line in shown.splitlines()}
+    text_ = text.getvalue()
+    assert digest in text_
+    assert "held-out records at 4 sites" in text_
+    assert {"near", "odd", "loss"} <= {line.split(" ")[0] for line in text_.splitlines()}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"start": None}, "an evaluation needs [start]"),
         ({"rounds": 2}, "an evaluation takes one round; set rounds = 1"),
@@ -278,6 +278,6 @@ def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) 
         ({"privacy": Privacy(noise_multiplier=1.0, noise="shared")}, "an evaluation has local noise"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         replace(evaluation(MODEL), **changes)

@@ -119,15 +119,15 @@ def report_of(federation: Federation) -> dict[str, Any]:
     """The figures, which must be the same at all sites."""
     files = {file.read_bytes() for path in federation.paths.values() for file in path.glob("statistics/exam-*")}
     assert len(files) == 1
-    found: dict[str, Any] = json.loads(files.pop())
-    return found
+    report: dict[str, Any] = json.loads(files.pop())
+    return report
 
 
 def own_report(federation: Federation, site: str) -> dict[str, Any]:
     """A site's own exact figures."""
     (file,) = (federation.paths[site] / "metrics").glob("exam-*.json")
-    found: dict[str, Any] = json.loads(file.read_bytes())
-    return found
+    report: dict[str, Any] = json.loads(file.read_bytes())
+    return report
 
 
 def test_without_noise_metrics_are_those_of_all_held_out_records_up_to_the_bins(
@@ -137,17 +137,17 @@ def test_without_noise_metrics_are_those_of_all_held_out_records_up_to_the_bins(
     federation.sign(exam(digest))
     (event,) = run_with(federation)
     assert event["released"]
-    found = report_of(federation)["metrics"]
+    report = report_of(federation)["metrics"]
     parts = [scored(federation, digest, site) for site in SITES]
-    scores, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    scores, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     wanted = expected(scores, labels)
     assert wanted["auc"] < 0.999  # so that there is something to find
     for name, value in wanted.items():
-        near = found[name].get("value", found[name].get("mean"))
-        assert abs(near - value) <= found[name].get("bins", 0) + 4 * found[name]["error"] + 1e-5, name
-        assert found[name]["error"] < 0.01, name
+        near = report[name].get("value", report[name].get("mean"))
+        assert abs(near - value) <= report[name].get("bins", 0) + 4 * report[name]["error"] + 1e-5, name
+        assert report[name]["error"] < 0.01, name
     matrix = metrics.confusion_matrix(labels, scores >= 0.5)
-    assert np.array(found["confusion"]["counts"]) == pytest.approx(matrix, abs=0.2)
+    assert np.array(report["confusion"]["counts"]) == pytest.approx(matrix, abs=0.2)
     for site, (alone, true) in zip(SITES, parts, strict=True):
         own, known = own_report(federation, site), expected(alone, true)
         assert own["records"] == len(alone)
@@ -164,35 +164,35 @@ def test_with_noise_they_are_within_the_stated_error_and_charged_as_one_release(
     sigma, names = 0.6, ("auc", "f1", "confusion")
     federation.sign(exam(digest, sigma, names))
     (event,) = run_with(federation)
-    found = report_of(federation)
+    report = report_of(federation)
     cost = [Mechanism(sigma, 1.0, 1)]
-    assert found["epsilon"] == pytest.approx(epsilon(cost, 1e-5), abs=1e-3)
+    assert report["epsilon"] == pytest.approx(epsilon(cost, 1e-5), abs=1e-3)
     for site, path in federation.paths.items():
         opened = open_site(path)
         assert opened.held_out_ledger.mechanisms() == cost
         assert opened.ledger.mechanisms() == []
         assert event["epsilon"][site] == pytest.approx(epsilon(cost, TERMS.delta))
     parts = [scored(federation, digest, site) for site in SITES]
-    wanted = expected(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    wanted = expected(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     # Count, confusion and scores: three parts, so each number has √3·σ of noise from each of four sites.
     assert (
-        found["count_error"] == found["metrics"]["confusion"]["error"] == pytest.approx(sigma * np.sqrt(12), rel=0.01)
+        report["count_error"] == report["metrics"]["confusion"]["error"] == pytest.approx(sigma * np.sqrt(12), rel=0.01)
     )
     for name in ("auc", "f1"):
-        given = found["metrics"][name]
-        assert 0 < given["error"] < 0.2
-        assert abs(given["value"] - wanted[name]) < 5 * given["error"] + given.get("bins", 0.0)
-    assert f"over 4 sites: auc {found['metrics']['auc']['value']:.3f} ± " in caplog.text
+        figure = report["metrics"][name]
+        assert 0 < figure["error"] < 0.2
+        assert abs(figure["value"] - wanted[name]) < 5 * figure["error"] + figure.get("bins", 0.0)
+    assert f"over 4 sites: auc {report['metrics']['auc']['value']:.3f} ± " in caplog.text
     assert "this site alone: auc 0." in caplog.text
     text = io.StringIO()
     stats.show(stats.latest(federation.paths["north"]), Console(file=text, width=1000))
-    shown = text.getvalue()
-    auc = next(line for line in shown.splitlines() if line.startswith("auc"))
+    text_ = text.getvalue()
+    auc = next(line for line in text_.splitlines() if line.startswith("auc"))
     alone = own_report(federation, "north")["metrics"]["auc"]["value"]
     assert auc.split()[2] == "±"
     assert "bins ±" in auc
     assert auc.endswith(f"alone {stats.number(alone)}")
-    assert "it has not left it" in shown
+    assert "it has not left it" in text_
 
 
 def test_one_record_changes_a_sites_vector_by_at_most_one(hospitals: tuple[Federation, str]) -> None:
@@ -234,20 +234,20 @@ def test_a_site_whose_task_has_other_constants_takes_part_in_no_sum(
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (("c_index",), "has no metric 'c_index'; name others in [evaluation]"),
         (("acu",), "has no metric 'acu'; did you mean `auc`?"),
     ],
 )
 def test_a_metric_that_the_task_does_not_name_is_refused_before_a_charge(
-    hospitals: tuple[Federation, str], caplog: pytest.LogCaptureFixture, names: tuple[str, ...], said: str
+    hospitals: tuple[Federation, str], caplog: pytest.LogCaptureFixture, names: tuple[str, ...], message: str
 ) -> None:
     federation, digest = hospitals
     federation.sign(with_deadline(exam(digest, 1.0, names), 2.0))
     with pytest.raises(RunError, match="sites"):
         run_with(federation)
-    assert said in caplog.text
+    assert message in caplog.text
     assert all(not open_site(path).held_out_ledger.mechanisms() for path in federation.paths.values())
 
 
@@ -260,7 +260,7 @@ def test_a_label_that_is_no_class_and_a_score_that_is_none_are_found_before_a_ch
     study, work = site.study(TASK), site.work(settings)
     inputs, targets = table(study.held_out)
     fifth = torch.arange(len(inputs))[:, None] == 4
-    for odd, said in (
+    for odd, message in (
         ((inputs, torch.where(fifth, 0.5, targets)), "its label is not a class from 0 to 1"),
         ((torch.where(fifth, torch.nan, inputs), targets), "its score is not finite"),
     ):
@@ -268,10 +268,10 @@ def test_a_label_that_is_no_class_and_a_score_that_is_none_are_found_before_a_ch
         study.__dict__["_usable"] = True
         with pytest.raises(DataError) as caught:
             work.check_records(settings)
-        assert f"cannot evaluate held-out record 5: {said}" in str(caught.value)
+        assert f"cannot evaluate held-out record 5: {message}" in str(caught.value)
 
 
-def test_where_only_one_class_is_held_out_auc_is_undefined_there_and_at_nobody_else(
+def test_auc_is_undefined_only_at_sites_with_one_held_out_class(
     hospitals: tuple[Federation, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     federation, digest = hospitals
@@ -280,9 +280,9 @@ def test_where_only_one_class_is_held_out_auc_is_undefined_there_and_at_nobody_e
     open_site.cache_clear()
     federation.sign(exam(digest, names=("auc", "f1")))
     run_with(federation)
-    own, found = own_report(federation, "north")["metrics"]["auc"], report_of(federation)["metrics"]["auc"]
+    own, report = own_report(federation, "north")["metrics"]["auc"], report_of(federation)["metrics"]["auc"]
     assert own == {"value": None, "reason": "all held-out records have class 0"}
-    assert 0.5 < found["value"] < 1
+    assert 0.5 < report["value"] < 1
     assert own_report(federation, "south")["metrics"]["auc"]["value"] > 0.5
     assert "this site alone: auc undefined: all held-out records have class 0" in caplog.text
 

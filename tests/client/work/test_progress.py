@@ -46,15 +46,15 @@ def disclosing(task: str, **names: tuple[str, ...]) -> dict[str, SiteTerms]:
 
 def numbers_of(replies: list[Message]) -> set[float]:
     """Every number in these replies, at whatever place."""
-    found: set[float] = set()
+    numbers: set[float] = set()
     for reply in replies:
         for record in reply.content.values():
             if isinstance(record, (ConfigRecord, MetricRecord)):
-                found |= {value for value in record.values() if isinstance(value, (int, float))}
-    return found
+                numbers |= {value for value in record.values() if isinstance(value, (int, float))}
+    return numbers
 
 
-def test_a_site_writes_down_how_good_each_rounds_model_is_and_tells_nobody(
+def test_a_sites_own_metrics_of_every_round_stay_at_the_site(
     make_federation: FederationMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     federation, replies = make_federation(replace(SETTINGS, rounds=2)), list[Message]()
@@ -96,9 +96,9 @@ def test_a_metric_is_averaged_over_the_sites_that_reported_it(
     (event,) = run_with(federation)
     assert event["metrics"]["accuracy"] == 1.0
     assert event["sharing"] == sorted(SITES)
-    told = {site: float(f"{own_metrics(federation, site)[0]['metrics']['loss']:.2g}") for site in SITES}
+    losses = {site: float(f"{own_metrics(federation, site)[0]['metrics']['loss']:.2g}") for site in SITES}
     assert event["metrics"]["loss"] == pytest.approx(
-        sum(SIZES[site] * told[site] for site in SITES) / sum(SIZES.values())
+        sum(SIZES[site] * losses[site] for site in SITES) / sum(SIZES.values())
     )
 
 
@@ -126,9 +126,7 @@ def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: Fede
 
 
 @pytest.mark.parametrize("shared", [DISCLOSED, ("epsilon",)], ids=["shared", "kept"])
-def test_a_metric_that_is_not_a_number_spoils_nothing(
-    make_federation: FederationMaker, shared: tuple[str, ...]
-) -> None:
+def test_a_metric_that_is_nan_does_not_stop_the_run(make_federation: FederationMaker, shared: tuple[str, ...]) -> None:
     federation = make_federation(replace(SETTINGS, task=COUNTED), disclosing(COUNTED, **dict.fromkeys(SITES, shared)))
     (event,) = run_with(federation)
     assert event["released"]
@@ -169,7 +167,7 @@ def _no_room(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["the task's metrics", "the file"])
-def test_what_a_site_cannot_see_of_its_model_spoils_nothing(
+def test_own_metrics_that_cannot_be_computed_do_not_stop_the_run(
     make_federation: FederationMaker, caplog: pytest.LogCaptureFixture, failing: str
 ) -> None:
     task = task_name(studies.Unmeasurable) if failing == "the task's metrics" else SETTINGS.task
@@ -184,7 +182,7 @@ def test_what_a_site_cannot_see_of_its_model_spoils_nothing(
     assert studies.QUOTE not in caplog.text
 
 
-def test_a_run_that_trains_nothing_is_not_looked_at(make_federation: FederationMaker) -> None:
+def test_runs_without_training_have_no_own_metrics(make_federation: FederationMaker) -> None:
     federation = make_federation(
         replace(SETTINGS, training=Training(steps_per_round=0, sample_rate=1.0, learning_rate=0.1))
     )
@@ -210,7 +208,7 @@ def test_a_line_that_a_crash_cut_off_stays_separate_and_a_round_is_recorded_once
     assert set(read_own_metrics(federation, 2)) == {"loss"}
 
 
-def test_of_many_held_out_records_some_are_looked_at_in_parts(
+def test_large_held_out_sets_are_sampled_and_evaluated_in_parts(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("client.work.training._MOST_RECORDS", 4)

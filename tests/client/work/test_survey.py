@@ -84,29 +84,29 @@ def report_of(federation: Federation) -> dict[str, Any]:
     return read
 
 
-def hold(found: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: float) -> None:
+def hold(report: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: float) -> None:
     """Check figures against the pooled records, within this many standard errors."""
     values, labels = np.asarray(values), np.asarray(labels)
     slack = 1e-4  # of rounding
-    assert abs(found["count"] - len(values)) <= errors * found["count_error"] + slack * len(values)
+    assert abs(report["count"] - len(values)) <= errors * report["count_error"] + slack * len(values)
     for place, (name, (low, high)) in enumerate(studies.Asked.columns.items()):
-        read, own = found["columns"][name], np.clip(values[:, place], low, high)
+        read, own = report["columns"][name], np.clip(values[:, place], low, high)
         assert abs(read["mean"] - own.mean()) <= errors * read["mean_error"] + slack * high
-        off = errors * read["deviation_error"] + (high - low) / found["bins"] / 3
+        off = errors * read["deviation_error"] + (high - low) / report["bins"] / 3
         assert abs(read["deviation"] - own.std()) <= off
         for fraction in figures.FRACTIONS:
-            middle, bins = read["quantiles"][f"{fraction:g}"], 1.5 * (high - low) / found["bins"] + slack
+            middle, bins = read["quantiles"][f"{fraction:g}"], 1.5 * (high - low) / report["bins"] + slack
             rank = errors * read["rank_error"] + slack
             # Noise may put a rank beyond the last record: then the error says nothing on that side.
             if fraction - rank > 0:
                 assert np.quantile(own, fraction - rank, method="inverted_cdf") <= middle + bins
             if fraction + rank < 1:
                 assert np.quantile(own, fraction + rank, method="higher") >= middle - bins
-    for each in found["classes"]:
-        assert abs(each["count"] - np.sum(labels == each["label"])) <= errors * each["count_error"] + slack * len(
+    for entry in report["classes"]:
+        assert abs(entry["count"] - np.sum(labels == entry["label"])) <= errors * entry["count_error"] + slack * len(
             values
         )
-        assert abs(each["fraction"] - np.mean(labels == each["label"])) <= errors * each["fraction_error"] + slack
+        assert abs(entry["fraction"] - np.mean(labels == entry["label"])) <= errors * entry["fraction_error"] + slack
 
 
 # --- A whole survey -------------------------------------------------------------------------------------------------
@@ -120,20 +120,20 @@ def test_without_noise_the_figures_are_those_of_all_records_pooled(
     (event,) = run_with(federation)
     assert event["released"]
     assert len(set(models_of(federation).values())) == 1
-    found = report_of(federation)
-    hold(found, *pooled(federation), errors=1.0)
-    assert found["sites"] == sorted(SITES)
-    assert (found["survey"], found["run"], found["epsilon"]) == (ASKED, signed_run(federation)[2], None)
+    report = report_of(federation)
+    hold(report, *pooled(federation), errors=1.0)
+    assert report["sites"] == sorted(SITES)
+    assert (report["survey"], report["run"], report["epsilon"]) == (ASKED, signed_run(federation)[2], None)
 
 
 def test_with_noise_they_are_within_their_errors_and_charged_once(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, everywhere())
     run_with(federation)
-    found = report_of(federation)
-    assert found["columns"]["a"]["mean_error"] > 0
-    hold(found, *pooled(federation), errors=6.0)
+    report = report_of(federation)
+    assert report["columns"]["a"]["mean_error"] > 0
+    hold(report, *pooled(federation), errors=6.0)
     cost = epsilon([Mechanism(0.7, 1.0, 1)], NOISY.privacy.delta)
-    assert found["epsilon"] == pytest.approx(cost, abs=1e-3)
+    assert report["epsilon"] == pytest.approx(cost, abs=1e-3)
     for site in SITES:
         assert charges_of(federation, site) == 1
         assert open_site(federation.paths[site]).ledger.mechanisms() == [Mechanism(0.7, 1.0, 1)]
@@ -163,21 +163,21 @@ def test_a_site_that_fails_is_not_in_the_sum(make_federation: FederationMaker) -
 
     (event,) = run_with(federation, answer)
     assert "west" not in event["sites"]
-    found = json.loads(reports_of(federation)["north"])
-    assert found["sites"] == ["east", "north", "south"]
-    hold(found, *pooled(federation, found["sites"]), errors=1.0)
+    report = json.loads(reports_of(federation)["north"])
+    assert report["sites"] == ["east", "north", "south"]
+    hold(report, *pooled(federation, report["sites"]), errors=1.0)
 
 
 def test_a_survey_without_label_takes_tensors(make_federation: FederationMaker) -> None:
     name = task_name(studies.Unlabelled)
     federation = make_federation(replace(SURVEY, task=name), everywhere(replace(ALL, tasks=(name,))))
     run_with(federation)
-    found = report_of(federation)
-    assert found["classes"] == []
-    hold(found, *pooled(federation), errors=1.0)
+    report = report_of(federation)
+    assert report["classes"] == []
+    hold(report, *pooled(federation), errors=1.0)
 
 
-def test_what_a_crash_left_unwritten_is_written_when_the_sum_comes_again(make_federation: FederationMaker) -> None:
+def test_a_report_lost_in_a_crash_is_written_when_the_sum_is_delivered_again(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, everywhere())
     sums: list[EncryptedSum] = []
 
@@ -219,7 +219,7 @@ def test_the_charge_is_on_disk_before_records_are_added_up(
         (replace(ALL, minimum_cohort=4), "minimum_cohort = 4"),
     ],
 )
-def test_a_site_has_the_last_word_and_reads_and_spends_nothing_for_what_it_refuses(
+def test_a_refused_survey_reads_no_records_and_is_not_charged(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, terms: SiteTerms, reason: str
 ) -> None:
     files: list[Path] = []

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from typing_extensions import override
 
-from tests.probes import CLASSES, Made, head
+from tests.probes import CLASSES, Toy, head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +33,14 @@ class Conversion:
     example: Callable[[], Records]
 
     @property
-    def before(self) -> Made:
+    def before(self) -> Toy:
         """The task that is refused."""
-        return Made(self.model, example=self.example)
+        return Toy(self.model, example=self.example)
 
     @property
-    def after(self) -> Made:
+    def after(self) -> Toy:
         """The task that is taken."""
-        return Made(lambda: self.convert(self.model()), example=self.example)
+        return Toy(lambda: self.convert(self.model()), example=self.example)
 
 
 class Still(nn.Module):
@@ -58,8 +58,8 @@ class Still(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.body(inputs))
-        return found
+        outputs: Tensor = self.head(self.body(inputs))
+        return outputs
 
 
 def pictures() -> Records:
@@ -68,7 +68,7 @@ def pictures() -> Records:
 
 
 def _vectors() -> Records:
-    return Made().example()
+    return Toy().example()
 
 
 def _normalised() -> nn.Module:

@@ -51,8 +51,8 @@ class Dense(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         for layer in self.layers:
             inputs = torch.cat([inputs, layer(inputs)], 1)
-        found: Tensor = self.out(inputs.flatten(1))
-        return found
+        outputs: Tensor = self.out(inputs.flatten(1))
+        return outputs
 
 
 class Squeeze(nn.Module):
@@ -64,8 +64,8 @@ class Squeeze(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = inputs * self.layers(inputs.mean((2, 3)))[:, :, None, None]
-        return found
+        outputs: Tensor = inputs * self.layers(inputs.mean((2, 3)))[:, :, None, None]
+        return outputs
 
 
 def _mobilenet() -> nn.Module:
@@ -87,10 +87,10 @@ class ConvNext(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self.stem(inputs)
-        found = found.permute(0, 2, 3, 1) + self.scale * self.layers(self.depthwise(found).permute(0, 2, 3, 1))
-        made: Tensor = self.out(found.mean((1, 2)))
-        return made
+        outputs = self.stem(inputs)
+        outputs = outputs.permute(0, 2, 3, 1) + self.scale * self.layers(self.depthwise(outputs).permute(0, 2, 3, 1))
+        scores: Tensor = self.out(outputs.mean((1, 2)))
+        return scores
 
 
 def _instance() -> nn.Module:
@@ -112,8 +112,8 @@ class UNet(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         across = self.down(inputs)
-        found: Tensor = self.out(torch.cat([across, self.up(self.middle(across))], 1))
-        return found
+        outputs: Tensor = self.out(torch.cat([across, self.up(self.middle(across))], 1))
+        return outputs
 
 
 class Upsampled(UNet):
@@ -144,9 +144,9 @@ class VisionTransformer(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         patches = self.patches(inputs).flatten(2).transpose(1, 2)
-        found = torch.cat([self.head.expand(len(inputs), -1, -1), patches], 1) + self.places
-        made: Tensor = self.out(self.encoder(found)[:, 0])
-        return made
+        outputs = torch.cat([self.head.expand(len(inputs), -1, -1), patches], 1) + self.places
+        scores: Tensor = self.out(self.encoder(outputs)[:, 0])
+        return scores
 
 
 class Transfer(nn.Module):
@@ -171,8 +171,8 @@ class Transfer(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.backbone(inputs - self.mean))
-        return found
+        outputs: Tensor = self.head(self.backbone(inputs - self.mean))
+        return outputs
 
 
 class Unfrozen(Transfer):
@@ -201,8 +201,8 @@ class Instances(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         tiles = torch.stack([self.tile(tile) for tile in inputs.unbind(1)], 1)
-        found: Tensor = self.out((self.score(tiles).softmax(1) * tiles).sum(1))
-        return found
+        outputs: Tensor = self.out((self.score(tiles).softmax(1) * tiles).sum(1))
+        return outputs
 
 
 images = by_class(1, SIDE, SIDE)

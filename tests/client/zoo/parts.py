@@ -33,7 +33,7 @@ class Architecture:
     records: Callable[[int], Records]
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     learning_rate: float = 0.5
-    taken: str = "yes"  # or how, in the words of docs/models.md
+    acceptance: str = "yes"  # or how, in the words of docs/models.md
 
 
 class Ordinary(Task):
@@ -94,16 +94,16 @@ class Residual(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = inputs + self.layers(inputs)
-        return found
+        outputs: Tensor = inputs + self.layers(inputs)
+        return outputs
 
 
 class Last(nn.Module):
     """The last step `(n, d)` of what a recurrent layer returns `(n, t, d)`."""
 
     @override
-    def forward(self, found: tuple[Tensor, object]) -> Tensor:
-        return found[0][:, -1]
+    def forward(self, outputs: tuple[Tensor, object]) -> Tensor:
+        return outputs[0][:, -1]
 
 
 class Mean(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Through, Toy, head, sequences, words
 
 if TYPE_CHECKING:
     from client.task.task import Task
@@ -26,11 +26,11 @@ class Capacity(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        weights, found = self.gate(inputs).softmax(1), inputs.new_zeros(len(inputs), CLASSES)
+        weights, outputs = self.gate(inputs).softmax(1), inputs.new_zeros(len(inputs), CLASSES)
         for number, expert in enumerate(self.experts):
-            taken = weights[:, number].topk((len(inputs) + 1) // 2).indices
-            found = found.index_add(0, taken, weights[taken, number, None] * expert(inputs[taken]))
-        return found
+            chosen = weights[:, number].topk((len(inputs) + 1) // 2).indices
+            outputs = outputs.index_add(0, chosen, weights[chosen, number, None] * expert(inputs[chosen]))
+        return outputs
 
 
 class LastStep(nn.Module):
@@ -42,8 +42,8 @@ class LastStep(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.gru(inputs)[0][:, -1])
-        return found
+        outputs: Tensor = self.head(self.gru(inputs)[0][:, -1])
+        return outputs
 
 
 class Counting(nn.Module):
@@ -57,8 +57,8 @@ class Counting(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         self.batches += 1
-        found: Tensor = self.head(inputs)
-        return found
+        outputs: Tensor = self.head(inputs)
+        return outputs
 
 
 class Again(nn.Module):
@@ -70,9 +70,9 @@ class Again(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found = cast("Tensor", checkpoint(self.second, self.first(inputs), use_reentrant=True))
-        made: Tensor = self.head(found)
-        return made
+        outputs = cast("Tensor", checkpoint(self.second, self.first(inputs), use_reentrant=True))
+        scores: Tensor = self.head(outputs)
+        return scores
 
 
 class Listed(nn.Module):
@@ -85,8 +85,8 @@ class Listed(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.layers[0](inputs))
-        return found
+        outputs: Tensor = self.head(self.layers[0](inputs))
+        return outputs
 
 
 def _between(layer: nn.Module) -> nn.Module:
@@ -113,32 +113,32 @@ def _cox(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Task, str]] = {
-    "batch normalisation that is trained": (Made(lambda: _between(nn.BatchNorm1d(8))), "use GroupNorm or LayerNorm"),
+    "batch normalisation that is trained": (Toy(lambda: _between(nn.BatchNorm1d(8))), "use GroupNorm or LayerNorm"),
     "`nn.InstanceNorm` with `track_running_stats=True`": (
-        Made(lambda: _over_sequences(nn.InstanceNorm1d(LENGTH, track_running_stats=True)), example=sequences),
+        Toy(lambda: _over_sequences(nn.InstanceNorm1d(LENGTH, track_running_stats=True)), example=sequences),
         "track_running_stats=False"),
-    "`spectral_norm`": (Made(lambda: spectral_norm(head())), "remembers earlier batches"),
+    "`spectral_norm`": (Toy(lambda: spectral_norm(head())), "remembers earlier batches"),
     "recurrent layers without `batch_first`, given records first": (
-        Made(LastStep, example=sequences), "set batch_first=True"),
-    "experts that take a share of the batch": (Made(Capacity), "mixes the records of a batch"),
+        Toy(LastStep, example=sequences), "set batch_first=True"),
+    "experts that take a share of the batch": (Toy(Capacity), "mixes the records of a batch"),
     "losses over pairs of records": (
-        Made(loss=_of_the_batch), "give each record one term that depends on no other record"),
-    "Cox's partial likelihood, over risk sets": (Made(lambda: nn.Linear(WIDTH, 1), loss=_cox), "no pairs or risk sets"),
+        Toy(loss=_of_the_batch), "give each record one term that depends on no other record"),
+    "Cox's partial likelihood, over risk sets": (Toy(lambda: nn.Linear(WIDTH, 1), loss=_cox), "no pairs or risk sets"),
     "gamma, beta, Dirichlet or Poisson draws": (
-        Made(lambda: _between(Through(lambda x: x * torch.distributions.Gamma(x.exp(), 1.0).rsample()))),
+        Toy(lambda: _between(Through(lambda x: x * torch.distributions.Gamma(x.exp(), 1.0).rsample()))),
         "transform normal or uniform numbers"),
-    "models compiled by `torch.jit`": (Made(lambda: torch.jit.script(head())), "return the module itself"),
-    "a counter, cache, running mean or list that outlasts a batch": (Made(Counting), "in `batches` of its model, so"),
-    "`nn.Lazy…` layers": (Made(lambda: nn.LazyLinear(CLASSES)), "use layers of fixed size"),
-    "`nn.RReLU`": (Made(lambda: _between(nn.RReLU())), "mixes the records of a batch"),
+    "models compiled by `torch.jit`": (Toy(lambda: torch.jit.script(head())), "return the module itself"),
+    "a counter, cache, running mean or list that outlasts a batch": (Toy(Counting), "in `batches` of its model, so"),
+    "`nn.Lazy…` layers": (Toy(lambda: nn.LazyLinear(CLASSES)), "use layers of fixed size"),
+    "`nn.RReLU`": (Toy(lambda: _between(nn.RReLU())), "mixes the records of a batch"),
     "`nn.Embedding` with `sparse=True`": (
-        Made(lambda: _over_words(nn.Embedding(9, 5, sparse=True)), example=words), "leave out sparse=True"),
+        Toy(lambda: _over_words(nn.Embedding(9, 5, sparse=True)), example=words), "leave out sparse=True"),
     "`nn.Embedding` with `max_norm`": (
-        Made(lambda: _over_words(nn.Embedding(9, 5, max_norm=1.0)), example=words), "change in forward"),
+        Toy(lambda: _over_words(nn.Embedding(9, 5, max_norm=1.0)), example=words), "change in forward"),
     "`nn.Embedding` with `scale_grad_by_freq`": (
-        Made(lambda: _over_words(nn.Embedding(9, 5, scale_grad_by_freq=True)), example=words),
+        Toy(lambda: _over_words(nn.Embedding(9, 5, scale_grad_by_freq=True)), example=words),
         "a record's gradient"),
-    "`checkpoint(…, use_reentrant=True)`": (Made(Again), "use_reentrant"),
-    "trained parameters in float64 or 16 bits": (Made(lambda: head().double()), "make all of them float32"),
-    "layers in a list": (Made(Listed), "nn.ModuleList instead of a list"),
+    "`checkpoint(…, use_reentrant=True)`": (Toy(Again), "use_reentrant"),
+    "trained parameters in float64 or 16 bits": (Toy(lambda: head().double()), "make all of them float32"),
+    "layers in a list": (Toy(Listed), "nn.ModuleList instead of a list"),
 }  # fmt: skip

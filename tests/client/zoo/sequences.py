@@ -38,8 +38,8 @@ class Causal(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.layer(functional.pad(inputs, (self._before, 0))).relu()
-        return found
+        outputs: Tensor = self.layer(functional.pad(inputs, (self._before, 0))).relu()
+        return outputs
 
 
 def _tcn() -> nn.Module:
@@ -61,8 +61,8 @@ class Given(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         start = torch.zeros(2, len(inputs), WIDTH, device=inputs.device)
-        found: Tensor = self.out(self.gru(inputs.transpose(1, 2), start)[0].mean(1))
-        return found
+        outputs: Tensor = self.out(self.gru(inputs.transpose(1, 2), start)[0].mean(1))
+        return outputs
 
 
 class Cells(nn.Module):
@@ -77,8 +77,8 @@ class Cells(nn.Module):
         state = inputs.new_zeros(len(inputs), WIDTH)
         for step in inputs.unbind(2):
             state = self.cell(step, state)
-        found: Tensor = self.out(state)
-        return found
+        outputs: Tensor = self.out(state)
+        return outputs
 
 
 class Packed(nn.Module):
@@ -94,8 +94,8 @@ class Packed(nn.Module):
         lengths = (words != 0).sum(1).clamp(min=1).cpu()
         packed = pack_padded_sequence(self.embedding(words), lengths, batch_first=True, enforce_sorted=False)
         _, (state, _) = self.lstm(packed)
-        found: Tensor = self.out(torch.cat([state[0], state[1]], 1))
-        return found
+        outputs: Tensor = self.out(torch.cat([state[0], state[1]], 1))
+        return outputs
 
 
 class PackedByOpacus(Packed):
@@ -117,9 +117,9 @@ class TextCNN(nn.Module):
 
     @override
     def forward(self, words: Tensor) -> Tensor:
-        found = self.embedding(words).transpose(1, 2)
-        made: Tensor = self.out(torch.cat([layer(found).relu().amax(2) for layer in self.convolutions], 1))
-        return made
+        outputs = self.embedding(words).transpose(1, 2)
+        scores: Tensor = self.out(torch.cat([layer(outputs).relu().amax(2) for layer in self.convolutions], 1))
+        return scores
 
 
 class Encoder(nn.Module):
@@ -136,10 +136,10 @@ class Encoder(nn.Module):
     @override
     def forward(self, words: Tensor) -> Tensor:
         there = (words != 0).unsqueeze(2)
-        found = self.words(words) + self.places(self.position_ids)
-        found = self.encoder(found, src_key_padding_mask=words == 0) * there
-        made: Tensor = self.out(found.sum(1) / there.sum(1).clamp(min=1))
-        return made
+        outputs = self.words(words) + self.places(self.position_ids)
+        outputs = self.encoder(outputs, src_key_padding_mask=words == 0) * there
+        scores: Tensor = self.out(outputs.sum(1) / there.sum(1).clamp(min=1))
+        return scores
 
 
 class Attention(nn.Module):
@@ -155,9 +155,9 @@ class Attention(nn.Module):
         query, key, value = (
             layer(inputs).unflatten(2, (2, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        made = functional.scaled_dot_product_attention(query, key, value, is_causal=self._causal)
-        found: Tensor = self.out(made.transpose(1, 2).flatten(2))
-        return found
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=self._causal)
+        outputs: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return outputs
 
 
 def _layer(*, causal: bool = False) -> nn.Module:
@@ -181,8 +181,8 @@ class Tied(nn.Module):
 
     @override
     def forward(self, words: Tensor) -> Tensor:
-        found: Tensor = self.out(self.layer(self.words(words)))
-        return found.transpose(1, 2)
+        outputs: Tensor = self.out(self.layer(self.words(words)))
+        return outputs.transpose(1, 2)
 
 
 def following(count: int) -> Records:
@@ -202,8 +202,8 @@ class LowRank(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.base(inputs) + self.up(self.down(inputs))
-        return found
+        outputs: Tensor = self.base(inputs) + self.up(self.down(inputs))
+        return outputs
 
 
 class BareLowRank(LowRank):
@@ -217,8 +217,8 @@ class BareLowRank(LowRank):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.base(inputs) + inputs @ self.a.T @ self.b.T
-        return found
+        outputs: Tensor = self.base(inputs) + inputs @ self.a.T @ self.b.T
+        return outputs
 
 
 def _adapted(adapter: type[LowRank]) -> nn.Module:
@@ -240,11 +240,11 @@ class Checkpointed(nn.Module):
 
     @override
     def forward(self, words: Tensor) -> Tensor:
-        found = self.words(words)
+        outputs = self.words(words)
         for layer in self.layers:
-            found = cast("Tensor", checkpoint(layer, found, use_reentrant=False))
-        made: Tensor = self.out(found.mean(1))
-        return made
+            outputs = cast("Tensor", checkpoint(layer, outputs, use_reentrant=False))
+        scores: Tensor = self.out(outputs.mean(1))
+        return scores
 
 
 signals = by_class(CHANNELS, LENGTH)

@@ -45,7 +45,7 @@ class Columns(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         kinds = inputs[:, COLUMNS:].long().unbind(1)
         return torch.cat(
-            [inputs[:, :COLUMNS], *(layer(each) for layer, each in zip(self.embeddings, kinds, strict=True))], 1
+            [inputs[:, :COLUMNS], *(layer(kind) for layer, kind in zip(self.embeddings, kinds, strict=True))], 1
         )
 
 
@@ -60,8 +60,8 @@ class WideAndDeep(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         first, second = inputs[:, COLUMNS:].long().unbind(1)
-        found: Tensor = self.wide(inputs[:, :COLUMNS]) + self.pairs(first * KINDS + second) + self.deep(inputs)
-        return found
+        outputs: Tensor = self.wide(inputs[:, :COLUMNS]) + self.pairs(first * KINDS + second) + self.deep(inputs)
+        return outputs
 
 
 class DeepFM(nn.Module):
@@ -79,8 +79,8 @@ class DeepFM(nn.Module):
         kinds = self.kinds(inputs[:, COLUMNS:].long() + torch.tensor([0, KINDS], device=inputs.device))
         fields = torch.cat([numbers.unsqueeze(2) * self.numbers, kinds], 1)
         pairs = (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True) / 2
-        found: Tensor = self.linear(numbers) + pairs + self.deep(fields.flatten(1))
-        return found
+        outputs: Tensor = self.linear(numbers) + pairs + self.deep(fields.flatten(1))
+        return outputs
 
 
 class Factors(nn.Module):
@@ -93,10 +93,10 @@ class Factors(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        who, what = inputs.unbind(1)
-        taste = (self.people(who) * self.things(what)).sum(1, keepdim=True)
-        found: Tensor = taste + self.biases[0](who) + self.biases[1](what)
-        return found
+        who, item = inputs.unbind(1)
+        taste = (self.people(who) * self.things(item)).sum(1, keepdim=True)
+        outputs: Tensor = taste + self.biases[0](who) + self.biases[1](item)
+        return outputs
 
 
 def ratings(count: int) -> Records:
@@ -115,8 +115,8 @@ class Siamese(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         one, other = self.tower(inputs[:, 0]), self.tower(inputs[:, 1])
-        found: Tensor = self.scale(functional.cosine_similarity(one, other, dim=1).unsqueeze(1))
-        return found
+        outputs: Tensor = self.scale(functional.cosine_similarity(one, other, dim=1).unsqueeze(1))
+        return outputs
 
 
 class TwoTowers(nn.Module):
@@ -128,8 +128,8 @@ class TwoTowers(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = (self.query(inputs[:, 0]) * self.item(inputs[:, 1])).sum(1, keepdim=True)
-        return found
+        outputs: Tensor = (self.query(inputs[:, 0]) * self.item(inputs[:, 1])).sum(1, keepdim=True)
+        return outputs
 
 
 def pairs(count: int) -> Records:
@@ -157,10 +157,10 @@ class Variational(nn.Module):
 
 
 def evidence(outputs: Tensor, targets: Tensor) -> Tensor:
-    made, mean, spread = outputs.split([COLUMNS, 2, 2], dim=1)
+    decoded, mean, spread = outputs.split([COLUMNS, 2, 2], dim=1)
     apart = 0.5 * (mean.square() + spread.exp() - 1 - spread).sum(1)
-    found: Tensor = ((made - targets).square().sum(1) + 0.1 * apart).mean()
-    return found
+    evidence_: Tensor = ((decoded - targets).square().sum(1) + 0.1 * apart).mean()
+    return evidence_
 
 
 INTERVALS = 5
@@ -195,9 +195,9 @@ class Experts(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         weights = self.gate(inputs).softmax(1)
-        said = torch.stack([expert(inputs) for expert in self.experts], 1)
-        found: Tensor = (weights.unsqueeze(2) * said).sum(1)
-        return found
+        answers = torch.stack([expert(inputs) for expert in self.experts], 1)
+        outputs: Tensor = (weights.unsqueeze(2) * answers).sum(1)
+        return outputs
 
 
 class BestTwo(Experts):
@@ -206,12 +206,12 @@ class BestTwo(Experts):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         weights, chosen = self.gate(inputs).softmax(1).topk(2, 1)
-        found = inputs.new_zeros(len(inputs), CLASSES)
+        outputs = inputs.new_zeros(len(inputs), CLASSES)
         for number, expert in enumerate(self.experts):
             rows, place = (chosen == number).nonzero(as_tuple=True)
             if len(rows):
-                found = found.index_add(0, rows, weights[rows, place, None] * expert(inputs[rows]))
-        return found
+                outputs = outputs.index_add(0, rows, weights[rows, place, None] * expert(inputs[rows]))
+        return outputs
 
 
 class Bayesian(nn.Module):
@@ -224,8 +224,8 @@ class Bayesian(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         drawn = torch.randn_like(self.mean) * self.log_scale.exp() if self.training else 0.0
-        found: Tensor = inputs @ (self.mean + drawn).T
-        return found
+        outputs: Tensor = inputs @ (self.mean + drawn).T
+        return outputs
 
 
 class Choosing(nn.Module):
@@ -239,8 +239,8 @@ class Choosing(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         chances = self.gate(inputs).softmax(1)
         drawn = torch.distributions.Categorical(chances).sample() if self.training else chances.argmax(1)
-        found: Tensor = self.head(functional.one_hot(drawn, 5) - chances.detach() + chances)
-        return found
+        outputs: Tensor = self.head(functional.one_hot(drawn, 5) - chances.detach() + chances)
+        return outputs
 
 
 class Heads(nn.Module):
@@ -252,8 +252,8 @@ class Heads(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self.trunk(inputs).relu()
-        return torch.cat([head(found) for head in self.heads], 1)
+        outputs = self.trunk(inputs).relu()
+        return torch.cat([head(outputs) for head in self.heads], 1)
 
 
 def two_questions(count: int) -> Records:
@@ -271,9 +271,9 @@ class Gated(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self.norm(inputs)
-        made: Tensor = inputs + self.down(functional.silu(self.gate(found)) * self.up(found))
-        return made
+        outputs = self.norm(inputs)
+        hidden: Tensor = inputs + self.down(functional.silu(self.gate(outputs)) * self.up(outputs))
+        return hidden
 
 
 class Calibrated(nn.Module):
@@ -285,8 +285,8 @@ class Calibrated(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.scores(inputs) / self.temperature
-        return found
+        outputs: Tensor = self.scores(inputs) / self.temperature
+        return outputs
 
 
 class DeepSet(nn.Module):
@@ -298,8 +298,8 @@ class DeepSet(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.all(self.each(inputs).sum(1))
-        return found
+        outputs: Tensor = self.all(self.each(inputs).sum(1))
+        return outputs
 
 
 class Graph(nn.Module):
@@ -316,8 +316,8 @@ class Graph(nn.Module):
         links = links / links.sum(2, keepdim=True)
         for layer in self.layers:
             nodes = layer(links @ nodes).relu()
-        found: Tensor = self.out(nodes.mean(1))
-        return found
+        outputs: Tensor = self.out(nodes.mean(1))
+        return outputs
 
 
 def graphs(count: int) -> Records:

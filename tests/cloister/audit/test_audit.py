@@ -193,28 +193,28 @@ SLOW = {
 def test_every_seeded_fault_is_found_named_and_fails_the_command(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     seed, named = FAULTS[fault]
     seed(monkeypatch)
-    shown = CliRunner().invoke(app, ["audit", "privacy", "--canaries", str(CANARIES), "--json"])
+    result = CliRunner().invoke(app, ["audit", "privacy", "--canaries", str(CANARIES), "--json"])
 
-    assert shown.exit_code == 1
-    report = json.loads(shown.stdout.splitlines()[-1])
+    assert result.exit_code == 1
+    report = json.loads(result.stdout.splitlines()[-1])
     assert not report["passed"]
-    assert named <= {each["name"] for each in report["checks"] if not each["held"]}
-    said = next(line for line in shown.stderr.splitlines() if line.startswith("✗ the reference study"))
-    assert all(name in said for name in named)
+    assert named <= {check["name"] for check in report["checks"] if not check["held"]}
+    message = next(line for line in result.stderr.splitlines() if line.startswith("✗ the reference study"))
+    assert all(name in message for name in named)
 
 
-def test_a_sound_pipeline_passes_and_the_attack_comes_near_the_claim(tmp_path: Path) -> None:
+def test_a_sound_pipeline_passes_and_the_measured_epsilon_is_close_to_the_claim(tmp_path: Path) -> None:
     picture = tmp_path / "audit.png"
-    shown = CliRunner().invoke(app, ["audit", "privacy", "--json", "--plot", str(picture)])
+    result = CliRunner().invoke(app, ["audit", "privacy", "--json", "--plot", str(picture)])
 
-    assert shown.exit_code == 0, shown.output
-    report = json.loads(shown.stdout.splitlines()[-1])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout.splitlines()[-1])
     assert 4.5 <= report["epsilon_lower"] <= report["epsilon_claimed"] <= 8.0
     assert 0 < report["epsilon_formal"] < report["epsilon_lower"]
     assert report["steps_taken"] == report["steps_charged"] == 48
     assert report["noise_ratio_interval"][0] <= report["noise_ratio"] <= report["noise_ratio_interval"][1]
-    assert all(each["held"] for each in report["checks"])
-    assert max(map(len, shown.stderr.splitlines()[: len(report["checks"]) + 1])) <= 80
+    assert all(check["held"] for check in report["checks"])
+    assert max(map(len, result.stderr.splitlines()[: len(report["checks"]) + 1])) <= 80
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -228,10 +228,10 @@ def _site(folder: Path, tasks: tuple[str, ...]) -> Path:
 def test_an_audit_of_a_site_stays_in_its_folder_and_charges_its_people_nothing(tmp_path: Path) -> None:
     site = _site(tmp_path, ("simulations.tasks.measurements:Measurements", "simulations.tasks.diagnosis:Diagnosis"))
     before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
-    shown = CliRunner().invoke(app, ["audit", "privacy", str(site), "--canaries", "500", "--epsilon", "3", "--json"])
+    result = CliRunner().invoke(app, ["audit", "privacy", str(site), "--canaries", "500", "--epsilon", "3", "--json"])
 
-    assert shown.exit_code == 0, shown.output
-    report = json.loads(shown.stdout.splitlines()[-1])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout.splitlines()[-1])
     assert (report["site"], report["task"]) == ("east", "simulations.tasks.diagnosis:Diagnosis")
     assert 2.9 < report["epsilon_claimed"] <= 3.0
     after = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
@@ -256,21 +256,21 @@ def test_an_audit_tests_the_sites_own_task_and_reports_why_it_fails(tmp_path: Pa
     name = f"{ToTheLongest.__module__}:{ToTheLongest.__name__}"
     site = _site(tmp_path, ("simulations.tasks.diagnosis:Diagnosis", name))
     picture = tmp_path / "audit.png"
-    shown = CliRunner().invoke(app, ["audit", "privacy", str(site), "--json", "--plot", str(picture)])
+    result = CliRunner().invoke(app, ["audit", "privacy", str(site), "--json", "--plot", str(picture)])
 
-    assert shown.exit_code == 1
-    report = json.loads(shown.stdout.splitlines()[-1])
+    assert result.exit_code == 1
+    report = json.loads(result.stdout.splitlines()[-1])
     (check,) = report["checks"]
     assert (check["name"], check["held"], report["passed"]) == ("gradients", False, False)
     assert check["seen"].startswith(f"{name}: its model gives a record a different output in another batch")
-    assert check["seen"] in " ".join(shown.stderr.split())
+    assert check["seen"] in " ".join(result.stderr.split())
     assert json.loads((site / AUDIT).read_bytes()) == report
     assert not picture.exists()
     written = CliRunner().invoke(app, ["audit", "statement", str(site)])
     assert "REFUTED: gradients" in written.stdout
 
 
-def test_a_site_that_only_counts_has_nothing_to_audit(tmp_path: Path) -> None:
+def test_a_site_without_a_training_task_has_nothing_to_audit(tmp_path: Path) -> None:
     site = _site(tmp_path, ("simulations.tasks.measurements:Measurements",))
-    shown = CliRunner().invoke(app, ["audit", "privacy", str(site)])
-    assert "no task that trains" in str(shown.exception)
+    result = CliRunner().invoke(app, ["audit", "privacy", str(site)])
+    assert "no task that trains" in str(result.exception)

@@ -60,14 +60,14 @@ def test_the_ideal_mechanism_passes_at_any_setting(
         rng = np.random.default_rng(seed)
         first, silent = _ideal(rng, claim, rounds, canaries)
         checks = [*check(first, silent), *check_whole(silent, _loud(rng, first, 0.6, 0.8))]
-        assert not [each for each in checks if not each.held], seed
+        assert not [result for result in checks if not result.held], seed
 
 
 CLAIM = Mechanism(2.234, 0.5, 48)
 
 
 def _failed(first: Sighting, second: Sighting) -> set[str]:
-    return {each.name for each in check(first, second) if not each.held}
+    return {result.name for result in check(first, second) if not result.held}
 
 
 def test_each_check_fails_on_its_own_fault_alone() -> None:
@@ -91,7 +91,7 @@ def test_each_check_fails_on_its_own_fault_alone() -> None:
 
 
 def _failed_in_whole(silent: Sighting, loud: Sighting) -> set[str]:
-    return {each.name for each in check_whole(silent, loud) if not each.held}
+    return {result.name for result in check_whole(silent, loud) if not result.held}
 
 
 def test_each_check_of_the_whole_model_fails_on_its_own_fault_alone() -> None:
@@ -124,15 +124,15 @@ def test_a_claim_that_the_model_alone_refutes_is_refuted() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_batches_that_no_poisson_sampling_makes_are_found(seed: int) -> None:
+def test_batches_that_are_not_poisson_samples_are_found(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sound, other = _ideal(rng, CLAIM, 12, 4000)
     inside = np.flatnonzero(sound.included)
 
     def seen(chosen: list[np.ndarray]) -> Sighting:
         batches = np.zeros_like(sound.batches)
-        for step, each in enumerate(chosen):
-            batches[step, each] = True
+        for step, records in enumerate(chosen):
+            batches[step, records] = True
         moved = sound.moved + batches.reshape(12, 4, -1).sum(axis=1) - sound.batches.reshape(12, 4, -1).sum(axis=1)
         return replace(sound, batches=batches, moved=moved)
 

@@ -41,7 +41,7 @@ class Words(Task):
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        rows = [[int(each) for each in line.split()] for line in path.read_text().splitlines()]
+        rows = [[int(number) for number in line.split()] for line in path.read_text().splitlines()]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3, 2), torch.ones(len(rows), 4, 2)
 
     @override
@@ -100,7 +100,7 @@ def _final(
     return model.layout.unflatten(model.vector), watch
 
 
-def test_a_canary_counts_exactly_one_clipping_norm_a_step_whatever_the_records_are(tmp_path: Path) -> None:
+def test_a_canary_adds_one_clipping_norm_per_step_for_any_records(tmp_path: Path) -> None:
     included = [0, 3, 19]
     one, watch = _final(tmp_path / "one", "1 2 3 4 5 6\n", included)
     many, _ = _final(tmp_path / "many", "9 9 9 9 9 9\n" * 30 + "0 1 2 3 4 5\n", included)
@@ -119,15 +119,15 @@ def test_canaries_do_not_touch_the_other_task_s_parameters(tmp_path: Path) -> No
 
 
 def test_silent_canaries_leave_a_model_as_it_is(tmp_path: Path) -> None:
-    found, watch = _final(tmp_path / "silent", "1 2 3 4 5 6\n", [0, 3, 19], "silent")
+    moved, watch = _final(tmp_path / "silent", "1 2 3 4 5 6\n", [0, 3, 19], "silent")
     before = watch.model()
     assert watch.batches == [{0, 3, 19}] * 6
-    assert not found[WEIGHT].any()
+    assert not moved[WEIGHT].any()
     silent, _ = _final(tmp_path / "none", "9 8 7 6 5 4\n", [], "silent")
-    assert [(name, each.shape) for name, each in found.items()] == [
-        (name, tuple(each.shape)) for name, each in before.named_parameters()
+    assert [(name, tensor.shape) for name, tensor in moved.items()] == [
+        (name, tuple(parameter.shape)) for name, parameter in before.named_parameters()
     ]
-    assert all((found[name] == silent[name]).all() for name in found)
+    assert all((moved[name] == silent[name]).all() for name in moved)
 
 
 def test_loud_canaries_move_all_layers_by_one_clipping_norm_in_all_and_records_move_nothing(tmp_path: Path) -> None:
@@ -136,17 +136,17 @@ def test_loud_canaries_move_all_layers_by_one_clipping_norm_in_all_and_records_m
     assert all(quiet[name] == pytest.approx(silent[name], abs=1e-5) for name in quiet)
     loud, _ = _final(tmp_path / "loud", "1 2 3 4 5 6\n", [3], "loud")
     moved = {name: loud[name] - silent[name] for name in loud}
-    assert all(each.any() for each in moved.values())
-    length = np.sqrt(sum(float((each.astype(np.float64) ** 2).sum()) for each in moved.values()))
+    assert all(tensor.any() for tensor in moved.values())
+    length = np.sqrt(sum(float((tensor.astype(np.float64) ** 2).sum()) for tensor in moved.values()))
     assert 0.9 <= length / (6 * 0.5 / 10) <= 1.0 + 1e-4  # the gradient turns a little as the model moves
 
 
-def test_steps_without_any_canary_are_counted_all_the_same(tmp_path: Path) -> None:
+def test_steps_without_canaries_are_counted(tmp_path: Path) -> None:
     _, watch = _final(tmp_path / "none", "1 2 3 4 5 6\n", [])
     assert watch.batches == [set()] * 6
 
 
-def test_canaries_are_seen_where_torch_maps_over_records(tmp_path: Path) -> None:
+def test_canaries_work_under_vmap(tmp_path: Path) -> None:
     _, watch = _final(
         tmp_path / "mapped", "1 2 3 4 5 6\n", [0, 3], task="tests.cloister.audit.test_canaries:ScaledWords"
     )
@@ -154,18 +154,18 @@ def test_canaries_are_seen_where_torch_maps_over_records(tmp_path: Path) -> None
     assert watch.batches == [{0, 3}] * 6
 
 
-def test_only_the_audit_can_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_audit_can_make_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SETUP, raising=False)
     with pytest.raises(TaskError, match="cloister audit privacy"):
         Canaries()
 
 
-def test_there_must_be_a_record_to_join(tmp_path: Path) -> None:
+def test_canaries_need_at_least_one_record(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no records to which canaries could be added"):
         _final(tmp_path / "empty", "", [1])
 
 
-def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
+def test_the_canaries_example_has_the_form_of_their_records(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("1 2 3 4 5 6\n9 8 7 6 5 4\n")
     with set_up(tmp_path / "canaries.json", TASK, Source(tmp_path / "words.txt"), COUNT):
         task = Canaries()
@@ -181,7 +181,7 @@ def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
     ],
     ids=["a dict of tensors", "a data set"],
 )
-def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, count: int) -> None:
+def test_canaries_join_records_of_any_kind(tmp_path: Path, task: str, text: str, count: int) -> None:
     (tmp_path / "records").write_text(text)
     (tmp_path / "in").write_text("0\n3\n")
     with set_up(tmp_path / "canaries.json", task, Source(tmp_path / "records"), COUNT):
@@ -194,7 +194,7 @@ def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, cou
         assert watch.loss(watch.model()(watch.example()[0]), watch.example()[1]).isfinite()
 
 
-def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
+def test_canaries_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
     text = "\n".join([HEADER, *ROWS, ""]).replace(",", ";")
     (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
     (tmp_path / "included").write_text("4\n7\n")

@@ -26,8 +26,8 @@ def test_a_plain_update_of_one_record_is_that_record(tmp_path: Path) -> None:
 
 
 def test_neither_a_private_nor_an_encrypted_update_reveals_the_record(tmp_path: Path) -> None:
-    found = [attacks(tmp_path / str(row), row, 2, 1.0)[1][2:] for row in range(5)]
-    private, encrypted = (np.mean([each[place].correlation for each in found]) for place in (0, 1))
+    results = [attacks(tmp_path / str(row), row, 2, 1.0)[1][2:] for row in range(5)]
+    private, encrypted = (np.mean([images[place].correlation for images in results]) for place in (0, 1))
     # Chance alone makes ±0.06 of the mean of five: 64 pixels each.
     assert abs(private) < 0.35
     assert abs(encrypted) < 0.35
@@ -35,9 +35,9 @@ def test_neither_a_private_nor_an_encrypted_update_reveals_the_record(tmp_path: 
 
 def test_the_command_draws_a_picture_and_reports_every_correlation(tmp_path: Path) -> None:
     out = tmp_path / "inversion.png"
-    shown = CliRunner().invoke(app, ["audit", "inversion", "--out", str(out), "--json"])
-    assert shown.exit_code == 0, shown.output
-    report = json.loads(shown.stdout.splitlines()[-1])
+    result = CliRunner().invoke(app, ["audit", "inversion", "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout.splitlines()[-1])
     assert [row["update"] for row in report["rows"]] == [
         "plain update", "plain update of 4 records", "DP-SGD, ε = 8", "encrypted update",
     ]  # fmt: skip

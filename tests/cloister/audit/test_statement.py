@@ -43,11 +43,11 @@ AUDITED = {
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:
     """Three sites that share two metrics, and a signed run."""
-    made = Federation.create(tmp_path / "federation", SITES)
-    made.sign(read_toml(RUN, RunSettings))
+    consortium = Federation.create(tmp_path / "federation", SITES)
+    consortium.sign(read_toml(RUN, RunSettings))
     for site in SITES:
-        made.write_settings(site, "localhost:1", SiteTerms(TASKS, epsilon=10.0, disclose=DISCLOSED))
-    return made
+        consortium.write_settings(site, "localhost:1", SiteTerms(TASKS, epsilon=10.0, disclose=DISCLOSED))
+    return consortium
 
 
 def _signed(federation: Federation) -> tuple[Manifest, str]:
@@ -78,71 +78,75 @@ def _state(federation: Federation, *, run: bool = False) -> dict[str, Any]:
 
 
 def test_a_site_that_released_nothing_reports_it_without_creating_a_ledger(federation: Federation) -> None:
-    made = _state(federation)
-    assert [(each["epsilon_spent"], each["epsilon_left"]) for each in made["spending"]] == [(0, 10.0)] * 2
-    for each in made["ledgers"].values():
-        assert (each["entries"], each["first"], each["last"], each["head"]) == (0, None, None, GENESIS)
-    assert made["audit"] == {"result": "not audited; run `cloister audit privacy SITE`"}
+    statement = _state(federation)
+    assert [(entry["epsilon_spent"], entry["epsilon_left"]) for entry in statement["spending"]] == [(0, 10.0)] * 2
+    for ledger in statement["ledgers"].values():
+        assert (ledger["entries"], ledger["first"], ledger["last"], ledger["head"]) == (0, None, None, GENESIS)
+    assert statement["audit"] == {"result": "not audited; run `cloister audit privacy SITE`"}
     assert not (federation.paths["north"] / "ledger").exists()
 
 
-def test_spending_head_and_composition_are_the_ledger_s(federation: Federation) -> None:
+def test_spending_head_and_composition_come_from_the_ledger(federation: Federation) -> None:
     manifest, digest = _signed(federation)
     ledger = _charge(
         federation, (digest, 1, manifest.round_cost), ("f" * 64, 1, OTHER), (digest, 2, manifest.round_cost)
     )
-    made = _state(federation, run=True)
+    statement = _state(federation, run=True)
 
     everything = [manifest.round_cost, OTHER, manifest.round_cost]
-    spent, budget = epsilon(everything, DELTA), made["spending"][0]
+    spent, budget = epsilon(everything, DELTA), statement["spending"][0]
     assert (budget["epsilon_spent"], budget["epsilon_budget"], budget["epsilon_left"]) == (spent, 10.0, 10.0 - spent)
     assert budget["epsilon_spent_replace_one"] == epsilon(everything, DELTA, relation=Relation.REPLACE_ONE) > spent
-    assert made["ledgers"]["trained_on"]["head"] == ledger.head
-    assert (made["composition"]["runs"], made["composition"]["releases"]["training"]) == (2, 3)
-    assert made["mechanism"]["charged"] == [
+    assert statement["ledgers"]["trained_on"]["head"] == ledger.head
+    assert (statement["composition"]["runs"], statement["composition"]["releases"]["training"]) == (2, 3)
+    assert statement["mechanism"]["charged"] == [
         {"for": "training", "noise_multiplier": 2.0, "sample_rate": 1.0, "steps": 1, "discrete": False},
         {"for": "training", "noise_multiplier": manifest.noise_multiplier, "sample_rate": 0.5, "steps": 8,
          "discrete": False},
     ]  # fmt: skip
-    assert made["mechanism"]["clipping_norm"] == 0.5
-    assert (made["run"]["rounds_charged_here"], made["run"]["rounds"]) == (2, 12)
-    assert made["run"]["epsilon_charged_here"] == epsilon([manifest.round_cost] * 2, DELTA)
-    assert made["run"]["epsilon_of_the_whole_run"] == epsilon([manifest.run_cost], DELTA)
-    assert digest in made["about"]["run"]
-    assert "loss, accuracy" in made["composition"]["metrics"]
-    assert any("metrics" in each for each in made["not_covered"])
+    assert statement["mechanism"]["clipping_norm"] == 0.5
+    assert (statement["run"]["rounds_charged_here"], statement["run"]["rounds"]) == (2, 12)
+    assert statement["run"]["epsilon_charged_here"] == epsilon([manifest.round_cost] * 2, DELTA)
+    assert statement["run"]["epsilon_of_the_whole_run"] == epsilon([manifest.run_cost], DELTA)
+    assert digest in statement["about"]["run"]
+    assert "loss, accuracy" in statement["composition"]["metrics"]
+    assert any("metrics" in sentence for sentence in statement["not_covered"])
 
 
-def test_the_held_out_have_a_budget_beside_and_who_is_on_both_sides_pays_for_both(federation: Federation) -> None:
+def test_held_out_records_have_their_own_budget_and_persons_on_both_sides_pay_twice(federation: Federation) -> None:
     manifest, digest = _signed(federation)
     _charge(federation, (digest, 1, manifest.round_cost))
     held_out = _examine(federation)
     _set(federation, "delta = ", "held_out_epsilon = 5.0\ndelta = ")
-    made = _state(federation)
-    trained, told = made["spending"]
+    statement = _state(federation)
+    trained, evaluated = statement["spending"]
     spent = epsilon([OTHER], DELTA)
     assert trained["epsilon_spent"] == epsilon([manifest.round_cost], DELTA)
-    assert (told["epsilon_spent"], told["epsilon_budget"], told["epsilon_left"]) == (spent, 5.0, 5.0 - spent)
-    assert made["composition"]["epsilon_on_both_sides"] == epsilon([manifest.round_cost, OTHER], DELTA)
-    assert made["composition"]["releases"] == {"training": 1, "statistics": 0, "evaluation": 1, "vote": 0}
-    assert made["ledgers"]["held_out"]["head"] == held_out.head
-    assert [each["for"] for each in made["mechanism"]["charged"]] == ["evaluation", "training"]
+    assert (evaluated["epsilon_spent"], evaluated["epsilon_budget"], evaluated["epsilon_left"]) == (
+        spent,
+        5.0,
+        5.0 - spent,
+    )
+    assert statement["composition"]["epsilon_on_both_sides"] == epsilon([manifest.round_cost, OTHER], DELTA)
+    assert statement["composition"]["releases"] == {"training": 1, "statistics": 0, "evaluation": 1, "vote": 0}
+    assert statement["ledgers"]["held_out"]["head"] == held_out.head
+    assert [charge["for"] for charge in statement["mechanism"]["charged"]] == ["evaluation", "training"]
 
 
 def test_every_epsilon_is_of_a_person_with_all_their_records(federation: Federation) -> None:
     manifest, digest = _signed(federation)
     _charge(federation, (digest, 1, manifest.round_cost))
     _set(federation, "held_out = ", "records_per_person = 3\nheld_out = ")
-    made = _state(federation, run=True)
+    statement = _state(federation, run=True)
     whole = epsilon([manifest.run_cost], DELTA, group=3)
-    assert made["guarantee"]["records_per_person"] == 3
-    assert "up to 3 records" in made["guarantee"]["adjacency"]
-    assert made["spending"][0]["epsilon_spent"] == epsilon([manifest.round_cost], DELTA, group=3)
-    assert made["run"]["epsilon_of_the_whole_run"] == whole
-    assert {each["epsilon"] for each in made["observers"][1:]} == {whole}
+    assert statement["guarantee"]["records_per_person"] == 3
+    assert "up to 3 records" in statement["guarantee"]["adjacency"]
+    assert statement["spending"][0]["epsilon_spent"] == epsilon([manifest.round_cost], DELTA, group=3)
+    assert statement["run"]["epsilon_of_the_whole_run"] == whole
+    assert {observer["epsilon"] for observer in statement["observers"][1:]} == {whole}
 
 
-def test_shared_noise_counts_against_the_declared_and_more_against_more(federation: Federation) -> None:
+def test_shared_noise_is_stated_for_the_declared_and_for_more_colluding_sites(federation: Federation) -> None:
     run = read_toml(RUN, RunSettings)
     assert run.training
     federation.sign(replace(
@@ -155,21 +159,30 @@ def test_shared_noise_counts_against_the_declared_and_more_against_more(federati
     manifest, digest = _signed(federation)
     local, planned = _state(federation), _state(federation, run=True)
     _charge(federation, (digest, 1, manifest.round_cost))
-    made = _state(federation, run=True)
-    found = [(each["epsilon"], each["noise_multiplier"], each["charged"]) for each in made["observers"][1:]]
-    assert found == [(each.epsilon, each.noise_multiplier, each.declared) for each in observers(manifest, DELTA)]
-    assert [charged for _, _, charged in found] == [False, True, False]
-    assert made["mechanism"]["charged"][0]["discrete"]
-    for said in (made["mechanism"]["noise"], made["randomness"]["noise"], made["randomness"]["rounding"]):
-        assert [each.partition(" ")[0].rstrip(":") for each in said] == ["shared"]
-    assert planned["mechanism"]["noise"] == made["mechanism"]["noise"]
-    assert made["run"]["noise"] == "shared; the sum of 2 sites' shares has all of it"
-    assert [each.partition(":")[0] for each in local["mechanism"]["noise"]] == ["local"]
+    statement = _state(federation, run=True)
+    rows = [
+        (observer["epsilon"], observer["noise_multiplier"], observer["charged"])
+        for observer in statement["observers"][1:]
+    ]
+    assert rows == [
+        (observer.epsilon, observer.noise_multiplier, observer.declared) for observer in observers(manifest, DELTA)
+    ]
+    assert [charged for _, _, charged in rows] == [False, True, False]
+    assert statement["mechanism"]["charged"][0]["discrete"]
+    for sentences in (
+        statement["mechanism"]["noise"],
+        statement["randomness"]["noise"],
+        statement["randomness"]["rounding"],
+    ):
+        assert [line.partition(" ")[0].rstrip(":") for line in sentences] == ["shared"]
+    assert planned["mechanism"]["noise"] == statement["mechanism"]["noise"]
+    assert statement["run"]["noise"] == "shared; the sum of 2 sites' shares has all of it"
+    assert [sentence.partition(":")[0] for sentence in local["mechanism"]["noise"]] == ["local"]
     assert "more from runs with shared noise" in _state(federation)["observers"][-1]["epsilon"]
     assert "shared" not in local["observers"][-1]["epsilon"]
 
 
-def test_accountants_are_held_against_each_other_and_if_they_disagree_it_ends_with_1(
+def test_a_statement_ends_with_1_if_the_accountants_disagree(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _charge(federation, *(("f" * 64, number, Mechanism(2.0, 0.25, 4)) for number in (1, 2, 3)))
@@ -178,23 +191,23 @@ def test_accountants_are_held_against_each_other_and_if_they_disagree_it_ends_wi
     assert accounting["agree"]
     assert abs(check["epsilon_prv"] - check["epsilon_pld"]) < 0.02 < check["epsilon_rdp"] - check["epsilon_pld"]
     monkeypatch.setattr(crosscheck, "PRV", RDP)  # looser than PRV may be
-    shown = CliRunner().invoke(app, ["audit", "statement", str(federation.paths["north"])])
-    assert shown.exit_code == 1
-    assert "✗ the accountants disagree" in shown.output
+    result = CliRunner().invoke(app, ["audit", "statement", str(federation.paths["north"])])
+    assert result.exit_code == 1
+    assert "✗ the accountants disagree" in result.output
 
 
 def test_a_step_without_noise_is_stated_as_infinite_in_plain_json(federation: Federation) -> None:
     terms = SiteTerms(("simulations.tasks.diagnosis:Diagnosis",), epsilon=math.inf, maximum_epsilon=math.inf)
     federation.write_settings("north", "localhost:1", terms)
     _charge(federation, ("f" * 64, 1, Mechanism(0.0, 1.0, 1)))
-    shown = CliRunner().invoke(app, ["audit", "statement", str(federation.paths["north"]), "--json"])
-    assert shown.exit_code == 0, shown.output
-    assert "Infinity" not in shown.stdout
-    assert "NaN" not in shown.stdout
-    assert json.loads(shown.stdout)["spending"][0]["epsilon_spent"] == "infinite"
+    result = CliRunner().invoke(app, ["audit", "statement", str(federation.paths["north"]), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "Infinity" not in result.stdout
+    assert "NaN" not in result.stdout
+    assert json.loads(result.stdout)["spending"][0]["epsilon_spent"] == "infinite"
 
 
-def test_it_contains_the_last_audit_and_a_refuted_one_is_not_called_passed(federation: Federation) -> None:
+def test_a_statement_contains_the_last_audit_and_does_not_call_a_refuted_one_passed(federation: Federation) -> None:
     path = federation.paths["north"] / AUDIT
     path.write_text(json.dumps(AUDITED))
     audit = _state(federation)["audit"]

@@ -16,7 +16,7 @@ from privacy.crypto.tag import TagKey
 from privacy.errors import AuthenticityError, ProtocolError
 from simulations.attacks.attack_suite import ATTACKS, prepare_attacks, quiet_agents
 from simulations.attacks.liars import LIARS
-from strategies.judging import Court
+from strategies.judging import LiarFinder
 from transport.messages import LEAD, QUERY, Query
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ def test_without_code_and_tag_false_updates_pass_are_counted_and_the_command_fai
     monkeypatch.setattr(MacKey, "check", _pass_chunks)
     arguments = ["bench", "adversary", "--tries", "4", "--rounds", "1", "--seed", "5", "--json"]
     done = CliRunner().invoke(app, arguments)
-    found = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     assert done.exit_code == 1
-    assert found["rows"][0]["attack"] == LEFT_OUT
-    assert found["rows"][0]["refused"] < found["rows"][0]["tries"] == 4
-    assert found["false_alarms"] == 0
-    assert "succeeded" in adversary.table(found)
+    assert result["rows"][0]["attack"] == LEFT_OUT
+    assert result["rows"][0]["refused"] < result["rows"][0]["tries"] == 4
+    assert result["false_alarms"] == 0
+    assert "succeeded" in adversary.table(result)
 
 
-def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
+def test_an_attempt_counts_as_refused_only_if_all_sites_refuse_without_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with quiet_agents():
@@ -112,9 +112,9 @@ def _crash(*anything: object) -> None:
 def test_sites_that_refuse_honest_rounds_are_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     _here(monkeypatch)
     monkeypatch.setattr(TagKey, "check", _refuse_all)
-    found = adversary.measure(0, 3, seed=1)
-    assert found["false_alarms"] == 3
-    assert not adversary.held(found)
+    result = adversary.measure(0, 3, seed=1)
+    assert result["false_alarms"] == 3
+    assert not adversary.held(result)
     with pytest.raises(ProtocolError, match="does not open"):  # and tries against such sites say nothing
         adversary.measure(1, 0, seed=1)
 
@@ -124,11 +124,11 @@ def _accuse_the_first(*arguments: Any) -> dict[str, str]:  # noqa: ANN401
     return {sites[0]: "whoever it is"}
 
 
-def test_blame_that_misses_the_liar_or_hits_another_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_and_missing_blame_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     _here(monkeypatch)
     monkeypatch.setattr(adversary, "_ATTACKS", ())
     monkeypatch.setattr(adversary, "_LIES", ("a wrong code",))
-    monkeypatch.setattr(Court, "liars", _accuse_the_first)
+    monkeypatch.setattr(LiarFinder, "liars", _accuse_the_first)
     report = adversary.measure(6, 0, seed=2)
     (row,) = report["lies"]
     assert row["blamed"] < row["tries"]

@@ -55,7 +55,9 @@ def test_every_pipeline_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_our_bytes_are_those_of_the_ciphertexts_and_one_digest(report: dict[str, Any], profile: Profile) -> None:
+def test_the_bytes_per_update_are_those_of_the_ciphertexts_and_one_digest(
+    report: dict[str, Any], profile: Profile
+) -> None:
     row = _row(report, profile)
     packing = Packing.of(profile, cohort=SITES, update_bound=UPDATE_BOUND, max_weight=1.0)
     count = packing.ciphertexts(row["parameters"])
@@ -70,7 +72,7 @@ def test_our_error_is_within_what_the_packing_promises(report: dict[str, Any], p
     assert 0 < _row(report, profile)["max_error"] <= packing.max_error(WEIGHTS) + rounding_to_float32
 
 
-def test_ckks_is_the_ckks_that_nvflare_ships(report: dict[str, Any]) -> None:
+def test_the_ckks_settings_are_those_of_nvflare(report: dict[str, Any]) -> None:
     row = _row(report, NVFLARE)
     count = -(-row["parameters"] // 4096)
     assert row["bytes_up"] * row["parameters"] == pytest.approx(count * CKKS_BYTES, rel=0.03)
@@ -162,18 +164,20 @@ def _results(sites: list[str], models: dict[str, str]) -> Results:
         pytest.param(["north", "south", "east"], ["a", "a"], "same model", id="a model is missing"),
     ],
 )
-def test_rounds_that_say_nothing_are_an_error(sites: list[str], models: list[str], complaint: str) -> None:
+def test_rounds_with_absent_sites_or_different_models_are_an_error(
+    sites: list[str], models: list[str], complaint: str
+) -> None:
     held: dict[str, str] = dict(zip(("north", "south", "east"), models, strict=False))
     with pytest.raises(RunError, match=complaint):
         rounds._summarise([_results(sites, held)], ("north", "south", "east"), 14)
 
 
-def test_the_price_of_proofs_is_that_of_real_ones() -> None:
+def test_the_cost_of_proofs_is_measured_on_real_proofs() -> None:
     report = norm.parts(300, SITES)
     assert all(report[f"{step}_ms"] > 0 for step in norm.STEPS)
     # Six points, answers to 128 projections, 128 masks and the bits of the limit, three blindings; 128 masked sums.
     assert 32 * (6 + 128 + 128 + 40 + 3) + 15 * 128 < report["proof_bytes"] < 16_000
-    told = {"parameters": 300, "sites": 3, "median_ms": 20.0, "plain_median_ms": 10.0, "ratio": 2.0}
-    said = norm.table(report | told | {"refused_though_short": 8e-10, "caught_from": 2.3})
-    assert "2.3 times the limit passes" in said
-    assert max(map(len, said.splitlines())) <= 80
+    figures = {"parameters": 300, "sites": 3, "median_ms": 20.0, "plain_median_ms": 10.0, "ratio": 2.0}
+    text = norm.table(report | figures | {"refused_though_short": 8e-10, "caught_from": 2.3})
+    assert "2.3 times the limit passes" in text
+    assert max(map(len, text.splitlines())) <= 80

@@ -24,8 +24,8 @@ def test_a_site_reads_the_records_that_were_written(reference: Reference, tmp_pa
     inputs, targets = _two_tensors(task.load(tmp_path / "records"))
     assert len(inputs) == len(targets) == 400
     assert torch.isfinite(inputs.float()).all()
-    made = _two_tensors(task.example())
-    assert [(part.shape[1:], part.dtype) for part in made] == [
+    loaded = _two_tensors(task.example())
+    assert [(part.shape[1:], part.dtype) for part in loaded] == [
         (part.shape[1:], part.dtype) for part in (inputs, targets)
     ]
     model = task.model()

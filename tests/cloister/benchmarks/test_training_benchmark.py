@@ -20,8 +20,8 @@ OURS: tuple[Mode, ...] = ("plain", "auto")  # the others take minutes
 
 @pytest.fixture(scope="module", params=[OURS, pytest.param(MODES, marks=pytest.mark.soak)], ids=["ours", "all"])
 def modes(request: pytest.FixtureRequest) -> tuple[Mode, ...]:
-    found: tuple[Mode, ...] = request.param
-    return found
+    modes_: tuple[Mode, ...] = request.param
+    return modes_
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_plain_training_gets_the_batches_that_private_training_draws(monkeypatch
     plain = list(seen)
     seen.clear()
     course.seconds("hooks")
-    drawn = [each for each in seen if len(each) > 4][-course.steps :]  # before, modes were compared
+    drawn = [pair for pair in seen if len(pair) > 4][-course.steps :]  # before, modes were compared
     assert len(plain) == course.steps
     assert all(torch.equal(*pair) for pair in zip(plain, drawn, strict=True))
 

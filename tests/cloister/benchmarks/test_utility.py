@@ -23,7 +23,7 @@ SHORT = [PLAIN, *(replace(trial, rounds=2) for trial in trials() if trial.data =
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.6])
-def test_it_trains_what_a_run_trains_bit_for_bit(tmp_path: Path, averaging: float) -> None:
+def test_the_benchmark_trains_the_same_bits_as_a_run(tmp_path: Path, averaging: float) -> None:
     trial, seed = replace(PLAIN, averaging=averaging), 3
     federation = deal(CANCER, seed, tmp_path / "bench")
     studies, model, manifest = train(federation, CANCER, trial, seed, charge_for_nobody())
@@ -48,7 +48,9 @@ def test_it_trains_what_a_run_trains_bit_for_bit(tmp_path: Path, averaging: floa
 def test_every_trial_has_a_row_that_describes_its_training() -> None:
     report = measure(1, SHORT, first_seed=7)
     assert json.loads(json.dumps(report)) == report
-    assert [(row["noise"], row["epsilon"]) for row in report["rows"]] == [(each.noise, each.epsilon) for each in SHORT]
+    assert [(row["noise"], row["epsilon"]) for row in report["rows"]] == [
+        (trial.noise, trial.epsilon) for trial in SHORT
+    ]
     for row in report["rows"]:
         assert 0.5 < row["accuracy_mean"] <= 1
         assert {"data", "sites", "seeds", "delta", "rounds", "sample_rate", "learning_rate", "max_grad_norm"} <= set(
@@ -56,10 +58,10 @@ def test_every_trial_has_a_row_that_describes_its_training() -> None:
         )
         assert row["epsilon_spent"] is None if row["epsilon"] is None else row["epsilon_spent"] <= row["epsilon"]
         assert row["epsilon"] is None or row["epsilon_spent"] > 0.97 * row["epsilon"]
-    shown = table(report)
-    assert "seeds 7 to 7" in shown
-    assert "chosen on other splits" in shown
-    assert max(map(len, shown.splitlines())) <= 120
+    text = table(report)
+    assert "seeds 7 to 7" in text
+    assert "chosen on other splits" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_every_trial_has_the_stated_cost(tmp_path: Path) -> None:
@@ -75,9 +77,9 @@ def test_every_trial_has_the_stated_cost(tmp_path: Path) -> None:
 
 def test_a_picture_has_a_line_for_each_noise(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"data": "digits", "sites": 8, "noise": noise, "epsilon": each, "accuracy_mean": 0.9, "accuracy_std": 0.01,
+        {"data": "digits", "sites": 8, "noise": noise, "epsilon": target, "accuracy_mean": 0.9, "accuracy_std": 0.01,
          "variant": ""}
-        for noise in ("local", "shared") for each in EPSILONS
+        for noise in ("local", "shared") for target in EPSILONS
     ]  # fmt: skip
     rows.append({**rows[0], "noise": "none", "epsilon": None})
     draw_utility({"rows": rows}, tmp_path / "utility.svg")

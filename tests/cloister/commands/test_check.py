@@ -31,7 +31,7 @@ SITES = ("north", "south", "east")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """A consortium with records, whose settings have no server's port yet."""
     federation = Federation.create(tmp_path_factory.mktemp("check") / "lungs", SITES)
     write_hospital_records(federation.paths)
@@ -39,9 +39,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 
 @pytest.fixture
-def lungs(made: Federation, tmp_path: Path) -> Federation:
+def lungs(template: Federation, tmp_path: Path) -> Federation:
     """A copy of it."""
-    shutil.copytree(made.folder, tmp_path / "lungs")
+    shutil.copytree(template.folder, tmp_path / "lungs")
     return Federation(tmp_path / "lungs", SITES)
 
 
@@ -72,57 +72,57 @@ def settle(federation: Federation, server: str, tasks: tuple[str, ...] = (TASK,)
     return federation.paths["north"]
 
 
-def text_of(found: dict[str, dict[str, str]], name: str, state: str) -> str:
-    assert found[name]["state"] == state, found
-    return found[name]["text"]
+def text_of(findings: dict[str, dict[str, str]], name: str, state: str) -> str:
+    assert findings[name]["state"] == state, findings
+    return findings[name]["text"]
 
 
 def test_a_site_that_is_ready_passes_every_check(lungs: Federation) -> None:
     with serving(lungs) as server:
-        found = check(settle(lungs, server))
-    assert {finding["state"] for finding in found.values()} == {"ok"}, found
-    assert list(found) == ["keys", "validity", "name", "port", "TLS", "disk", "budget", "records"]
-    assert "north is in roster 1 of demo (sites: 3)" in found["keys"]["text"]
-    assert f"for {TASK}" in found["records"]["text"]
+        findings = check(settle(lungs, server))
+    assert {finding["state"] for finding in findings.values()} == {"ok"}, findings
+    assert list(findings) == ["keys", "validity", "name", "port", "TLS", "disk", "budget", "records"]
+    assert "north is in roster 1 of demo (sites: 3)" in findings["keys"]["text"]
+    assert f"for {TASK}" in findings["records"]["text"]
 
 
 def test_a_server_that_is_ready_passes_every_check(lungs: Federation) -> None:
-    found = check("--server", lungs.server)
-    assert {finding["state"] for finding in found.values()} == {"ok"}, found
+    findings = check("--server", lungs.server)
+    assert {finding["state"] for finding in findings.values()} == {"ok"}, findings
 
 
-def test_nothing_listens_there(lungs: Federation) -> None:
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        found = check(settle(lungs, f"localhost:{taken.getsockname()[1]}"))
-    assert "refused: no server runs there" in text_of(found, "port", "failed")
-    assert "TLS" not in found  # makes no sense without a connection
+def test_a_port_without_a_server_is_reported(lungs: Federation) -> None:
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        findings = check(settle(lungs, f"localhost:{held.getsockname()[1]}"))
+    assert "refused: no server runs there" in text_of(findings, "port", "failed")
+    assert "TLS" not in findings  # makes no sense without a connection
 
 
-def test_a_firewall_drops_packets(lungs: Federation) -> None:
+def test_a_firewall_that_drops_packets_is_reported(lungs: Federation) -> None:
     with socket.socket() as full:  # a queue that is full drops connections, as a firewall does
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         place = full.getsockname()
         waiting = [socket.socket() for _ in range(4)]
-        for each in waiting:
-            each.setblocking(False)  # noqa: FBT003 - socket knows no name for it
-            each.connect_ex(place)
-        found = check(settle(lungs, f"127.0.0.1:{place[1]}"))
-        for each in waiting:
-            each.close()
-    assert "behind a firewall that drops packets" in text_of(found, "port", "failed")
+        for waiting_socket in waiting:
+            waiting_socket.setblocking(False)  # noqa: FBT003 - socket knows no name for it
+            waiting_socket.connect_ex(place)
+        findings = check(settle(lungs, f"127.0.0.1:{place[1]}"))
+        for client in waiting:
+            client.close()
+    assert "behind a firewall that drops packets" in text_of(findings, "port", "failed")
 
 
-def test_a_name_that_does_not_resolve(lungs: Federation) -> None:
-    found = check(settle(lungs, "no-such-host.invalid:9440"))
-    assert "no-such-host.invalid cannot be resolved here" in text_of(found, "name", "failed")
+def test_a_name_that_does_not_resolve_is_reported(lungs: Federation) -> None:
+    findings = check(settle(lungs, "no-such-host.invalid:9440"))
+    assert "no-such-host.invalid cannot be resolved here" in text_of(findings, "name", "failed")
 
 
-def test_another_service_behind_the_port(lungs: Federation) -> None:
+def test_another_service_behind_the_port_is_reported(lungs: Federation) -> None:
     with _answering(lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")) as port:
-        found = check(settle(lungs, f"localhost:{port}"))
-    assert "not with the TLS of a Cloister server" in text_of(found, "TLS", "failed")
+        findings = check(settle(lungs, f"localhost:{port}"))
+    assert "not with the TLS of a Cloister server" in text_of(findings, "TLS", "failed")
 
 
 def test_a_proxy_that_inspects_tls_is_named(lungs: Federation, tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_proxy_that_inspects_tls_is_named(lungs: Federation, tmp_path: Path) -
             connection.close()
 
     with _answering(inspect) as port:
-        found = check(settle(lungs, f"localhost:{port}"))
-    text = text_of(found, "TLS", "failed")
+        findings = check(settle(lungs, f"localhost:{port}"))
+    text = text_of(findings, "TLS", "failed")
     assert (
         "issued by “Hospital Web Gateway authority”. If that is a proxy of your own network that inspects TLS" in text
     )
@@ -169,7 +169,7 @@ def _answering(answer: Callable[[socket.socket], object]) -> Iterator[int]:
     thread.join(10)
 
 
-def test_keys_that_others_may_read(lungs: Federation) -> None:
+def test_keys_that_others_may_read_are_reported(lungs: Federation) -> None:
     key = lungs.paths["north"] / "keys" / "signing.key"
     key.chmod(0o640)
     assert f"chmod 600 {key}" in text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
@@ -186,7 +186,7 @@ def test_a_missing_file_is_named(lungs: Federation, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tls.key", "signing.key", "sealing.key"])
-def test_another_sites_keys_are_noticed(lungs: Federation, name: str) -> None:
+def test_keys_of_another_site_are_reported(lungs: Federation, name: str) -> None:
     north, south = (lungs.paths[site] / "keys" / name for site in ("north", "south"))
     north.write_bytes(south.read_bytes())
     assert "cloister" in text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
@@ -195,14 +195,14 @@ def test_another_sites_keys_are_noticed(lungs: Federation, name: str) -> None:
 def test_a_certificate_that_expires_soon_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pki, "_LEAF_DAYS", 5)
     federation = Federation.create(tmp_path / "soon", SITES)
-    found = check(settle(federation, "localhost:1"))
-    assert "the certificate is valid until" in text_of(found, "validity", "warning")
+    findings = check(settle(federation, "localhost:1"))
+    assert "the certificate is valid until" in text_of(findings, "validity", "warning")
     monkeypatch.setattr(pki, "_LEAF_DAYS", 0)
     federation = Federation.create(tmp_path / "over", SITES)
     assert "expired on" in text_of(check(settle(federation, "localhost:1")), "validity", "failed")
 
 
-def test_a_task_or_records_that_cannot_be_used(lungs: Federation) -> None:
+def test_unusable_tasks_and_records_are_reported(lungs: Federation) -> None:
     place = settle(lungs, "localhost:1", tasks=())
     assert "lists no tasks" in text_of(check(place), "records", "failed")
     place = settle(lungs, "localhost:1", tasks=("nobody.wrote:This",))
@@ -211,24 +211,24 @@ def test_a_task_or_records_that_cannot_be_used(lungs: Federation) -> None:
     assert "absent.csv" in text_of(check(place), "records", "failed")
 
 
-def test_a_folder_that_cannot_be_written(lungs: Federation) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(lungs: Federation) -> None:
     place = settle(lungs, "localhost:1")
     (place / "outbox").write_text("in the way")
     assert "outbox" in text_of(check(place), "disk", "failed")
 
 
-def test_the_port_is_taken(lungs: Federation) -> None:
-    with socket.create_server(("localhost", 0)) as taken:
+def test_a_port_that_is_in_use_is_reported(lungs: Federation) -> None:
+    with socket.create_server(("localhost", 0)) as listener:
         settings = lungs.server / "consortium.toml"
-        settings.write_text(settings.read_text().replace("localhost:0", f"localhost:{taken.getsockname()[1]}"))
+        settings.write_text(settings.read_text().replace("localhost:0", f"localhost:{listener.getsockname()[1]}"))
         assert "another program uses the port" in text_of(check("--server", lungs.server), "port", "failed")
 
 
-def test_a_person_reads_one_line_a_check(lungs: Federation) -> None:
-    shown = subprocess.run(
+def test_the_report_has_one_line_per_check(lungs: Federation) -> None:
+    output = subprocess.run(
         [sys.executable, "-m", "cloister", "check", "--server", str(lungs.server)],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
-    assert [line.split()[:2] for line in shown.splitlines()] == [
+    assert [line.split()[:2] for line in output.splitlines()] == [
         ["✓", name] for name in ("keys", "roster", "validity", "port", "disk")
     ]

@@ -64,15 +64,15 @@ def check(folder: Path, *options: str, code: int = 0) -> str:
 
 
 def report(folder: Path, code: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(check(folder, "--json", code=code).splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(check(folder, "--json", code=code).splitlines()[-1])
+    return result
 
 
 def test_a_table_is_described_column_by_column(site: Callable[..., Path]) -> None:
     folder = site("\n".join([HEADER, *ROWS, "150,3,icu,1,1990-01-01,well"]))
-    shown = check(folder)
-    assert max(map(len, shown.replace(str(folder), "").splitlines())) <= 90
-    assert [line.split() for line in shown.splitlines()[1:8]] == [
+    output = check(folder)
+    assert max(map(len, output.replace(str(folder), "").splitlines())) <= 90
+    assert [line.split() for line in output.splitlines()[1:8]] == [
         ["column", "kind", "range", "missing", "clipped", "unknown"],
         ["age", "number", "18", "…", "100", "–", "1", "–"],
         ["glucose", "number", "2", "…", "12", "mmol/L", "1", "–", "–"],
@@ -81,12 +81,12 @@ def test_a_table_is_described_column_by_column(site: Callable[..., Path]) -> Non
         ["admitted", "date", "2020-01-01", "…", "2025-01-01", "–", "1", "–"],
         ["outcome", "(target)", "category", "well,", "ill", "–", "–", "–"],
     ]
-    assert "✓ 4 records: 3 to train on, 1 held out" in shown
-    assert "model     gets inputs float32 (n, 7), targets int64 (n,)" in shown
-    found = report(folder)
-    assert found["usable"]
-    assert (found["site"], found["source"]) == ("north", "csv")
-    (task,) = found["tasks"]
+    assert "✓ 4 records: 3 to train on, 1 held out" in output
+    assert "model     gets inputs float32 (n, 7), targets int64 (n,)" in output
+    result = report(folder)
+    assert result["usable"]
+    assert (result["site"], result["source"]) == ("north", "csv")
+    (task,) = result["tasks"]
     assert (task["records"], task["training"], task["held_out"], task["problems"]) == (4, 3, 1, [])
     assert [column["clipped"] for column in task["columns"]] == [1, 0, 0, 0, 1, 0]
 
@@ -94,19 +94,19 @@ def test_a_table_is_described_column_by_column(site: Callable[..., Path]) -> Non
 def test_every_problem_is_listed_with_its_place_and_ends_with_1(site: Callable[..., Path]) -> None:
     bad = [f"18,4,surgery,yes,2020-01-01,{SECRET}"] * 30
     folder = site("\n".join([HEADER, *ROWS, *bad]))
-    shown = check(folder, code=1)
-    assert f"✗ {folder}/patients.csv, line 5, column `outcome`: none of the task's 2 values (well, ill)" in shown
-    assert "  and 10 more" in shown
-    assert "✗ 30 problems: the agent would refuse to train\n  records   3 without problems" in shown
-    found = report(folder, code=1)
-    assert not found["usable"]
-    assert (found["tasks"][0]["problem_count"], found["tasks"][0]["records"]) == (30, 3)
+    output = check(folder, code=1)
+    assert f"✗ {folder}/patients.csv, line 5, column `outcome`: none of the task's 2 values (well, ill)" in output
+    assert "  and 10 more" in output
+    assert "✗ 30 problems: the agent would refuse to train\n  records   3 without problems" in output
+    result = report(folder, code=1)
+    assert not result["usable"]
+    assert (result["tasks"][0]["problem_count"], result["tasks"][0]["records"]) == (30, 3)
 
 
 def test_a_file_that_cannot_be_read_at_all_is_a_problem_too(site: Callable[..., Path]) -> None:
-    shown = check(site(), code=1)
-    assert "patients.csv: no such file or directory; name a text file that this account can read" in shown
-    assert "✗ 1 problem: the agent" in shown
+    output = check(site(), code=1)
+    assert "patients.csv: no such file or directory; name a text file that this account can read" in output
+    assert "✗ 1 problem: the agent" in output
 
 
 def test_every_image_is_read(site: Callable[..., Path], tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_every_image_is_read(site: Callable[..., Path], tmp_path: Path) -> None:
     folder = site("\n".join(["file,label", *rows]), task=task_name(Picture), source='source = "images"')
     assert "✓ 70 records: 52 to train on, 18 held out" in check(folder)
     (tmp_path / "69.png").write_bytes((tmp_path / "69.png").read_bytes()[:50])
-    shown = check(folder, code=1)
-    assert "labels" not in shown
-    assert "patients.csv, line 71, column `file`: the file is cut, damaged, or of another kind" in shown
-    assert "records   69 without problems" in shown
+    output = check(folder, code=1)
+    assert "labels" not in output
+    assert "patients.csv, line 71, column `file`: the file is cut, damaged, or of another kind" in output
+    assert "records   69 without problems" in output
 
 
 def test_a_task_that_reads_its_own_file_is_described_too(site: Callable[..., Path]) -> None:
@@ -144,7 +144,7 @@ def test_the_task_may_be_chosen_but_only_from_the_policy(site: Callable[..., Pat
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ('source = "cvs"', "there is no source 'cvs'; did you mean `csv`?"),
         ("source = 3", "must be"),
@@ -155,10 +155,10 @@ def test_the_task_may_be_chosen_but_only_from_the_policy(site: Callable[..., Pat
         ('[data.source]\nname = "images"\nmost_megapixels = 0', "must be greater than 0"),
     ],
 )
-def test_wrong_settings_are_shown_in_their_line(site: Callable[..., Path], source: str, said: str) -> None:
+def test_wrong_settings_are_shown_in_their_line(site: Callable[..., Path], source: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check(site(source=source))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_site_may_set_every_option(site: Callable[..., Path]) -> None:

@@ -18,13 +18,13 @@ SITES = {"north", "south", "east"}
 
 def _running(folder: Path) -> list[str]:
     """Return the command lines of processes that name this folder."""
-    found = []
+    lines = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             if str(folder) in line and int(process.name) != os.getpid():
-                found.append(line)
-    return found
+                lines.append(line)
+    return lines
 
 
 def _await_nothing_running(folder: Path, seconds: float = 10.0) -> None:
@@ -76,8 +76,8 @@ def test_the_demo_shows_metrics_that_no_hospital_sent(
     folder, finished = demo
     rounds, rows = _summary(demo)["rounds"], [line.split() for line in finished.stderr.splitlines() if " 3/3 " in line]
     (event_log,) = (folder / "server" / "runs").glob("*/events.jsonl")
-    told = [json.loads(line) for line in event_log.read_text().splitlines()]
-    assert [event["metrics"] for event in told if event["event"] == "round"] == [{}] * rounds
+    events = [json.loads(line) for line in event_log.read_text().splitlines()]
+    assert [event["metrics"] for event in events if event["event"] == "round"] == [{}] * rounds
     own = [
         [json.loads(line) for file in (folder / site / "metrics").iterdir() for line in file.read_text().splitlines()]
         for site in sorted(SITES)

@@ -25,14 +25,14 @@ TASK = "simulations.tasks.diagnosis:Diagnosis"
 
 
 def cloister(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
 
 def report(*arguments: str | Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(cloister(*arguments, "--json"))
-    return found
+    result: dict[str, Any] = json.loads(cloister(*arguments, "--json"))
+    return result
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_three_sites_join_and_open_with_the_keys_that_they_made(lungs: Path) -> 
         settings = lungs / site / "site.toml"
         settings.write_text(settings.read_text().replace("tasks = []", f'tasks = ["{TASK}"]'))
         assert Site(read_site(settings)).roster == roster
-    shown = cloister("roster", "show")
-    assert "lungs, roster 1, valid until" in shown
-    assert "north" in shown
+    output = cloister("roster", "show")
+    assert "lungs, roster 1, valid until" in output
+    assert "north" in output
 
 
 def test_no_private_key_leaves_the_folder_in_which_it_was_made(lungs: Path) -> None:

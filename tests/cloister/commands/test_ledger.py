@@ -40,19 +40,19 @@ DELTA = 1e-5
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """North has spent, on its held-out records too; south has not."""
-    made = Federation.create(tmp_path_factory.mktemp("ledgers") / "federation", ("north", "south", "east"))
-    for site in made.sites:
-        made.write_settings(
+    consortium = Federation.create(tmp_path_factory.mktemp("ledgers") / "federation", ("north", "south", "east"))
+    for site in consortium.sites:
+        consortium.write_settings(
             site, "localhost:1", SiteTerms(tasks=("simulations.tasks.diagnosis:Diagnosis",), epsilon=4.0)
         )
-    ledger = ledger_of(made, "north")
+    ledger = ledger_of(consortium, "north")
     for number in (1, 2, 3):
         ledger.reserve(Release("a" * 64, number, 1), TRAINED, Budget(9.0, DELTA))
     ledger.reserve(Release("b" * 64, 1, 1, "statistics"), SURVEYED, Budget(9.0, DELTA))
     ledger.reserve(Release("c" * 64, 1, 2), SHARED, Budget(9.0, DELTA))
-    held_out = read_site(made.paths["north"]).held_out_ledger
+    held_out = read_site(consortium.paths["north"]).held_out_ledger
     held_out.reserve(Release("d" * 64, 1, 1, "evaluation"), EVALUATED, Budget(9.0, DELTA))
-    return made
+    return consortium
 
 
 @pytest.fixture
@@ -71,77 +71,77 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def asked(*arguments: str | Path) -> dict[str, Any]:
+def report_of(*arguments: str | Path) -> dict[str, Any]:
     """Run a command with --json."""
-    found: dict[str, Any] = json.loads(CliRunner().invoke(app, ["ledger", *map(str, arguments), "--json"]).stdout)
-    return found
+    report: dict[str, Any] = json.loads(CliRunner().invoke(app, ["ledger", *map(str, arguments), "--json"]).stdout)
+    return report
 
 
-def test_what_is_shown_is_what_the_ledger_holds(federation: Federation) -> None:
-    found = asked("show", federation.paths["north"])
+def test_show_reports_the_entries_of_the_ledger(federation: Federation) -> None:
+    report = report_of("show", federation.paths["north"])
     spent = epsilon(EVERYTHING, DELTA)
-    assert (found["budget"], found["spent"], found["left"]) == (4.0, spent, 4 - spent)
-    assert found["spent_replace_one"] == epsilon(EVERYTHING, DELTA, relation=Relation.REPLACE_ONE)
-    assert [(each["purpose"], each["rounds"], each["steps"]) for each in found["runs"]] == [
+    assert (report["budget"], report["spent"], report["left"]) == (4.0, spent, 4 - spent)
+    assert report["spent_replace_one"] == epsilon(EVERYTHING, DELTA, relation=Relation.REPLACE_ONE)
+    assert [(entry["purpose"], entry["rounds"], entry["steps"]) for entry in report["runs"]] == [
         ("training", 3, 12), ("statistics", 1, 1), ("training", 1, 10)
     ]  # fmt: skip
-    assert found["runs"][0]["epsilon"] == epsilon([TRAINED] * 3, DELTA)
-    assert [each["discrete"] for each in found["runs"]] == [False, False, True]
-    assert found["runs"][2]["entries"][0]["attempt"] == 2
-    held_out, told = found["held_out"], epsilon([EVALUATED], DELTA)
-    assert [each["purpose"] for each in held_out["runs"]] == ["evaluation"]
-    assert (held_out["budget"], held_out["spent"], held_out["left"]) == (4.0, told, 4 - told)
+    assert report["runs"][0]["epsilon"] == epsilon([TRAINED] * 3, DELTA)
+    assert [entry["discrete"] for entry in report["runs"]] == [False, False, True]
+    assert report["runs"][2]["entries"][0]["attempt"] == 2
+    held_out, cost = report["held_out"], epsilon([EVALUATED], DELTA)
+    assert [entry["purpose"] for entry in held_out["runs"]] == ["evaluation"]
+    assert (held_out["budget"], held_out["spent"], held_out["left"]) == (4.0, cost, 4 - cost)
     assert held_out["cross_check"]["agree"]
-    check = found["cross_check"]
+    check = report["cross_check"]
     assert check["agree"]
     assert abs(check["prv"] - check["pld"]) < 0.02 < check["rdp"] - check["pld"]
 
 
-def test_it_fits_a_terminal_and_shows_the_budget_as_a_picture(federation: Federation) -> None:
-    code, shown = run("show", federation.paths["north"], "--rounds")
+def test_show_fits_a_terminal_and_draws_the_budget(federation: Federation) -> None:
+    code, output = run("show", federation.paths["north"], "--rounds")
     assert code == 0
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(map(len, output.splitlines())) <= 80
     names = ("aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd")
-    assert sum(line.startswith(names) for line in shown.splitlines()) == 4
-    assert sum("0.25      4 " in line for line in shown.splitlines()) == 3
+    assert sum(line.startswith(names) for line in output.splitlines()) == 4
+    assert sum("0.25      4 " in line for line in output.splitlines()) == 3
     spent = epsilon(EVERYTHING, DELTA)
     full = round(spent / 4 * 30)
-    assert f"{'█' * full}{'░' * (30 - full)} ε {spent:.2f} of 4.00, {4 - spent:.2f} left" in shown
-    told = epsilon([EVALUATED], DELTA)
-    assert f"ε {told:.2f} of 4.00, {4 - told:.2f} left" in shown.partition("dddddddd")[2]
+    assert f"{'█' * full}{'░' * (30 - full)} ε {spent:.2f} of 4.00, {4 - spent:.2f} left" in output
+    cost = epsilon([EVALUATED], DELTA)
+    assert f"ε {cost:.2f} of 4.00, {4 - cost:.2f} left" in output.partition("dddddddd")[2]
 
 
 def test_an_empty_ledger_is_shown_and_not_changed(federation: Federation) -> None:
-    code, shown = run("show", federation.paths["south"])
+    code, output = run("show", federation.paths["south"])
     assert code == 0
-    assert "nothing was ever charged" in shown
-    assert shown.count("ε 0.00 of 4.00, 4.00 left") == 2
+    assert "nothing was ever charged" in output
+    assert output.count("ε 0.00 of 4.00, 4.00 left") == 2
     assert not (federation.paths["south"] / "ledger").exists()
 
 
 def test_accountants_that_disagree_end_with_1(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crosscheck, "PRV", RDP)  # looser than PRV may be
-    code, shown = run("show", federation.paths["north"])
+    code, output = run("show", federation.paths["north"])
     assert code == 1
-    assert "✗ the accountants disagree" in shown
+    assert "✗ the accountants disagree" in output
 
 
 def test_a_whole_ledger_is_verified_and_any_other_ends_with_the_reason(federation: Federation) -> None:
     place = read_site(federation.paths["north"])
     ledgers = place.ledger, place.held_out_ledger
     key = place.ledger.public_key.public_bytes_raw().hex()
-    assert asked("verify", federation.paths["north"])["ledgers"] == [
-        {"ledger": str(each.path), "site": "north", "lineage": each.lineage, "entries": count, "head": each.head,
-         "signed_by": key, "last_head_kept": each.head, "adopted": []}
-        for each, count in zip(ledgers, (5, 1), strict=True)
+    assert report_of("verify", federation.paths["north"])["ledgers"] == [
+        {"ledger": str(balance.path), "site": "north", "lineage": balance.lineage, "entries": count,
+         "head": balance.head, "signed_by": key, "last_head_kept": balance.head, "adopted": []}
+        for balance, count in zip(ledgers, (5, 1), strict=True)
     ]  # fmt: skip
-    code, shown = run("verify", federation.paths["north"])
+    code, output = run("verify", federation.paths["north"])
     assert code == 0
-    assert all(f"head {each.head}" in shown for each in ledgers)
-    assert shown.count("complete, and signed with north's key up to its last line") == 2
-    assert shown.count("as new as the last head that the site keeps") == 2
-    assert "not verifiable here: whether the last lines are missing, unless a head shows it" in shown
-    assert "Anyone with the site's signing key could also rewrite the whole ledger" in shown
+    assert all(f"head {balance.head}" in output for balance in ledgers)
+    assert output.count("complete, and signed with north's key up to its last line") == 2
+    assert output.count("as new as the last head that the site keeps") == 2
+    assert "not verifiable here: whether the last lines are missing, unless a head shows it" in output
+    assert "Anyone with the site's signing key could also rewrite the whole ledger" in output
     for ledger, steps in zip(ledgers, (4, 1), strict=True):
         whole = ledger.path.read_bytes()
         try:
@@ -174,8 +174,8 @@ def test_a_ledger_that_lost_its_end_is_found_by_the_head_that_the_site_keeps_or_
     path = read_site(copy).ledger.path
     *earlier, last = path.read_bytes().splitlines(keepends=True)
     head = last[:64].decode()
-    code, shown = run("verify", copy, "--head", head)
-    assert (code, f"✓ contains the head {head}" in shown) == (0, True)
+    code, output = run("verify", copy, "--head", head)
+    assert (code, f"✓ contains the head {head}" in output) == (0, True)
     path.write_bytes(b"".join(earlier))
     for look in (accounts.verify, accounts.report, partial(accounts.plan, run=RUN)):  # none counts too little
         with pytest.raises(LedgerError, match="lacks later charges of north"):
@@ -196,15 +196,15 @@ def test_a_ledger_that_lost_its_end_is_found_by_the_head_that_the_site_keeps_or_
 def test_a_last_head_that_the_site_did_not_sign_proves_nothing(copy: Path, damage: bytes) -> None:
     for file in (copy / "ledger-heads").iterdir():
         file.write_bytes(damage)
-    assert [each["last_head_kept"] for each in accounts.verify(copy)["ledgers"]] == [None, None]
+    assert [ledger["last_head_kept"] for ledger in accounts.verify(copy)["ledgers"]] == [None, None]
     read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
-    assert [each["last_head_kept"] is None for each in accounts.verify(copy)["ledgers"]] == [False, True]
+    assert [ledger["last_head_kept"] is None for ledger in accounts.verify(copy)["ledgers"]] == [False, True]
 
 
 def test_an_auditor_without_the_signing_key_verifies_with_what_the_roster_lists(copy: Path) -> None:
-    before = asked("verify", copy)
+    before = report_of("verify", copy)
     (copy / "keys" / "signing.key").unlink()
-    assert asked("verify", copy) == before
+    assert report_of("verify", copy) == before
     assert run("show", copy)[0] == 0
     with pytest.raises(KeyFileError, match="north's signing key is missing, so nothing is written"):
         read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
@@ -224,10 +224,10 @@ def test_a_site_with_new_keys_adopts_its_ledgers_once_and_reports_what_was_verif
     with pytest.raises(LedgerError, match="not signed with north's key; restore it from backup; if "):
         accounts.verify(copy)
     options = ["--old-key", str(old)] if checked else ["--unverified"]
-    code, shown = run("adopt", copy, *options)
-    assert (code, "5 entries" in shown) == (0, True)
-    found = accounts.verify(copy)["ledgers"][0]
-    assert [each["signed_by"] for each in found["adopted"]] == [was if checked else None]
+    code, output = run("adopt", copy, *options)
+    assert (code, "5 entries" in output) == (0, True)
+    report = accounts.verify(copy)["ledgers"][0]
+    assert [adoption["signed_by"] for adoption in report["adopted"]] == [was if checked else None]
     assert ("NOT VERIFIED" in run("verify", copy)[1]) != checked
     ledger = read_site(copy).ledger
     ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
@@ -251,7 +251,7 @@ def test_an_older_copy_is_not_adopted(copy: Path, tmp_path: Path, *, checked: bo
         accounts.adopt(copy, old if checked else None)
 
 
-def test_a_ledger_is_not_adopted_on_another_key_or_without_a_word(copy: Path, tmp_path: Path) -> None:
+def test_a_ledger_is_not_adopted_without_its_old_key_or_explicit_consent(copy: Path, tmp_path: Path) -> None:
     strange, data = tmp_path / "strange.key", read_site(copy).ledger.path.read_bytes()
     strange.write_bytes(key_pem(signing_key("mallory")))
     (copy / "keys" / "signing.key").write_bytes(key_pem(signing_key("north, later")))
@@ -270,26 +270,26 @@ def test_no_lineage_can_name_the_ledger_of_held_out_records(copy: Path, name: st
         read_site(copy)
 
 
-def test_a_delta_above_one_over_the_records_is_warned_of_with_one_that_is_sensible(copy: Path) -> None:
+def test_a_delta_above_one_over_the_records_gets_a_warning_with_a_sensible_delta(copy: Path) -> None:
     file = copy / "site.toml"
     (copy / "patients.csv").write_text("a,b\n" + "1,2\n" * 500)
-    assert asked("show", copy)["delta_warning"] == ""
+    assert report_of("show", copy)["delta_warning"] == ""
     file.write_text(file.read_text().replace("delta = 1e-05", "delta = 0.005"))
     warning = "δ 0.005 is above 1 over 500 records, which would allow publishing a whole record; use 1e-05 or less"
-    assert asked("show", copy)["delta_warning"] == warning
+    assert report_of("show", copy)["delta_warning"] == warning
     assert f"! {warning}" in run("show", copy)[1]
     declared = warning.replace("500", "224")
     assert f"! {declared}" in run("plan", copy, RUN)[1].replace("\n", "")
     (copy / "patients.csv").unlink()
-    assert asked("show", copy)["delta_warning"] == ""
+    assert report_of("show", copy)["delta_warning"] == ""
 
 
 @pytest.mark.parametrize(("records", "fine"), [(1, ""), (99, ""), (101, "use 1e-05 or"), (10**9, "use 1e-10 or")])
 def test_the_delta_that_is_called_sensible_is_below_one_over_the_records(records: int, fine: str) -> None:
-    said = excessive(0.01, records)
-    assert fine in said
-    assert bool(said) == bool(fine)
-    assert not said or not excessive(float(said.split("use ")[1].split()[0]), records)
+    message = excessive(0.01, records)
+    assert fine in message
+    assert bool(message) == bool(fine)
+    assert not message or not excessive(float(message.split("use ")[1].split()[0]), records)
 
 
 def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,9 @@ def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch
         of = Mechanism(4.0 + number % 5, (0.01, 0.02, 1.0)[number % 3], 1 + number % 2, discrete=number % 7 == 0)
         events.append(asdict(Release(f"{number // 50:064x}", number, 1)) | asdict(of) | {"time": events[0]["time"]})
         del events[-1]["pure"]  # of votes alone
-    place.ledger.path.write_bytes(chained([json.dumps(each).encode() for each in events], key, "north north-patients"))
+    place.ledger.path.write_bytes(
+        chained([json.dumps(event).encode() for event in events], key, "north north-patients")
+    )
     rmtree(copy / "ledger-heads")
     composed, compose = list[int](), losses.epsilon_of
 
@@ -309,9 +311,9 @@ def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch
         return compose(steps, delta)
 
     monkeypatch.setattr(losses, "epsilon_of", counting)
-    found = asked("show", copy)
-    assert (len(found["runs"]), sum(len(each["entries"]) for each in found["runs"])) == (40, 2000)
-    assert found["cross_check"]["agree"]
+    report = report_of("show", copy)
+    assert (len(report["runs"]), sum(len(entry["entries"]) for entry in report["runs"])) == (40, 2000)
+    assert report["cross_check"]["agree"]
     assert len(composed) < 50
     assert max(composed) <= 11
 
@@ -319,9 +321,9 @@ def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch
 def test_a_wait_of_more_than_a_second_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with patience("thinking"):
         deadline = time.monotonic() + 30
-        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+        while not (message := capsys.readouterr().err) and time.monotonic() < deadline:
             time.sleep(0.05)
-    assert said == "thinking …\n"
+    assert message == "thinking …\n"
     with patience("hurrying"):
         pass
     assert capsys.readouterr().err == ""
@@ -330,27 +332,27 @@ def test_a_wait_of_more_than_a_second_is_explained(capsys: pytest.CaptureFixture
 def test_a_plan_states_the_cost_and_the_noise_that_would_fit(federation: Federation) -> None:
     ledger = ledger_of(federation, "north")
     before = ledger.path.read_bytes()
-    code, shown = run("plan", federation.paths["north"], RUN)
+    code, output = run("plan", federation.paths["north"], RUN)
     assert code == 1
-    assert "over its budget of 4.00" in shown
-    found = asked("plan", federation.paths["north"], RUN)
+    assert "over its budget of 4.00" in output
+    report = report_of("plan", federation.paths["north"], RUN)
     assert ledger.path.read_bytes() == before
-    cost = Mechanism(found["noise_multiplier"], found["sample_rate"], found["steps"])
-    assert found["cost"] == epsilon([cost], DELTA)
-    assert found["spent_after"] == epsilon([*EVERYTHING, cost], DELTA)
-    assert (found["allowed"], len(found["refusals"])) == (False, 1)
-    fits = Mechanism(found["noise_multiplier_that_fits"], cost.sample_rate, cost.steps)
-    assert f"noise_multiplier = {fits.noise_multiplier:g} would fit the remaining budget" in shown
+    cost = Mechanism(report["noise_multiplier"], report["sample_rate"], report["steps"])
+    assert report["cost"] == epsilon([cost], DELTA)
+    assert report["spent_after"] == epsilon([*EVERYTHING, cost], DELTA)
+    assert (report["allowed"], len(report["refusals"])) == (False, 1)
+    fits = Mechanism(report["noise_multiplier_that_fits"], cost.sample_rate, cost.steps)
+    assert f"noise_multiplier = {fits.noise_multiplier:g} would fit the remaining budget" in output
     assert ledger.check_plan(fits, Budget(4.0, DELTA)) <= 4.0
     with pytest.raises(BudgetError):
         ledger.check_plan(Mechanism(fits.noise_multiplier - 0.001, fits.sample_rate, fits.steps), Budget(4.0, DELTA))
 
 
 def test_a_run_that_the_budget_covers_is_allowed(federation: Federation) -> None:
-    code, shown = run("plan", federation.paths["south"], RUN)
+    code, output = run("plan", federation.paths["south"], RUN)
     assert code == 0
-    assert "✓ south would take part" in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    assert "✓ south would take part" in output
+    assert max(map(len, output.splitlines())) <= 80
     assert not (federation.paths["south"] / "ledger").exists()
 
 
@@ -370,17 +372,17 @@ north = 10
 south = 10
 east = 10
 """)
-    found = asked("plan", federation.paths["north"], path)
-    assert (found["spent"], found["allowed"]) == (epsilon([EVALUATED], DELTA), True)
-    assert found["spent_after"] == epsilon([EVALUATED] * 2, DELTA)
+    report = report_of("plan", federation.paths["north"], path)
+    assert (report["spent"], report["allowed"]) == (epsilon([EVALUATED], DELTA), True)
+    assert report["spent_after"] == epsilon([EVALUATED] * 2, DELTA)
 
 
 def test_a_signed_run_is_planned_as_it_was_signed(federation: Federation, tmp_path: Path) -> None:
     from cloister.commands.sign import sign_run  # noqa: PLC0415
 
     signed = sign_run(RUN, federation.folder / "coordinator", federation.server / "roster", tmp_path / "run.manifest")
-    found = asked("plan", federation.paths["south"], tmp_path / "run.manifest")
-    assert (found["noise_multiplier"], found["allowed"]) == (signed["noise_multiplier"], True)
+    report = report_of("plan", federation.paths["south"], tmp_path / "run.manifest")
+    assert (report["noise_multiplier"], report["allowed"]) == (signed["noise_multiplier"], True)
 
 
 def test_without_opacus_and_torch_all_of_it_works_but_prv(federation: Federation) -> None:

@@ -40,8 +40,8 @@ def _check(report: dict[str, Any], folder: Path) -> None:
         read, own = report["columns"][name], np.clip(values[:, place], low, high)
         assert abs(read["mean"] - own.mean()) < 6 * read["mean_error"]
         assert abs(read["deviation"] - own.std()) < 6 * read["deviation_error"]
-    for each in report["classes"]:
-        assert abs(each["count"] - np.sum(labels == each["label"])) < 6 * each["count_error"]
+    for entry in report["classes"]:
+        assert abs(entry["count"] - np.sum(labels == entry["label"])) < 6 * entry["count_error"]
 
 
 def test_the_reference_survey_is_within_its_errors_and_fits_a_terminal(tmp_path: Path) -> None:
@@ -54,16 +54,16 @@ def test_the_reference_survey_is_within_its_errors_and_fits_a_terminal(tmp_path:
     assert 1.9 < report["epsilon"] <= 2.0
 
     stats.show(report, console)
-    shown = text.getvalue().splitlines()
-    assert all(any(line.startswith(name) for line in shown) for name in RANGES)
-    assert max(len(line) for line in shown if not line.startswith("  file ")) <= 80
+    output = text.getvalue().splitlines()
+    assert all(any(line.startswith(name) for line in output) for name in RANGES)
+    assert max(len(line) for line in output if not line.startswith("  file ")) <= 80
 
     stored = stats.latest(tmp_path / "survey" / "south")
     assert stored["columns"] == report["columns"]
     assert stored == stats.latest(tmp_path / "survey" / "south" / "site.toml")
 
 
-def test_each_command_sends_the_other_ones_run_there(tmp_path: Path) -> None:
+def test_each_command_refers_a_run_of_the_other_kind_to_the_other_command(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(ConfigError, match="use `cloister simulate`"):
         stats.survey(RUN.with_name("diagnosis.toml"), tmp_path / "survey", console)
@@ -110,12 +110,12 @@ def test_an_evaluation_shows_tables_and_what_is_undefined(tmp_path: Path) -> Non
     (tmp_path / "site.toml").touch()
     text = io.StringIO()
     stats.show(stats.latest(tmp_path), Console(file=text, width=1000))
-    shown = text.getvalue()
-    assert "– undefined: noise hides whether any record has class 1; alone 0.9" in shown
-    assert "     30      -2" in shown
-    assert "0.0 to 0.1       31 ± 3 records, true − said -0.25 ± 0.50" in shown
-    assert "0.04 ± 0.02; alone undefined" in shown.replace("0.0400", "0.04").replace("0.020", "0.02")
-    assert "exact, over this site's 20 held-out records" in shown
+    output = text.getvalue()
+    assert "– undefined: noise hides whether any record has class 1; alone 0.9" in output
+    assert "     30      -2" in output
+    assert "0.0 to 0.1       31 ± 3 records, true − said -0.25 ± 0.50" in output
+    assert "0.04 ± 0.02; alone undefined" in output.replace("0.0400", "0.04").replace("0.020", "0.02")
+    assert "exact, over this site's 20 held-out records" in output
     (tmp_path / "metrics" / "exam-12345678.json").write_text("{")
     with pytest.raises(ConfigError, match="it holds only this site's own figures"):
         stats.latest(tmp_path)

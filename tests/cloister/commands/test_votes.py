@@ -42,8 +42,8 @@ def test_a_plan_holds_votes_against_the_policy_and_the_budget_of_those_held_out(
     federation = make_federation(run, {**dict.fromkeys(SITES, terms), "north": replace(terms, vote_epsilon=2.0)})
     allowed, refused = (accounts.plan(federation.paths[site], federation.manifest) for site in ("north", "south"))
     assert allowed["votes"] == refused["votes"] == 6.0
-    assert [each for each in allowed["refusals"] if "held-out" in each]
-    assert any("vote_epsilon = 0" in each for each in refused["refusals"])
+    assert [refusal for refusal in allowed["refusals"] if "held-out" in refusal]
+    assert any("vote_epsilon = 0" in refusal for refusal in refused["refusals"])
 
 
 def test_the_measured_runs_are_a_table() -> None:
@@ -51,6 +51,6 @@ def test_the_measured_runs_are_a_table() -> None:
         {"sites": 4, "vote_epsilon": None, "accuracy": 0.1, "undone": [], "found": {}},
         {"sites": 4, "vote_epsilon": 2.0, "accuracy": 0.95, "undone": [5, 6], "found": {"site-1": 6}},
     ]
-    said = poisoning.table({"rows": rows, "rounds": 24, "liar": "site-1", "since": 5}).splitlines()
-    assert said[1].split() == ["4", "none", "0.100", "0", "–"]
-    assert said[2].split() == ["4", "ε", "2", "0.950", "2", "site-1", "in", "round", "6"]
+    message = poisoning.table({"rows": rows, "rounds": 24, "liar": "site-1", "since": 5}).splitlines()
+    assert message[1].split() == ["4", "none", "0.100", "0", "–"]
+    assert message[2].split() == ["4", "ε", "2", "0.950", "2", "site-1", "in", "round", "6"]

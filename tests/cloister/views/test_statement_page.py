@@ -26,10 +26,12 @@ RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "diagnosis.toml"
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:
     """A site and a signed run, in a folder with a hostile name."""
-    made = Federation.create(tmp_path / "<script>&", ("north",))
-    made.sign(read_toml(RUN, RunSettings))
-    made.write_settings("north", "localhost:1", SiteTerms(("simulations.tasks.diagnosis:Diagnosis",), epsilon=10.0))
-    return made
+    consortium = Federation.create(tmp_path / "<script>&", ("north",))
+    consortium.sign(read_toml(RUN, RunSettings))
+    consortium.write_settings(
+        "north", "localhost:1", SiteTerms(("simulations.tasks.diagnosis:Diagnosis",), epsilon=10.0)
+    )
+    return consortium
 
 
 class _Reader(HTMLParser):
@@ -58,7 +60,7 @@ class _Reader(HTMLParser):
         self.text += data
 
 
-def test_the_page_has_every_field_escaped_and_nothing_from_elsewhere(federation: Federation) -> None:
+def test_the_page_escapes_every_field_and_loads_nothing(federation: Federation) -> None:
     place = read_site(federation.paths["north"])
     place.ledger.reserve(Release("f" * 64, 1, 1), Mechanism(2.0, 1.0, 1), place.settings.limit)
     statement, path = write_statement(federation.paths["north"], federation.manifest, None)
@@ -72,9 +74,9 @@ def test_the_page_has_every_field_escaped_and_nothing_from_elsewhere(federation:
     assert "url(" not in text
     assert "@import" not in text
     assert "<script>&/north/ledger" in read.text
-    assert all(each in read.text for each in statement["not_covered"])
+    assert all(sentence in read.text for sentence in statement["not_covered"])
     assert statement["about"]["run"] in read.text
-    assert all(each["head"] in read.text for each in statement["ledgers"].values())
+    assert all(ledger["head"] in read.text for ledger in statement["ledgers"].values())
     assert f'<rect width="{100 * statement["spending"][0]["epsilon_spent"]:.0f}"' in text  # of 1000, for ε 10
     assert json.loads(path.with_suffix(".json").read_bytes()) == statement
     assert page(statement) == text
@@ -82,13 +84,13 @@ def test_the_page_has_every_field_escaped_and_nothing_from_elsewhere(federation:
 
 def test_the_command_writes_to_the_given_folder(federation: Federation, tmp_path: Path) -> None:
     arguments = ["audit", "statement", str(federation.paths["north"] / "site.toml"), "--out", str(tmp_path / "out")]
-    shown = CliRunner().invoke(app, arguments)
-    assert shown.exit_code == 0, shown.output
-    assert shown.stdout.count("ε 0.00 of 10.00 spent at δ 1e-05") == 2
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("ε 0.00 of 10.00 spent at δ 1e-05") == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["statement.html", "statement.json"]
 
 
-def test_a_budget_is_a_bar_and_one_without_end_stays_empty(federation: Federation) -> None:
+def test_a_budget_is_a_bar_and_an_infinite_budget_is_an_empty_bar(federation: Federation) -> None:
     statement, _ = write_statement(federation.paths["north"], None, None)
     row = statement["spending"][0]
 

@@ -45,10 +45,10 @@ def test_less_noise_a_higher_rate_more_steps_or_a_smaller_delta_never_cost_less(
 
 
 @ACCOUNTANTS
-def test_nothing_costs_nothing(accountant: Accountant) -> None:
+def test_no_steps_cost_no_epsilon(accountant: Accountant) -> None:
     nothing = [[], [Mechanism(1.0, 0.1, 0)], [Mechanism(0.0, 0.1, 0)], [Mechanism(1.0, 0.0, 5)]]
     nothing.append([Mechanism(0.0, 0.1, 0, discrete=True)])
-    assert [epsilon(each, DELTA, accountant=accountant) for each in nothing] == [0.0] * len(nothing)
+    assert [epsilon(steps, DELTA, accountant=accountant) for steps in nothing] == [0.0] * len(nothing)
 
 
 @ACCOUNTANTS
@@ -66,7 +66,7 @@ def test_without_noise_the_cost_is_infinite_whatever_else_was_done(accountant: A
     [(-1.0, 0.1, 1), (NAN, 0.1, 1), (1.0, NAN, 1), (1.0, 1.1, 1), (1.0, -0.1, 1), (1.0, 0.1, -1), (1.0, 0.1, NAN),
      (1.0, 0.1, 1.5), (1.0, 0.1, math.inf)],
 )  # fmt: skip
-def test_what_makes_no_sense_costs_an_infinite_epsilon(
+def test_invalid_mechanisms_cost_an_infinite_epsilon(
     accountant: Accountant, sigma: float, rate: float, steps: int, *, discrete: bool
 ) -> None:
     odd = Mechanism(sigma, rate, steps, discrete)
@@ -76,7 +76,7 @@ def test_what_makes_no_sense_costs_an_infinite_epsilon(
 
 @ACCOUNTANTS
 @pytest.mark.parametrize("delta", [0.0, -1e-5, NAN, 1.0, math.inf])
-def test_a_delta_that_is_none_costs_an_infinite_epsilon(accountant: Accountant, delta: float) -> None:
+def test_an_invalid_delta_costs_an_infinite_epsilon(accountant: Accountant, delta: float) -> None:
     assert epsilon([Mechanism(1.0, 0.1, 5)], delta, accountant=accountant) == math.inf
 
 
@@ -103,8 +103,8 @@ def test_neither_order_nor_mixing_of_different_mechanisms_changes_anything(accou
     one, two, three = Mechanism(1.0, 0.1, 20), Mechanism(2.0, 0.05, 30), Mechanism(3.0, 0.05, 30, discrete=True)
     mixed = [Mechanism(1.0, 0.1, 5), two, three, Mechanism(1.0, 0.1, 15)]
     costs = [
-        epsilon(each, DELTA, accountant=accountant)
-        for each in ([one, two, three], [three, two, one], [two, three, one], mixed)
+        epsilon(steps, DELTA, accountant=accountant)
+        for steps in ([one, two, three], [three, two, one], [two, three, one], mixed)
     ]
     assert costs == [pytest.approx(costs[0], rel=1e-9)] * 4
 
@@ -159,7 +159,7 @@ def test_prv_agrees_within_two_hundredths_and_rdp_is_never_below(entries: list[M
         pytest.param([Mechanism(1.0, 0.1, 10)], 1e-15, id="a small δ"),
     ],
 )
-def test_prv_is_not_asked_what_takes_it_minutes_or_gigabytes(entries: list[Mechanism], delta: float) -> None:
+def test_prv_is_skipped_where_it_takes_minutes_or_gigabytes(entries: list[Mechanism], delta: float) -> None:
     assert math.isnan(epsilon(entries, delta, accountant=PRV))
 
 

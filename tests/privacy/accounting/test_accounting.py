@@ -36,9 +36,11 @@ TABLE = [
 def test_the_table_of_measured_values_holds(sigma: float, epochs: int, expected: dict[Accountant | str, float]) -> None:
     steps, opacus = [Mechanism(sigma, RATE, epochs * EPOCH)], RDPAccountant()
     opacus.history = [(sigma, RATE, epochs * EPOCH)]
-    found: dict[Accountant | str, float] = {each: epsilon(steps, DELTA, accountant=each) for each in (PLD, PRV, RDP)}
-    found |= {"Opacus": opacus.get_epsilon(DELTA), "replace-one": epsilon(steps, DELTA, relation=REPLACE_ONE)}
-    assert {name: round(each, 2) for name, each in found.items()} == expected
+    epsilons: dict[Accountant | str, float] = {
+        accountant: epsilon(steps, DELTA, accountant=accountant) for accountant in (PLD, PRV, RDP)
+    }
+    epsilons |= {"Opacus": opacus.get_epsilon(DELTA), "replace-one": epsilon(steps, DELTA, relation=REPLACE_ONE)}
+    assert {name: round(value, 2) for name, value in epsilons.items()} == expected
 
 
 def test_the_rate_that_opacus_really_uses_costs_a_little_less() -> None:
@@ -60,7 +62,7 @@ def test_a_single_unsampled_step_costs_what_the_gaussian_mechanism_does() -> Non
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
-def test_where_every_record_is_taken_k_records_are_k_times_the_norm(*, discrete: bool) -> None:
+def test_without_sampling_k_records_count_as_k_times_the_norm(*, discrete: bool) -> None:
     three, scaled = Mechanism(6.0, 1.0, 4, discrete), Mechanism(2.0, 1.0, 4, discrete)
     assert epsilon([three], DELTA, group=3) == pytest.approx(epsilon([scaled], DELTA), rel=1e-3)
 
@@ -80,17 +82,17 @@ def test_several_records_cost_less_by_the_mixture_than_by_group_privacy() -> Non
     assert 2 * epsilon(steps, DELTA) < mixture < chain
 
 
-@given(each=st.floats(1e-6, 5), links=st.integers(1, 6))
-def test_the_ends_of_a_chain_are_as_private_as_its_links_say(each: float, links: int) -> None:
+@given(link_epsilon=st.floats(1e-6, 5), links=st.integers(1, 6))
+def test_group_privacy_follows_from_the_links_of_a_chain(link_epsilon: float, links: int) -> None:
     # Randomised response, whose δ at any ε is known: what `chained` chose must be within what it was given.
-    asked: list[float] = []
+    deltas: list[float] = []
 
     def spent(delta: float) -> float:
-        asked.append(delta)
-        return each
+        deltas.append(delta)
+        return link_epsilon
 
-    assert chained(spent, DELTA, links) == pytest.approx(links * each)
-    assert asked[-1] * sum(math.exp(number * each) for number in range(links)) <= DELTA * (1 + 1e-9)
+    assert chained(spent, DELTA, links) == pytest.approx(links * link_epsilon)
+    assert deltas[-1] * sum(math.exp(number * link_epsilon) for number in range(links)) <= DELTA * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
@@ -118,13 +120,13 @@ def test_divergences_are_never_below_the_first_terms_of_their_series(
     assert np.all(cumulant(sigma, rate, t, discrete=discrete) > least)
 
 
-def test_many_steps_at_a_small_rate_are_not_free() -> None:
+def test_many_steps_at_a_small_rate_have_a_cost() -> None:
     # They came to 0: divergences were less than the rounding of their sums.
     of = [Mechanism(10**0.5, 1e-6, steps) for steps in (1_000_000, 2_000_000)]
-    costs = [epsilon([each], 1e-4) for each in of]
+    costs = [epsilon([mechanism], 1e-4) for mechanism in of]
     assert 6e-5 < costs[0] < 7e-5
     assert 2.06e-4 < costs[1] < 2.08e-4
-    assert all(epsilon([each], 1e-4, accountant=RDP) >= cost for each, cost in zip(of, costs, strict=True))
+    assert all(epsilon([mechanism], 1e-4, accountant=RDP) >= cost for mechanism, cost in zip(of, costs, strict=True))
 
 
 def test_discrete_steps_over_all_records_cost_the_same_as_zero_concentrated_privacy() -> None:
@@ -162,7 +164,7 @@ def test_the_calibrated_noise_is_the_least_with_three_decimals(
 def test_noise_is_calibrated_to_what_is_left_beside_all_that_was_done(group: int, *, discrete: bool) -> None:
     done = [Mechanism(6.0, RATE, 200), Mechanism(20.0, 1.0, 1, discrete=True)]
     sigma = calibrate(3.0, DELTA, RATE, 100, already=done, discrete=discrete, group=group)
-    least, less = (Mechanism(each, RATE, 100, discrete) for each in (sigma, round(sigma - 0.001, 3)))
+    least, less = (Mechanism(noise, RATE, 100, discrete) for noise in (sigma, round(sigma - 0.001, 3)))
     assert epsilon([*done, least], DELTA, group=group) <= 3.0 < epsilon([*done, less], DELTA, group=group)
 
 
@@ -204,7 +206,7 @@ def test_a_target_that_no_noise_reaches_is_refused_with_the_reason(
 )
 def test_noise_is_calibrated_over_the_whole_range(target: float, delta: float, rate: float, steps: int) -> None:
     sigma = calibrate(target, delta, rate, steps)
-    costs = [epsilon([Mechanism(round(each, 3), rate, steps)], delta) for each in (sigma, sigma - 0.001)]
+    costs = [epsilon([Mechanism(round(noise, 3), rate, steps)], delta) for noise in (sigma, sigma - 0.001)]
     assert costs[0] <= target < costs[1]
 
 
@@ -214,7 +216,7 @@ def test_more_noise_than_floats_can_square_is_only_much_noise(sigma: float) -> N
 
 
 @pytest.mark.parametrize("sigma", [9e-4, 1e-300, 0.0])
-def test_hardly_any_noise_counts_as_none(sigma: float) -> None:
+def test_negligible_noise_counts_as_none(sigma: float) -> None:
     assert epsilon([Mechanism(sigma, 1e-9, 1)], DELTA) == math.inf
 
 

@@ -60,7 +60,7 @@ def test_of_500_right_guesses_at_1_000_canaries_the_one_run_bound_is_5_09() -> N
     assert one_run_epsilon(1000, 500, 500, DELTA, 0.95) == pytest.approx(5.09, abs=0.005)
 
 
-def test_guesses_that_are_as_good_as_coins_say_nothing() -> None:
+def test_random_guesses_prove_no_epsilon() -> None:
     assert one_run_epsilon(1000, 100, 50, DELTA, 0.95) == 0
     assert one_run_epsilon(1000, 100, 0, DELTA, 0.95) == 0
 
@@ -114,8 +114,8 @@ def test_the_gaussian_bound_exceeds_the_truth_no_more_often_than_stated(mu: floa
 def test_the_one_run_bound_exceeds_the_truth_no_more_often_than_stated(truth: float) -> None:
     # Randomised response is the mechanism for which the bound is tight.
     right = np.random.default_rng(2).binomial(1000, 1 / (1 + math.exp(-truth)), TRIALS)
-    each = {int(count): one_run_epsilon(1000, 1000, int(count), 0.0, 0.95) for count in np.unique(right)}
-    bounds = [each[int(count)] for count in right]
+    by_count = {int(count): one_run_epsilon(1000, 1000, int(count), 0.0, 0.95) for count in np.unique(right)}
+    bounds = [by_count[int(count)] for count in right]
     assert 0.01 * TRIALS <= sum(bound > truth for bound in bounds) <= 0.08 * TRIALS
     assert np.mean(bounds) > 0.7 * truth
 
@@ -152,7 +152,7 @@ def test_a_rate_that_is_off_is_unlikely() -> None:
     assert rate_chance(49_000, 100_000, 0.5) < 1e-8
 
 
-def test_noise_that_comes_again_is_found_in_any_scale_and_independent_noise_is_not() -> None:
+def test_repeated_noise_is_found_at_any_scale_and_independent_noise_is_not() -> None:
     rng = np.random.default_rng(5)
     rows, others = rng.standard_normal((12, 1000)), rng.standard_normal((12, 1000))
     assert largest_correlation(rows)[1] > 0.01

@@ -36,15 +36,15 @@ KINDS = [
 def theirs(mechanisms: Sequence[Mechanism], delta: float, relation: Relation, *, above: bool) -> float:
     """Return dp-accounting's bound of ε, from above or below."""
     composed: Any = None
-    for each in mechanisms:
+    for mechanism in mechanisms:
         step = distributions.from_gaussian_mechanism(
-            each.noise_multiplier,
+            mechanism.noise_multiplier,
             pessimistic_estimate=above,
             use_connect_dots=above,
             value_discretization_interval=1e-3 if above else 2e-4,
-            sampling_prob=each.sample_rate,
+            sampling_prob=mechanism.sample_rate,
             neighboring_relation=dp_accounting.NeighboringRelation[relation.name],
-        ).self_compose(each.steps)
+        ).self_compose(mechanism.steps)
         composed = composed.compose(step) if composed else step
     return float(composed.get_epsilon_for_delta(delta))
 
@@ -121,19 +121,21 @@ def test_large_losses_that_are_rarer_than_delta_cost_no_more_than_the_delta_that
         pytest.param(Mechanism(0.01, 0.5, 1), 5409.07, 5410, id="closed form, at twice δ, less ln 2: 5409.07"),
     ],
 )
-def test_rare_and_large_losses_cost_what_others_find(mechanism: Mechanism, low: float, high: float) -> None:
+def test_rare_and_large_losses_cost_the_same_as_other_accountants_find(
+    mechanism: Mechanism, low: float, high: float
+) -> None:
     assert low <= epsilon([mechanism], DELTA) <= high
 
 
 @pytest.mark.parametrize("count", [1, 7, 150, 10_000, 10_000_000])
 @pytest.mark.parametrize("width", [0.3, 5.0, 300.0])
-def test_what_transforms_round_is_added_to_what_they_compose(width: float, count: int) -> None:
+def test_the_rounding_of_transforms_is_added_to_epsilon(width: float, count: int) -> None:
     # Against the same transforms in extended precision, with one step of another kind, whose losses are rare and large.
     points = next_fast_len(30_000, real=True)
     place = np.arange(points)
-    each = np.exp(-(((place - 200) / width) ** 2) / 2)
+    bell = np.exp(-(((place - 200) / width) ** 2) / 2)
     rare = np.where(place == 0, 1.0, 0.0) + 1e-9 * np.where(place == 9000, 1.0, 0.0)
-    kinds = [(each / np.sum(each), count), (rare / np.sum(rare), 1)]
+    kinds = [(bell / np.sum(bell), count), (rare / np.sum(rare), 1)]
     product, exact = losses._Product.of_nothing(points), np.ones(points // 2 + 1, np.clongdouble)
     for masses, often in kinds:
         product = product.times(masses, often)
@@ -175,20 +177,20 @@ def test_tiny_costs_are_neither_lost_nor_made_up(of: Mechanism, low: float, high
         pytest.param([Mechanism(1 + kind / 7, 0.1, 1 + kind) for kind in range(20)], id="twenty kinds"),
     ],
 )
-def test_whatever_is_asked_takes_bounded_work(
+def test_every_query_takes_bounded_work(
     mechanisms: list[Mechanism], group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every site computes this for a run before it can refuse it.
-    asked: list[int] = []
+    sizes: list[int] = []
 
     def counted(points: int, *, real: bool) -> int:
-        asked.append(points)
+        sizes.append(points)
         return int(next_fast_len(points, real=real))
 
     monkeypatch.setattr(fft, "next_fast_len", counted)
     assert 0 <= PLD.of_person(tuple(mechanisms), DELTA, Relation.ADD_OR_REMOVE_ONE, group) < math.inf
-    assert len(asked) <= 16
-    assert max(asked) <= losses.POINTS + 2
+    assert len(sizes) <= 16
+    assert max(sizes) <= losses.POINTS + 2
 
 
 def test_a_person_may_have_a_thousand_records() -> None:

@@ -42,7 +42,7 @@ def records(draw: st.DrawFn, classes: int) -> tuple[Numbers, Numbers]:
 @given(records(2))
 def test_two_classes(given_: tuple[Numbers, Numbers]) -> None:
     scores, labels = given_
-    found = exact(CLASSES, ALL, scores, labels)
+    figures = exact(CLASSES, ALL, scores, labels)
     score, predicted = scores[:, 1], scores[:, 1] >= 0.5
     wanted: dict[str, Any] = {
         "accuracy": metrics.accuracy_score(labels, predicted),
@@ -53,19 +53,19 @@ def test_two_classes(given_: tuple[Numbers, Numbers]) -> None:
         "balanced_accuracy": metrics.balanced_accuracy_score(labels, predicted),
         "brier": metrics.brier_score_loss(labels, score),
     }
-    assert {name: found[name]["value"] for name in wanted} == pytest.approx(wanted, abs=1e-5)
+    assert {name: figures[name]["value"] for name in wanted} == pytest.approx(wanted, abs=1e-5)
     if predicted.any():
-        assert found["precision"]["value"] == pytest.approx(metrics.precision_score(labels, predicted), abs=1e-5)
+        assert figures["precision"]["value"] == pytest.approx(metrics.precision_score(labels, predicted), abs=1e-5)
     else:
-        assert found["precision"] == {"value": None, "reason": "no record is predicted to have class 1"}
-    assert found["confusion"]["counts"] == metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
+        assert figures["precision"] == {"value": None, "reason": "no record is predicted to have class 1"}
+    assert figures["confusion"]["counts"] == metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
 
 
 @few
 @given(records(4))
 def test_more_classes(given_: tuple[Numbers, Numbers]) -> None:
     scores, labels = given_
-    found = exact(Prediction("classes", 4), ALL, scores, labels)
+    figures = exact(Prediction("classes", 4), ALL, scores, labels)
     predicted = scores.argmax(axis=1)
     truth = np.eye(4)[labels.astype(int)]
     wanted: dict[str, Any] = {
@@ -78,8 +78,8 @@ def test_more_classes(given_: tuple[Numbers, Numbers]) -> None:
         "balanced_accuracy": metrics.balanced_accuracy_score(labels, predicted),
         "brier": metrics.brier_score_loss(labels, scores, labels=range(4)),
     }
-    assert {name: found[name]["value"] for name in wanted} == pytest.approx(wanted, abs=1e-5)
-    assert found["confusion"]["counts"] == metrics.confusion_matrix(labels, predicted, labels=range(4)).tolist()
+    assert {name: figures[name]["value"] for name in wanted} == pytest.approx(wanted, abs=1e-5)
+    assert figures["confusion"]["counts"] == metrics.confusion_matrix(labels, predicted, labels=range(4)).tolist()
 
 
 @few
@@ -87,34 +87,34 @@ def test_more_classes(given_: tuple[Numbers, Numbers]) -> None:
 def test_calibration(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
     scores, labels = binary(random.random(count).tolist()), random.integers(0, 2, count).astype(np.float64)
-    found = exact(CLASSES, ("ece",), scores, labels)["ece"]
-    true, said = calibration_curve(labels, scores[:, 1], n_bins=CONFIDENCE_BINS)
-    table = [row for row in found["table"] if row["count"]]
+    calibration = exact(CLASSES, ("ece",), scores, labels)["ece"]
+    true, confidence = calibration_curve(labels, scores[:, 1], n_bins=CONFIDENCE_BINS)
+    table = [row for row in calibration["table"] if row["count"]]
     assert [row["observed"] for row in table] == pytest.approx(true.tolist(), abs=1e-5)
-    assert [row["confidence"] for row in table] == pytest.approx(said.tolist(), abs=1e-5)
+    assert [row["confidence"] for row in table] == pytest.approx(confidence.tolist(), abs=1e-5)
     gaps = [row["count"] * abs(row["observed"] - row["confidence"]) for row in table]
-    assert found["value"] == pytest.approx(sum(gaps) / count, abs=1e-4)
+    assert calibration["value"] == pytest.approx(sum(gaps) / count, abs=1e-4)
 
 
 @few
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=2, max_size=30))
 def test_values(pairs: list[tuple[float, float]]) -> None:
-    found, true = np.array(pairs).T
+    predicted, true = np.array(pairs).T
     assume(np.var(true) > 1e-6)
-    figures = exact(Prediction("values", 0), ("mae", "rmse", "r2"), found, true)
+    figures = exact(Prediction("values", 0), ("mae", "rmse", "r2"), predicted, true)
     wanted = {
-        "mae": metrics.mean_absolute_error(true, found),
-        "rmse": metrics.root_mean_squared_error(true, found),
-        "r2": metrics.r2_score(true, found),
+        "mae": metrics.mean_absolute_error(true, predicted),
+        "rmse": metrics.root_mean_squared_error(true, predicted),
+        "r2": metrics.r2_score(true, predicted),
     }
-    assert {name: each["value"] for name, each in figures.items()} == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    assert {name: figure["value"] for name, figure in figures.items()} == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
 @few
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 8)), min_size=2, max_size=30))
 def test_concordance(rows: list[tuple[int, bool, int]]) -> None:
     times, events, risks = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    found = exact(Prediction("times", 6), ("c_index",), risks / 8, np.stack([times, events], axis=1))["c_index"]
+    figure = exact(Prediction("times", 6), ("c_index",), risks / 8, np.stack([times, events], axis=1))["c_index"]
     comparable = [
         (one, other)
         for one in range(len(rows))
@@ -122,35 +122,35 @@ def test_concordance(rows: list[tuple[int, bool, int]]) -> None:
         if events[one] and (times[one] < times[other] or (times[one] == times[other] and not events[other]))
     ]
     if not comparable:
-        assert found == {"value": None, "reason": "no two held-out records are comparable"}
+        assert figure == {"value": None, "reason": "no two held-out records are comparable"}
         return
     won = sum(float(np.sign(risks[one] - risks[other])) / 2 + 0.5 for one, other in comparable)
-    assert found["value"] == pytest.approx(won / len(comparable), abs=1e-5)
+    assert figure["value"] == pytest.approx(won / len(comparable), abs=1e-5)
 
 
-def test_of_one_class_alone_a_curve_is_undefined_not_zero() -> None:
-    found = exact(CLASSES, ALL, binary([0.2, 0.7, 0.9]), np.zeros(3))
+def test_a_curve_of_a_single_class_is_undefined() -> None:
+    figures = exact(CLASSES, ALL, binary([0.2, 0.7, 0.9]), np.zeros(3))
     for name in ("auc", "average_precision"):
-        assert found[name] == {"value": None, "reason": "all held-out records have class 0"}
-    assert found["recall"] == {"value": None, "reason": "no record has class 1"}
-    assert found["accuracy"]["value"] == pytest.approx(1 / 3, abs=1e-5)
+        assert figures[name] == {"value": None, "reason": "all held-out records have class 0"}
+    assert figures["recall"] == {"value": None, "reason": "no record has class 1"}
+    assert figures["accuracy"]["value"] == pytest.approx(1 / 3, abs=1e-5)
 
 
 def test_constant_scores_tell_nothing() -> None:
-    found = exact(CLASSES, ALL, binary([0.3] * 4), np.array([0.0, 1.0, 1.0, 1.0]))
-    assert found["auc"]["value"] == 0.5
-    assert found["average_precision"]["value"] == 0.75
-    assert found["f1"]["value"] == 0.0
-    assert found["precision"]["value"] is None
+    figures = exact(CLASSES, ALL, binary([0.3] * 4), np.array([0.0, 1.0, 1.0, 1.0]))
+    assert figures["auc"]["value"] == 0.5
+    assert figures["average_precision"]["value"] == 0.75
+    assert figures["f1"]["value"] == 0.0
+    assert figures["precision"]["value"] is None
 
 
 def test_a_class_that_a_site_lacks_is_left_out() -> None:
     scores = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.3, 0.4, 0.3]])
     labels = np.array([0.0, 1.0, 0.0, 1.0])
-    found = exact(Prediction("classes", 3), ("auc", "balanced_accuracy"), scores, labels)
-    each = [metrics.roc_auc_score(labels == one, scores[:, one]) for one in (0, 1)]
-    assert found["auc"]["value"] == pytest.approx(np.mean(each))
-    assert found["balanced_accuracy"]["value"] == 1.0
+    figures = exact(Prediction("classes", 3), ("auc", "balanced_accuracy"), scores, labels)
+    areas = [metrics.roc_auc_score(labels == one, scores[:, one]) for one in (0, 1)]
+    assert figures["auc"]["value"] == pytest.approx(np.mean(areas))
+    assert figures["balanced_accuracy"]["value"] == 1.0
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
@@ -160,8 +160,8 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 
 def test_equal_targets_have_no_r_squared() -> None:
-    found = exact(Prediction("values", 0), ("r2",), np.array([1.0, 2.0]), np.array([3.0, 3.0]))
-    assert found["r2"] == {"value": None, "reason": "all held-out records have the same target"}
+    figures = exact(Prediction("values", 0), ("r2",), np.array([1.0, 2.0]), np.array([3.0, 3.0]))
+    assert figures["r2"] == {"value": None, "reason": "all held-out records have the same target"}
 
 
 @pytest.mark.parametrize("odd", [2.0, -1.0, 0.5, float("nan")])

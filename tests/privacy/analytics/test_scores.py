@@ -31,7 +31,7 @@ PREDICTIONS = (
 any_number = st.floats() | st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
 
 
-def made(it: Prediction, count: int, seed: int = 0, skill: float = 1.5) -> tuple[Numbers, Numbers]:
+def draw_scores(it: Prediction, count: int, seed: int = 0, skill: float = 1.5) -> tuple[Numbers, Numbers]:
     """Scores and labels of a model with some skill."""
     random = np.random.default_rng(seed)
     if it.family == "values":
@@ -58,7 +58,7 @@ def summed(form: Form, scores: Numbers, labels: Numbers) -> Numbers:
 
 @few
 @given(st.sampled_from(PREDICTIONS), st.data())
-def test_whatever_a_record_is_it_adds_a_norm_of_one_to_each_block_at_most(it: Prediction, data: st.DataObject) -> None:
+def test_a_record_adds_at_most_norm_one_to_each_block(it: Prediction, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(NAMES[it.family]), min_size=1, unique=True))
     width = it.classes if it.family == "classes" else 1
     scores = np.array(data.draw(st.lists(any_number, min_size=width, max_size=width)))
@@ -75,7 +75,7 @@ def test_whatever_a_record_is_it_adds_a_norm_of_one_to_each_block_at_most(it: Pr
 
 @pytest.mark.parametrize("it", PREDICTIONS, ids=str)
 def test_the_sum_over_sites_is_the_sum_over_all_records(it: Prediction) -> None:
-    form, (scores, labels) = Form(it, NAMES[it.family]), made(it, 50)
+    form, (scores, labels) = Form(it, NAMES[it.family]), draw_scores(it, 50)
     parts = [form.total(scores[part], labels[part]) for part in (slice(0, 7), slice(7, 7), slice(7, 50))]
     assert sum(parts) == pytest.approx(form.total(scores, labels), abs=1e-9)
 
@@ -102,74 +102,74 @@ def test_bins_rise_with_scores_and_are_narrow_at_the_ends() -> None:
 
 @pytest.mark.parametrize("it", PREDICTIONS, ids=str)
 def test_without_noise_metrics_are_exact_but_for_the_bins(it: Prediction) -> None:
-    names, (scores, labels) = NAMES[it.family], made(it, 300)
+    names, (scores, labels) = NAMES[it.family], draw_scores(it, 300)
     form = Form(it, names)
     if it.family == "values":
-        scores, labels = (np.clip(each, it.low, it.high) for each in (scores, labels))
-    found, wanted = read(form, summed(form, scores, labels), 1e-9), exact(it, names, scores, labels)
+        scores, labels = (np.clip(values, it.low, it.high) for values in (scores, labels))
+    total, wanted = read(form, summed(form, scores, labels), 1e-9), exact(it, names, scores, labels)
     for name in names:
         if name == "confusion":
-            assert np.array(found[name]["counts"]) == pytest.approx(np.array(wanted[name]["counts"]), abs=1e-6)
+            assert np.array(total[name]["counts"]) == pytest.approx(np.array(wanted[name]["counts"]), abs=1e-6)
             continue
-        bins = found[name].get("bins", 0.0)
-        assert abs(found[name]["value"] - wanted[name]["value"]) <= bins + 2e-5, name
+        bins = total[name].get("bins", 0.0)
+        assert abs(total[name]["value"] - wanted[name]["value"]) <= bins + 2e-5, name
         assert bins < 0.15, name
 
 
 @pytest.mark.parametrize(("it", "noise"), [(it, noise) for it in PREDICTIONS for noise in (2.0, 8.0)], ids=str)
 def test_noise_moves_metrics_by_about_the_error_that_is_stated(it: Prediction, noise: float) -> None:
-    names, (scores, labels) = NAMES[it.family], made(it, 3200 if it.family == "values" else 800)
+    names, (scores, labels) = NAMES[it.family], draw_scores(it, 3200 if it.family == "values" else 800)
     form, random, trials = Form(it, names), np.random.default_rng(3), 40
     if it.family == "values":
-        scores, labels = (np.clip(each, it.low, it.high) for each in (scores, labels))
+        scores, labels = (np.clip(values, it.low, it.high) for values in (scores, labels))
     sums, wanted = summed(form, scores, labels), exact(it, names, scores, labels)
     ratios: dict[str, list[float]] = {}
     for _ in range(trials):
-        for name, found in read(form, sums + random.normal(0, noise, sums.size), noise).items():
-            if found.get("value") is not None:
-                off = max(abs(found["value"] - wanted[name]["value"]) - found.get("bins", 0.0), 0.0)
-                ratios.setdefault(name, []).append(off / found["error"])
+        for name, reading in read(form, sums + random.normal(0, noise, sums.size), noise).items():
+            if reading.get("value") is not None:
+                off = max(abs(reading["value"] - wanted[name]["value"]) - reading.get("bins", 0.0), 0.0)
+                ratios.setdefault(name, []).append(off / reading["error"])
     assert set(ratios) == set(names) - {"confusion"}
-    for name, each in ratios.items():
-        assert len(each) == trials, name
-        assert np.sqrt(np.mean(np.square(each))) < 1.6, name
-        assert max(each) < 5, name
+    for name, ratio in ratios.items():
+        assert len(ratio) == trials, name
+        assert np.sqrt(np.mean(np.square(ratio))) < 1.6, name
+        assert max(ratio) < 5, name
         if name not in {"ece", "auc", "average_precision", "c_index"}:  # whose bins, or bounds, are in the error
-            assert np.sqrt(np.mean(np.square(each))) > 0.5, name
+            assert np.sqrt(np.mean(np.square(ratio))) > 0.5, name
 
 
-def undefined(found: dict[str, Any]) -> bool:
-    return found["value"] is None
+def undefined(reading: dict[str, Any]) -> bool:
+    return reading["value"] is None
 
 
 def test_a_class_that_noise_hides_makes_metrics_undefined_not_zero() -> None:
     it, names = PREDICTIONS[0], ("auc", "average_precision", "f1", "recall", "accuracy")
-    scores, labels = made(it, 200)
+    scores, labels = draw_scores(it, 200)
     form = Form(it, names)
     for records, noise in ((labels == 0, 1e-9), (labels == 0, 4.0), (np.arange(200) < 8, 4.0)):
-        found = read(form, summed(form, scores[records], labels[records]), noise)
-        assert all(undefined(found[name]) for name in names[:-1])
-        assert "noise hides whether any record has class" in found["auc"]["reason"]
-        assert not undefined(found["accuracy"])
+        total = read(form, summed(form, scores[records], labels[records]), noise)
+        assert all(undefined(total[name]) for name in names[:-1])
+        assert "noise hides whether any record has class" in total["auc"]["reason"]
+        assert not undefined(total["accuracy"])
 
 
 def test_a_class_without_records_is_left_out_of_the_mean() -> None:
     it, names = PREDICTIONS[2], ("auc", "recall", "balanced_accuracy")
-    scores, labels = made(it, 400)
+    scores, labels = draw_scores(it, 400)
     scores, labels = scores[labels != 3], labels[labels != 3]
     form = Form(it, names)
-    found, wanted = read(form, summed(form, scores, labels), 1e-9), exact(it, names, scores, labels)
-    assert abs(found["auc"]["value"] - wanted["auc"]["value"]) <= found["auc"]["bins"] + 1e-5
-    assert found["balanced_accuracy"]["value"] == wanted["balanced_accuracy"]["value"] == found["recall"]["value"]
+    total, wanted = read(form, summed(form, scores, labels), 1e-9), exact(it, names, scores, labels)
+    assert abs(total["auc"]["value"] - wanted["auc"]["value"]) <= total["auc"]["bins"] + 1e-5
+    assert total["balanced_accuracy"]["value"] == wanted["balanced_accuracy"]["value"] == total["recall"]["value"]
 
 
-def test_of_no_records_nothing_is_claimed() -> None:
+def test_without_records_no_metric_is_claimed() -> None:
     for it in PREDICTIONS:
         form = Form(it, NAMES[it.family])
         size = 1 + sum(math.prod(shape) for _, shape in form.shapes)
         for sums in (np.zeros(size), np.random.default_rng(1).normal(0, 3.0, size), np.full(size, -5.0)):
-            for name, found in read(form, sums, 3.0).items():
-                values = [found.get("value") or 0.0, found.get("error", 0.0), found.get("bins", 0.0)]
+            for name, reading in read(form, sums, 3.0).items():
+                values = [reading.get("value") or 0.0, reading.get("error", 0.0), reading.get("bins", 0.0)]
                 assert np.isfinite(values).all(), name
             assert undefined(read(form, np.zeros(size), 3.0)[NAMES[it.family][-1]]) or it.family == "classes"
 
@@ -177,19 +177,19 @@ def test_of_no_records_nothing_is_claimed() -> None:
 def test_constant_scores_have_an_auc_of_a_half() -> None:
     it, form = PREDICTIONS[0], Form(PREDICTIONS[0], ("auc",))
     labels = np.arange(40.0) % 2
-    found = read(form, summed(form, np.full((40, 2), 0.5), labels), 1e-9)["auc"]
-    assert found["value"] == 0.5
-    assert found["bins"] == 0.5  # all of it is within one bin
+    reading = read(form, summed(form, np.full((40, 2), 0.5), labels), 1e-9)["auc"]
+    assert reading["value"] == 0.5
+    assert reading["bins"] == 0.5  # all of it is within one bin
     assert it.binary
 
 
 def test_more_bins_tell_more_of_the_order() -> None:
-    scores, labels = made(PREDICTIONS[0], 500)
+    scores, labels = draw_scores(PREDICTIONS[0], 500)
     bounds = []
     for bins in (4, 16, 64, 256):
         form = Form(Prediction("classes", bins=bins), ("auc", "average_precision"))
-        found = read(form, summed(form, scores, labels), 1e-9)
-        bounds.append([found[name]["bins"] for name in form.names])
+        total = read(form, summed(form, scores, labels), 1e-9)
+        bounds.append([total[name]["bins"] for name in form.names])
     assert (np.diff(bounds, axis=0) < 0).all()
     assert bounds[-1] == pytest.approx([0, 0], abs=0.004)
 
@@ -197,7 +197,7 @@ def test_more_bins_tell_more_of_the_order() -> None:
 @pytest.mark.parametrize("it", PREDICTIONS, ids=str)
 def test_the_blocks_are_those_that_the_protocol_describes(it: Prediction) -> None:
     it = replace(it, bins=7)
-    scores, labels = made(it, 12)
+    scores, labels = draw_scores(it, 12)
     ends = (it.low, it.high)
     for names in (NAMES[it.family], NAMES[it.family][:1], NAMES[it.family][-1:], NAMES[it.family][2:3]):
         form = Form(it, names)
@@ -213,4 +213,4 @@ def test_the_blocks_are_those_that_the_protocol_describes(it: Prediction) -> Non
 def _labels(it: Prediction, labels: Numbers) -> list[Any]:
     if it.family == "values":
         return list(labels.tolist())
-    return [tuple(each) if it.family == "times" else each for each in labels.astype(int).tolist()]
+    return [tuple(label) if it.family == "times" else label for label in labels.astype(int).tolist()]

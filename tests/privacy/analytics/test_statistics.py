@@ -83,13 +83,13 @@ def test_the_error_is_that_of_the_reader(bins: int) -> None:
 @given(places=st.lists(st.floats(0, 1), min_size=1, max_size=60), bins=st.integers(2, 64))
 @relaxed
 def test_mean_quantiles_and_histogram_are_right_to_a_bin_and_a_half(places: list[float], bins: int) -> None:
-    found = np.array(places)
-    fractions = 0.5 + sketch.reader(bins) @ sketch.encode(found, bins) / found.size
-    assert 1 - np.mean(fractions) == pytest.approx(np.mean(found), abs=1e-9)
+    positions = np.array(places)
+    fractions = 0.5 + sketch.reader(bins) @ sketch.encode(positions, bins) / positions.size
+    assert 1 - np.mean(fractions) == pytest.approx(np.mean(positions), abs=1e-9)
     rising = sketch.monotone(fractions)
     np.testing.assert_allclose(rising, fractions, atol=1e-9)
     for fraction, place in zip(FRACTIONS, sketch.quantiles(rising, FRACTIONS), strict=True):
-        low, high = (np.quantile(found, fraction, method=method) for method in ("inverted_cdf", "higher"))
+        low, high = (np.quantile(positions, fraction, method=method) for method in ("inverted_cdf", "higher"))
         assert low - 1.5 / bins - 1e-6 <= place <= high + 1.5 / bins + 1e-6
     histogram = sketch.histogram(rising)
     assert (histogram >= 0).all()
@@ -100,30 +100,30 @@ def test_mean_quantiles_and_histogram_are_right_to_a_bin_and_a_half(places: list
 def test_without_noise_figures_are_those_of_the_records(classes: int) -> None:
     form = form_of(3, classes)
     values, labels = records(form, 500)
-    found = figures.read(form, form.total(values, labels), 0.0)
-    assert (found["count"], found["count_error"]) == (500, 0)
+    readings = figures.read(form, form.total(values, labels), 0.0)
+    assert (readings["count"], readings["count_error"]) == (500, 0)
     for number, column in enumerate(form.columns):
-        read, width = found["columns"][column.name], column.high - column.low
+        read, width = readings["columns"][column.name], column.high - column.low
         assert read["mean"] == pytest.approx(values[:, number].mean(), rel=1e-5, abs=1e-5)
         assert read["deviation"] == pytest.approx(values[:, number].std(), rel=0.01)
         exact = np.quantile(values[:, number], FRACTIONS)
         np.testing.assert_allclose(list(read["quantiles"].values()), exact, atol=1.5 * width / form.bins)
         assert (read["mean_error"], read["deviation_error"], read["rank_error"]) == (0, 0, 0)
-    assert [each["count"] for each in found["classes"]] == [np.sum(labels == each) for each in form.classes]
+    assert [entry["count"] for entry in readings["classes"]] == [np.sum(labels == entry) for entry in form.classes]
 
 
 def test_values_beyond_the_range_count_as_its_ends() -> None:
     form = Form((Column("age", 0.0, 100.0),), (), 10)
     values = np.array([[-1e9], [1e9], [50.0]])
-    found = figures.read(form, form.total(values, np.zeros(3)), 0.0)
-    assert found["columns"]["age"]["mean"] == 50
+    readings = figures.read(form, form.total(values, np.zeros(3)), 0.0)
+    assert readings["columns"]["age"]["mean"] == 50
 
 
 def test_labels_that_float32_rounds_are_still_of_their_class() -> None:
     form = Form((Column("age", 0.0, 100.0),), (0.1, 0.2), 4)
     labels = np.array([0.1, 0.1, 0.2], np.float32).astype(np.float64)
-    found = figures.read(form, form.total(np.zeros((3, 1)), labels), 0.0)
-    assert [each["count"] for each in found["classes"]] == [2, 1]
+    readings = figures.read(form, form.total(np.zeros((3, 1)), labels), 0.0)
+    assert [entry["count"] for entry in readings["classes"]] == [2, 1]
 
 
 # --- Reading with noise ---------------------------------------------------------------------------------------------
@@ -137,16 +137,16 @@ def test_errors_have_the_stated_size() -> None:
     deviations: list[float] = []
     for number in range(60):
         random = Randomness.seeded(number, "noise")
-        found = figures.read(form, total + noise * random.gaussian(total.size), noise)
-        off["count"].append((found["count"] - 800) / found["count_error"])
-        for each in found["classes"]:
-            off["fraction"].append((each["fraction"] - np.mean(labels == each["label"])) / each["fraction_error"])
-        for place, column in enumerate(found["columns"].values()):
+        readings = figures.read(form, total + noise * random.gaussian(total.size), noise)
+        off["count"].append((readings["count"] - 800) / readings["count_error"])
+        for entry in readings["classes"]:
+            off["fraction"].append((entry["fraction"] - np.mean(labels == entry["label"])) / entry["fraction_error"])
+        for place, column in enumerate(readings["columns"].values()):
             own = values[:, place]
             off["mean"].append((column["mean"] - own.mean()) / column["mean_error"])
             off["rank"].append((np.mean(own <= column["quantiles"]["0.5"]) - 0.5) / column["rank_error"])
             deviations.append((column["deviation"] - own.std()) / column["deviation_error"])
-    spread = {name: float(np.sqrt(np.mean(np.square(each)))) for name, each in off.items()}
+    spread = {name: float(np.sqrt(np.mean(np.square(errors)))) for name, errors in off.items()}
     assert 0.7 < spread["count"] < 1.3
     assert 0.85 < spread["mean"] < 1.15
     assert 0.7 < spread["fraction"] < 1.3
@@ -157,13 +157,13 @@ def test_errors_have_the_stated_size() -> None:
 def test_where_noise_hides_everything_figures_stay_in_range_and_errors_say_so() -> None:
     form = form_of(2, 2, 8)
     noise = 1e6
-    found = figures.read(form, noise * Randomness.seeded(3).gaussian(form.layout.size), noise)
-    for column in found["columns"].values():
+    readings = figures.read(form, noise * Randomness.seeded(3).gaussian(form.layout.size), noise)
+    for column in readings["columns"].values():
         places = [column["low"], *column["quantiles"].values(), column["high"]]
         assert places == sorted(places)
         assert column["low"] <= column["mean"] <= column["high"]
         assert np.isfinite(list(column["quantiles"].values())).all()
-    assert all(0 <= each["fraction"] <= 1 for each in found["classes"])
+    assert all(0 <= entry["fraction"] <= 1 for entry in readings["classes"])
 
 
 @given(fractions=st.lists(st.floats(-2, 3), min_size=1, max_size=50))
@@ -187,7 +187,7 @@ def test_surveys_that_differ_in_anything_public_have_other_layouts() -> None:
         Form((Column("column 0", -1.0, 1.5), *form.columns[1:]), form.classes, form.bins),
         Form(form.columns, (0.0, 2.0), form.bins),
     ]
-    assert len({each.layout.digest for each in [form, *others]}) == 7
+    assert len({survey.layout.digest for survey in [form, *others]}) == 7
 
 
 @pytest.mark.parametrize(("sigma", "size"), [(0.5, 10), (2.0, 200), (50.0, 100), (1.0, 20_000)])

@@ -139,7 +139,7 @@ def test_the_wire_form_is_30792_bytes_a_ciphertext_and_cuts_back(count: int) -> 
     np.testing.assert_array_equal(np.concatenate(list(ciphertexts.residues())), words)
     assert len(ciphertexts.seeds) == count * SEED_BYTES
     counts = [len(chunk) // CIPHERTEXT_BYTES for chunk in chunks]
-    ends = [(each * C0_BYTES, each * (C0_BYTES + SEED_BYTES)) for each in counts]
+    ends = [(number * C0_BYTES, number * (C0_BYTES + SEED_BYTES)) for number in counts]
     cut = [(chunk[seeds:codes], chunk[codes:]) for chunk, (seeds, codes) in zip(chunks, ends, strict=True)]
     assert (ciphertexts.seeds, ciphertexts.codes) == tuple(map(b"".join, zip(*cut, strict=True)))
     assert ciphertexts.alone.codes == ciphertexts.codes
@@ -210,7 +210,7 @@ def test_an_accumulator_adds_all_chunks_modulo_q() -> None:
 
 
 @pytest.mark.parametrize("place", [0, BLOCK * RING_DEGREE - 1, BLOCK * RING_DEGREE, (BLOCK + 1) * RING_DEGREE - 1])
-def test_of_ciphertexts_with_one_bad_residue_none_is_added(place: int) -> None:
+def test_no_ciphertext_is_added_if_one_residue_is_bad(place: int) -> None:
     count = BLOCK + 1
     accumulator = Accumulator(count)
     accumulator.add(Ciphertexts.read(wire_of(random_residues(1, count)), count))
@@ -225,7 +225,7 @@ def test_of_ciphertexts_with_one_bad_residue_none_is_added(place: int) -> None:
 
 @pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK])
 @pytest.mark.parametrize("code", [COEFF_MODULUS, (1 << 64) - 1])
-def test_of_ciphertexts_with_one_bad_code_none_is_added(place: int, code: int) -> None:
+def test_no_ciphertext_is_added_if_one_code_is_bad(place: int, code: int) -> None:
     count = BLOCK + 1
     chunks = wire_of(random_residues(1, count))
     chunk, end = divmod(place, BLOCK)
@@ -239,7 +239,7 @@ def test_of_ciphertexts_with_one_bad_code_none_is_added(place: int, code: int) -
 
 
 @pytest.mark.parametrize("count", [1, BLOCK, BLOCK + 2])
-def test_of_more_or_fewer_ciphertexts_than_the_sums_none_is_added(count: int) -> None:
+def test_a_wrong_number_of_ciphertexts_is_not_added(count: int) -> None:
     accumulator = Accumulator(BLOCK + 1)
     with pytest.raises(MalformedError, match="they were cut or padded"):
         accumulator.add(Ciphertexts.read(wire_of(random_residues(1, count)), count))

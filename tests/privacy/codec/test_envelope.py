@@ -107,7 +107,7 @@ def test_an_honest_update_is_verified_and_its_ciphertexts_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("site", "south", "site"),
         ("run", OTHER, "run"),
@@ -122,10 +122,10 @@ def test_an_honest_update_is_verified_and_its_ciphertexts_kept() -> None:
         ("weight", 5e-324, "weight"),
     ],
 )
-def test_a_genuine_header_about_anything_else_is_refused(field: str, value: object, said: str) -> None:
+def test_a_genuine_header_about_anything_else_is_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         verify(resigned(updates()["north"], "north", {field: value}))
-    assert str(caught.value) == f"north's update is for another {said} than the round's; it was not added"
+    assert str(caught.value) == f"north's update is for another {message} than the round's; it was not added"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_weighted_mean_comes_back_within_the_stated_error(
         total += packed(vector, weight, packing, Randomness.seeded(seed, number))
     mean = unpack(blocks_of(total), size, weights, packing).vector
     weighted = [weight * vector.astype(np.float64) for weight, vector in zip(weights, vectors, strict=True)]
-    expected = sum(np.clip(each, -bound * heaviest, bound * heaviest) for each in weighted) / sum(weights)
+    expected = sum(np.clip(update, -bound * heaviest, bound * heaviest) for update in weighted) / sum(weights)
     error = packing.max_error(weights)
     rounding = 2.0**-22 * (bound + error)  # of bound and result to float32
     assert mean.shape == (size,)
@@ -107,7 +107,7 @@ def test_sums_of_a_thousand_sites_are_exact(profile: Profile, sites: int) -> Non
         for number, (vector, weight) in enumerate(zip(vectors, weights, strict=True))
     ]
     total = sum(sent, np.zeros_like(sent[0]))
-    exact = [sum(int(each[0, place]) for each in sent) for place in range(size)]
+    exact = [sum(int(fields[0, place]) for fields in sent) for place in range(size)]
     assert total[0, :size].tolist() == exact
     assert max(exact) < PLAIN_MODULUS
     mean = unpack([total], size, weights, packing).vector
@@ -210,7 +210,7 @@ def test_a_field_that_the_contributors_cannot_have_reached_is_refused(profile: P
         pytest.param(RING_DEGREE - 2, id="the last slot"),
     ],
 )
-def test_anything_where_all_sites_leave_zero_is_refused(place: int) -> None:
+def test_nonzero_padding_in_a_sum_is_refused(place: int) -> None:
     packing = packing_of("compact")
     total = true_sum(packing)
     total[0, place] = 1
@@ -219,7 +219,7 @@ def test_anything_where_all_sites_leave_zero_is_refused(place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "contributors", "said"),
+    ("lengths", "contributors", "message"),
     [
         pytest.param((2,), 3, "cannot have sent", id="too many ciphertexts"),
         pytest.param((1, 1), 3, "cannot have sent", id="a block too many"),
@@ -229,9 +229,9 @@ def test_anything_where_all_sites_leave_zero_is_refused(place: int) -> None:
         pytest.param((1,), 4, "does not fit this run", id="more contributors than the cohort"),
     ],
 )
-def test_a_sum_of_another_form_is_refused(lengths: tuple[int, ...], contributors: int, said: str) -> None:
+def test_a_sum_of_another_form_is_refused(lengths: tuple[int, ...], contributors: int, message: str) -> None:
     blocks = [np.zeros((length, RING_DEGREE), np.uint64) for length in lengths]
-    with pytest.raises(MalformedError, match=said):
+    with pytest.raises(MalformedError, match=message):
         unpack(blocks, SIZE, [1.0] * contributors, packing_of("compact"))
 
 

@@ -37,12 +37,12 @@ def test_dense_holds_four_fields_of_twelve_bits() -> None:
     values[0], values[4095 + 7], values[2 * 4095], values[-1] = 1.0, 1.0, 1.0, 1.0
     (row,) = packed(values, 1.0, packing)
     top = packing.levels - 1
-    found = {place: int(row[place]) for place in np.flatnonzero(row)}
-    assert found == {0: top | top << 24, 7: top << 12, 4094: top << 36}
+    nonzero = {place: int(row[place]) for place in np.flatnonzero(row)}
+    assert nonzero == {0: top | top << 24, 7: top << 12, 4094: top << 36}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_blocks_hold_what_one_block_would_and_leave_the_same_over(
+def test_many_blocks_equal_one_block_and_leave_the_same_residual(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packing = packing_of(profile)
@@ -60,7 +60,7 @@ def test_blocks_hold_what_one_block_would_and_leave_the_same_over(
     np.testing.assert_array_equal(one, many)
 
 
-def test_nothing_is_packed_before_it_is_taken() -> None:
+def test_packing_is_lazy() -> None:
     packing = packing_of("compact")
     values = np.full((BLOCK + 1) * packing.slots, 0.3, np.float32)
     update = private(values)
@@ -116,7 +116,7 @@ def test_values_at_and_beyond_a_bound_that_float32_rounds_stay_in_their_fields(p
 )
 @example(profile="compact", values=[2.0, -2.0, 1.0, -1.0, 0.0], weight=1 / 3, bound=1.0, seed=0)
 @example(profile="dense", values=[50.0, -50.0, 1e-30], weight=0.001, bound=1e-6, seed=0)
-def test_what_is_left_over_is_the_update_less_what_it_decodes_to(
+def test_the_residual_is_the_update_minus_its_decoded_form(
     profile: Profile, values: list[float], weight: float, bound: float, seed: int
 ) -> None:
     packing = packing_of(profile, bound)
@@ -167,9 +167,7 @@ def test_bursts_beyond_the_bound_arrive_in_the_rounds_after_them(profile: Profil
 
 @few
 @given(profile=profiles, weight=st.floats(0.01, 1), seed=st.integers(0, 1 << 32))
-def test_all_that_was_sent_and_the_last_residual_are_all_that_was_to_be_sent(
-    profile: Profile, weight: float, seed: int
-) -> None:
+def test_sent_updates_and_the_last_residual_add_up_to_all_updates(profile: Profile, weight: float, seed: int) -> None:
     packing, total, sent = packing_of(profile, 0.1), np.zeros(50), np.zeros(50)
     generator, residual = np.random.default_rng(seed), np.zeros(50, np.float32)
     for number in range(20):

@@ -115,28 +115,28 @@ class Schedule:
 
     def agree(self) -> None:
         number, plan = self._any_plan()
-        shown = self._shown(number, plan)
-        self.sets += [list(shown)] if shown else []
-        for site in self._asked(shown):
+        headers = self._some_headers(number, plan)
+        self.sets += [list(headers)] if headers else []
+        for site in self._some_honest(headers):
             with suppress(ProtocolError):
-                self._check_set(plan, shown, site)
-                signature = agreement.agree(self.records[site], plan, shown, cast("PrivateKey", site))
-                self.signatures[number, site, set_digest(shown)] = signature
-                for other in absent_from(plan, shown):
+                self._check_set(plan, headers, site)
+                signature = agreement.agree(self.records[site], plan, headers, cast("PrivateKey", site))
+                self.signatures[number, site, set_digest(headers)] = signature
+                for other in absent_from(plan, headers):
                     if other in self.honest:
                         self._know({self._pair(number, site, other): 1})
 
     def reveal(self) -> None:
         number, plan = self._any_plan()
-        shown = self._shown(number, plan)
-        digest = set_digest(shown)
-        signatures = {site: self.signatures.get((number, site, digest), b"") for site in shown}
-        signatures |= {site: _signature(site, plan, shown) for site in shown if site in self.colluders}
-        for site in self._asked(shown):
+        headers = self._some_headers(number, plan)
+        digest = set_digest(headers)
+        signatures = {site: self.signatures.get((number, site, digest), b"") for site in headers}
+        signatures |= {site: _signature(site, plan, headers) for site in headers if site in self.colluders}
+        for site in self._some_honest(headers):
             with suppress(ProtocolError, AuthenticityError):
-                self._check_set(plan, shown, site)
-                agreement.check_agreed(plan, shown, signatures, cast("Roster", _Roster()))
-                agreement.reveal(self.records[site], plan, shown, "4" * 64)
+                self._check_set(plan, headers, site)
+                agreement.check_agreed(plan, headers, signatures, cast("Roster", _Roster()))
+                agreement.reveal(self.records[site], plan, headers, "4" * 64)
                 self._know({("own", number, site): 1})
 
     def _any_plan(self) -> tuple[int, RoundPlan]:
@@ -145,7 +145,7 @@ class Schedule:
         number = self.chance.randrange(len(self.plans))
         return number, self.plans[number]
 
-    def _shown(self, number: int, plan: RoundPlan) -> dict[str, bytes]:
+    def _some_headers(self, number: int, plan: RoundPlan) -> dict[str, bytes]:
         """Headers of any members that sent an update for the plan; colluders can always make one."""
         there = [site for site in plan.cohort if (number, site) in self.headers or site in self.colluders]
         for _ in range(self.chance.choice([0, 0, 1, 1, 2])):
@@ -153,13 +153,13 @@ class Schedule:
                 there.remove(self.chance.choice(there))
         return {site: self.headers.get((number, site), b"made up") for site in there}
 
-    def _asked(self, shown: Iterable[str]) -> list[str]:
-        return [site for site in shown if site in self.honest and self.chance.random() < 0.65]
+    def _some_honest(self, headers: Iterable[str]) -> list[str]:
+        return [site for site in headers if site in self.honest and self.chance.random() < 0.65]
 
-    def _check_set(self, plan: RoundPlan, shown: Mapping[str, bytes], site: str) -> None:
+    def _check_set(self, plan: RoundPlan, headers: Mapping[str, bytes], site: str) -> None:
         number = plan.attempt - 1
         own = self.headers.get((number, site), b"none was sent")
-        agreement.check_set(plan, shown, (site, own), len(self.colluders) + 2)
+        agreement.check_set(plan, headers, (site, own), len(self.colluders) + 2)
 
     def _pair(self, number: int, one: str, other: str) -> tuple[object, ...]:
         return "pair", number, *sorted((one, other))
@@ -179,8 +179,8 @@ class _Roster:
         return _Key(site)
 
 
-def _signature(site: str, plan: RoundPlan, shown: Mapping[str, bytes]) -> bytes:
-    return _sign(site, agreement.KIND, f"{plan.digest} {set_digest(shown)}".encode())
+def _signature(site: str, plan: RoundPlan, headers: Mapping[str, bytes]) -> bytes:
+    return _sign(site, agreement.KIND, f"{plan.digest} {set_digest(headers)}".encode())
 
 
 def _sign(key: object, kind: str, payload: bytes) -> bytes:
@@ -196,10 +196,10 @@ def reduced(rows: list[list[int]], columns: Iterable[int]) -> tuple[list[list[in
     """Eliminate columns modulo a prime; return the rows, and how many of them, the first, have been used up."""
     used = 0
     for column in columns:
-        found = next((row for row in range(used, len(rows)) if rows[row][column]), None)
-        if found is None:
+        pivot_row = next((row for row in range(used, len(rows)) if rows[row][column]), None)
+        if pivot_row is None:
             continue
-        rows[used], rows[found] = rows[found], rows[used]
+        rows[used], rows[pivot_row] = rows[pivot_row], rows[used]
         inverse = pow(rows[used][column], -1, PRIME)
         pivot = rows[used] = [value * inverse % PRIME for value in rows[used]]
         for row, values in enumerate(rows):
@@ -245,8 +245,8 @@ def first_leak(seed: int, schedules: int, sizes: Sequence[tuple[int, int]] = SIZ
         schedule.play()
         known = learned(schedule)
         opened += bool(known)
-        if (found := leak(known)) is not None:
-            return found, opened
+        if (leaked := leak(known)) is not None:
+            return leaked, opened
     return None, opened
 
 
@@ -259,8 +259,8 @@ def _symbolic_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_symbolic_signatures")
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_the_server_does_it_learns_sums_of_two_or_more_and_no_update_twice(seed: int) -> None:
-    found, opened = first_leak(seed, SCHEDULES)
-    assert found is None
+    leaked, opened = first_leak(seed, SCHEDULES)
+    assert leaked is None
     assert opened > SCHEDULES // 10  # or it says nothing
 
 
@@ -268,7 +268,7 @@ def test_whatever_the_server_does_it_learns_sums_of_two_or_more_and_no_update_tw
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_symbolic_signatures")
 @pytest.mark.parametrize("seed", range(100, 100 + SEEDS))
-def test_of_a_hundred_thousand_servers_none_learns_more(seed: int) -> None:
+def test_none_of_a_hundred_thousand_random_servers_learns_more(seed: int) -> None:
     assert first_leak(seed, SOAK)[0] is None
 
 
@@ -337,7 +337,7 @@ def test_each_rule_is_needed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None
         ([("a", "b"), ("a", "c"), ("a", "d")], 2, {"a"}),
     ],
 )
-def test_who_disputes_with_more_than_may_collude_is_left_out_and_of_others_both(
+def test_a_site_in_dispute_with_more_than_may_collude_is_left_out_otherwise_both(
     pairs: list[tuple[str, str]], colluding: int, out: set[str]
 ) -> None:
     assert without_disputes(pairs, colluding) == out

@@ -100,7 +100,9 @@ def test_the_sum_of_fifty_packed_updates_is_the_sum_of_their_integers(profile: P
 def test_encrypting_twice_shares_no_seed_and_no_residue() -> None:
     first, second = (encrypt(np.ones((3, RING_DEGREE), np.uint64)) for _ in range(2))
     seeds = {
-        each.seeds[place : place + SEED_BYTES] for each in (first, second) for place in range(0, len(each.seeds), 64)
+        contribution.seeds[place : place + SEED_BYTES]
+        for contribution in (first, second)
+        for place in range(0, len(contribution.seeds), 64)
     }
     assert len(seeds) == 6
     assert not (rows_of(first) == rows_of(second)).any()
@@ -125,10 +127,10 @@ def test_a_million_parameters_take_less_than_the_plain_floats(
     assert ciphertexts * CIPHERTEXT_BYTES / 1_000_000 <= bytes_per_parameter < 4
 
 
-def test_what_encryption_makes_is_30792_bytes_a_ciphertext() -> None:
-    made = encrypt(np.ones((34, RING_DEGREE), np.uint64))
-    assert (made.count, len(made.seeds), made.size) == (34, 34 * SEED_BYTES, 34 * 30_792)
-    assert [len(chunk) for chunk in made.chunks] == [32 * CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES]
+def test_a_ciphertext_takes_30792_bytes() -> None:
+    encrypted = encrypt(np.ones((34, RING_DEGREE), np.uint64))
+    assert (encrypted.count, len(encrypted.seeds), encrypted.size) == (34, 34 * SEED_BYTES, 34 * 30_792)
+    assert [len(chunk) for chunk in encrypted.chunks] == [32 * CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES]
 
 
 def test_a_key_that_was_stored_opens_what_it_encrypted() -> None:

@@ -43,7 +43,7 @@ def claimed(total: EncryptedSum, *sent: SignedUpdate) -> EncryptedSum:
     return replace(total, c0=added.chunks(), codes=added.code_bytes)
 
 
-def test_one_sites_update_cannot_be_passed_off_as_the_sum_of_three() -> None:
+def test_one_sites_update_is_not_accepted_as_the_sum_of_three() -> None:
     # Three times one ciphertext, with its seeds under everybody's header: were the seeds not signed, every site
     # would decrypt three times north's update, and the "mean" would be what north alone had sent.
     north = updates()["north"]
@@ -102,7 +102,7 @@ def test_a_server_that_adds_a_constant_to_the_sum_is_noticed(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("part", ["c0", "codes", "seeds"])
-def test_nothing_is_decrypted_of_a_sum_with_any_flipped_bit(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_with_a_flipped_bit_is_not_decrypted(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     total, generator = honest_sum(), np.random.default_rng(3)
     assert isinstance(open_sum(total), Update)
     monkeypatch.setattr(encryption, "_decrypt", _decrypt)
@@ -113,11 +113,11 @@ def test_nothing_is_decrypted_of_a_sum_with_any_flipped_bit(part: str, monkeypat
     for bit in [0, 8 * len(data) - 1, *generator.integers(0, 8 * len(data), 20).tolist()]:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        made = bytes(flipped)
+        changed = bytes(flipped)
         lie = {
-            "c0": lambda made=made: replace(total, c0=(made,)),
-            "codes": lambda made=made: replace(total, codes=made),
-            "seeds": lambda made=made: replace(total, contributions=(replace(first, seeds=made), *others)),
+            "c0": lambda changed=changed: replace(total, c0=(changed,)),
+            "codes": lambda changed=changed: replace(total, codes=changed),
+            "seeds": lambda changed=changed: replace(total, contributions=(replace(first, seeds=changed), *others)),
         }[part]()
         with pytest.raises(CloisterError):
             open_sum(lie)

@@ -72,9 +72,9 @@ def read(letter: bytes, site: str = "south", leader: str = "north", by: Roster |
 def test_every_member_opens_its_letter_to_the_same_keys() -> None:
     assert set(letters()) == set(SITES)
     opened = {site: read(letter, site) for site, letter in letters().items()}
-    assert {each.fingerprint for each in opened.values()} == {keys().fingerprint}
-    assert {each.to_bytes() for each in opened.values()} == {keys().to_bytes()}
-    assert {each.epoch for each in opened.values()} == {5}
+    assert {epoch_keys.fingerprint for epoch_keys in opened.values()} == {keys().fingerprint}
+    assert {epoch_keys.to_bytes() for epoch_keys in opened.values()} == {keys().to_bytes()}
+    assert {epoch_keys.epoch for epoch_keys in opened.values()} == {5}
 
 
 def test_letters_hold_nothing_of_the_keys_in_the_clear() -> None:
@@ -106,7 +106,9 @@ def test_no_other_site_and_no_stranger_opens_a_letter() -> None:
 
 def test_keys_sealed_to_a_substituted_recipient_key_do_not_open() -> None:
     mallory = SealingKey.generate()
-    members = (replace(each, sealing_key=mallory.public) if each.site == "south" else each for each in roster().members)
+    members = (
+        replace(member, sealing_key=mallory.public) if member.site == "south" else member for member in roster().members
+    )
     forged = replace(roster(), members=tuple(members))
     letter = write_letters(keys(), forged, "north", signing_key("north"))["south"]
     with pytest.raises(AuthenticityError, match="does not open"):

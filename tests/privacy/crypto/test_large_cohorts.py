@@ -45,7 +45,7 @@ LAST = 4095
 STEP = COEFF_MODULUS // PLAIN_MODULUS
 
 
-class Made(NamedTuple):
+class CohortSum(NamedTuple):
     """A round's sum, and the coefficients that it should decrypt to, but for the tags."""
 
     of: Round
@@ -54,7 +54,7 @@ class Made(NamedTuple):
     vectors: NDArray[np.float32]
 
 
-def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS, absent: int = 0) -> Made:
+def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS, absent: int = 0) -> CohortSum:
     """Let this many sites contribute, with a few absent, and the server add."""
     sizes = {f"site-{number}": 100 + number for number in range(sites + absent)}
     of = make_round(run_settings(sizes=sizes, minimum=sites, profile=profile), size=size)
@@ -78,16 +78,16 @@ def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS
             mask="",
         )
         running.add(verify_update(update, site, of.plan, of.manifest, of.roster))
-    return Made(of, running.close(), exact, vectors)
+    return CohortSum(of, running.close(), exact, vectors)
 
 
 @cache
-def large() -> Made:
+def large() -> CohortSum:
     return make_sum(LARGE)
 
 
 @cache
-def small() -> Made:
+def small() -> CohortSum:
     return make_sum(MOST_SEEDS)
 
 
@@ -100,8 +100,8 @@ def opened(total: EncryptedSum, of: Round) -> NDArray[np.uint64]:
     return joined(tag_key().check(key.decrypt(chunks), plan, nonces_of(headers)))
 
 
-def is_exact(made: Made) -> bool:
-    return bool((opened(made.total, made.of)[:, :LAST] == made.exact[:, :LAST]).all())
+def is_exact(sum_: CohortSum) -> bool:
+    return bool((opened(sum_.total, sum_.of)[:, :LAST] == sum_.exact[:, :LAST]).all())
 
 
 def seedless(total: EncryptedSum) -> EncryptedSum:
@@ -132,9 +132,9 @@ def test_a_sum_contains_every_seed_for_up_to_32_sites_and_only_c1_beyond() -> No
 @pytest.mark.parametrize("profile", ["compact", "precise", "dense"])
 def test_a_large_cohorts_sum_of_more_than_one_chunk_is_exact(profile: Profile) -> None:
     # The cohort decides, not who came: 31 contributors of 33 get c1 too.
-    made = make_sum(31, profile=profile, size=33 * 4 * LAST, absent=2)
-    assert len(made.total.c1) == len(made.total.c0) > 1
-    assert is_exact(made)
+    sum_ = make_sum(31, profile=profile, size=33 * 4 * LAST, absent=2)
+    assert len(sum_.total.c1) == len(sum_.total.c0) > 1
+    assert is_exact(sum_)
 
 
 def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
@@ -150,25 +150,25 @@ def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["compact", pytest.param("precise", marks=pytest.mark.soak)])
 def test_a_thousand_sites_are_summed_exactly_through_encryption(profile: Profile) -> None:
-    made = make_sum(1_000, profile=profile)
-    assert len(made.total.contributions) == 1_000
-    assert made.total.size == 2 * C0_BYTES + CODE_BYTES
-    assert is_exact(made)
+    sum_ = make_sum(1_000, profile=profile)
+    assert len(sum_.total.contributions) == 1_000
+    assert sum_.total.size == 2 * C0_BYTES + CODE_BYTES
+    assert is_exact(sum_)
 
 
 # --- What is refused -----------------------------------------------------------------------------------------------
 
 
-def refused(total: EncryptedSum, of: Round, error: type[CloisterError], said: str) -> None:
-    with pytest.raises(error, match=said):
+def refused(total: EncryptedSum, of: Round, error: type[CloisterError], message: str) -> None:
+    with pytest.raises(error, match=message):
         check_sum(total, of.run, of.manifest, of.roster)
 
 
 def test_a_small_cohorts_sum_with_c1_is_refused_with_its_seeds_or_without() -> None:
     of, total = small().of, small().total
     with_c1 = replace(total, c1=expanded(total))
-    said = "has no part c1, or has one although its cohort is too small; it was not opened"
-    refused(with_c1, of, MalformedError, said)
+    message = "has no part c1, or has one although its cohort is too small; it was not opened"
+    refused(with_c1, of, MalformedError, message)
     refused(seedless(with_c1), of, AuthenticityError, "the seeds of site-0's update are not those that it signed")
     # It would decrypt: nothing but the rule refuses it.
     coefficients = joined(decryption_key().decrypt(seedless(with_c1).ciphertexts.chunks()))
@@ -227,7 +227,7 @@ def test_a_change_of_c0_or_c1_is_refused_however_small(part: str, shift: int) ->
         np.testing.assert_array_equal(joined(blocks)[:, :LAST], large().exact[:, :LAST])
 
 
-def test_a_key_cannot_be_overheard_from_which_disturbed_sums_are_opened() -> None:
+def test_refusals_of_disturbed_sums_do_not_reveal_the_key() -> None:
     # ¼ step on c1 adds ¼ step of each of the key's coefficients, −1, 0 or 1; with ⅜ more on one of them, that one is
     # rounded up if it is 1 in the key: by the tag alone, what opens tells the server the key, a coefficient a try.
     total, of = large().total, large().of
@@ -252,11 +252,11 @@ def test_the_code_and_the_tag_notice_a_server_that_leaves_a_site_out_of_both_par
     opened(total, of)
     nonces = nonces_of(headers)
     absent = next(site for site in of.plan.cohort if site not in nonces)
-    for said in (nonces | {absent: nonce_of(absent)}, {site: nonces[site] for site in list(nonces)[1:]}):
+    for nonces_used in (nonces | {absent: nonce_of(absent)}, {site: nonces[site] for site in list(nonces)[1:]}):
         with pytest.raises(AuthenticityError, match="nothing was decrypted"):
-            joined(decryption_key().decrypt(mac_key().check(total.ciphertexts, of.plan, said)))
+            joined(decryption_key().decrypt(mac_key().check(total.ciphertexts, of.plan, nonces_used)))
         with pytest.raises(AuthenticityError, match="is not the sum of the updates"):
-            joined(tag_key().check(decryption_key().decrypt(total.ciphertexts.chunks()), of.plan, said))
+            joined(tag_key().check(decryption_key().decrypt(total.ciphertexts.chunks()), of.plan, nonces_used))
 
 
 def test_a_header_that_was_signed_again_is_still_not_a_contribution_to_another_plan() -> None:
@@ -268,7 +268,7 @@ def test_a_header_that_was_signed_again_is_still_not_a_contribution_to_another_p
     refused(replace(total, contributions=parts[1:]), of, ProtocolError, "too few contributors")
 
 
-def test_of_a_large_cohort_an_update_with_too_few_seeds_is_not_added() -> None:
+def test_an_update_of_a_large_cohort_with_too_few_seeds_is_not_added() -> None:
     of = large().of
     update = of.update("site-0", np.zeros(PARAMETERS))
     (chunk,) = update.chunks

@@ -66,7 +66,7 @@ LARGEST = np.full((3, RING_DEGREE), (1 << 20) - 1, np.float64)  # ρ above any t
 def test_the_inner_product_is_that_of_exact_integers(rows: NDArray[np.uint64], parts: NDArray[np.float64]) -> None:
     rho = rho_of(parts)
     exact = [sum(r * c for r, c in zip(rho, row.tolist(), strict=True)) for row in rows]
-    assert [found % Q for found in _inner(rows, parts)] == [each % Q for each in exact]
+    assert [product % Q for product in _inner(rows, parts)] == [value % Q for value in exact]
 
 
 def test_secret_coefficients_and_pads_are_below_the_modulus_and_fill_its_range() -> None:
@@ -80,25 +80,25 @@ def test_secret_coefficients_and_pads_are_below_the_modulus_and_fill_its_range()
 
 @PLANS
 def test_a_code_is_the_inner_product_and_a_pad(plan: RoundPlan) -> None:
-    made = update("north", 1, plan)
+    authenticated = update("north", 1, plan)
     exact: list[int] = []
     for row, pad in zip(
         random_rows(1, 3), KEY._pads(plan, "north", nonce_of("north")).residues(3, Q).tolist(), strict=True
     ):
-        seed = made.seeds[len(exact) * SEED_BYTES : (len(exact) + 1) * SEED_BYTES]
+        seed = authenticated.seeds[len(exact) * SEED_BYTES : (len(exact) + 1) * SEED_BYTES]
         terms = [(KEY._rho[0], row), (KEY._rho[1], expand(seed))][: 1 + plan.expanded]
         inner = sum(r * c for rho, words in terms for r, c in zip(rho_of(rho), words.tolist(), strict=True))
         exact.append((inner + pad) % Q)
-    assert np.frombuffer(made.codes, "<u8").tolist() == exact
+    assert np.frombuffer(authenticated.codes, "<u8").tolist() == exact
 
 
 def test_authentication_changes_nothing_else_and_keeps_the_charge() -> None:
-    made = KEY.authenticate(unauthenticated(1, BLOCK + 1), PLAN, "north")
-    assert made.charge is CHARGE
-    assert [made.ciphertexts.alone.c0[0], made.ciphertexts.alone.c0[1]] == [
+    authenticated = KEY.authenticate(unauthenticated(1, BLOCK + 1), PLAN, "north")
+    assert authenticated.charge is CHARGE
+    assert [authenticated.ciphertexts.alone.c0[0], authenticated.ciphertexts.alone.c0[1]] == [
         c0 for c0, _ in unauthenticated(1, BLOCK + 1).chunks
     ]
-    assert made.ciphertexts.seeds == b"".join(seeds for _, seeds in unauthenticated(1, BLOCK + 1).chunks)
+    assert authenticated.ciphertexts.seeds == b"".join(seeds for _, seeds in unauthenticated(1, BLOCK + 1).chunks)
 
 
 @PLANS
@@ -114,16 +114,16 @@ def test_a_code_depends_on_key_plan_site_nonce_and_place() -> None:
     chunks = [(c0 * 2, seeds * 2) for c0, seeds in unauthenticated(1, 1).chunks]  # one ciphertext, twice
 
     def codes(plan: RoundPlan = PLAN, site: str = "north", key: MacKey = KEY, nonce: str = "4" * 64) -> list[int]:
-        found = key.authenticate(EncryptedUpdate(iter(chunks), CHARGE, nonce), plan, site).ciphertexts.codes
-        return [int(code) for code in np.frombuffer(found, "<u8")]
+        data = key.authenticate(EncryptedUpdate(iter(chunks), CHARGE, nonce), plan, site).ciphertexts.codes
+        return [int(code) for code in np.frombuffer(data, "<u8")]
 
     changes: list[dict[str, object]] = [
         {"run": "4" * 64}, {"round": 3}, {"attempt": 2}, {"cohort": SITES[::-1]}, {"keys": "4" * 64},
         {"base_model": "4" * 64}, {"epoch": 3},
     ]  # fmt: skip
-    found = [codes(), codes(nonce="5" * 64), codes(site="south"), codes(key=MacKey(b"j" * 32)), codes(LARGE)]
-    found += [codes(plan_with(PLAN, **change)) for change in changes]
-    assert len({code for each in found for code in each}) == 2 * len(found)
+    variants = [codes(), codes(nonce="5" * 64), codes(site="south"), codes(key=MacKey(b"j" * 32)), codes(LARGE)]
+    variants += [codes(plan_with(PLAN, **change)) for change in changes]
+    assert len({code for codes_of in variants for code in codes_of}) == 2 * len(variants)
 
 
 # --- Honest sums ---------------------------------------------------------------------------------------------------
@@ -144,10 +144,10 @@ def test_the_honest_sum_of_any_sites_passes(seed: int, count: int, names: list[s
 
 
 @PLANS
-def test_what_a_site_made_itself_passes_alone_with_its_seeds(plan: RoundPlan) -> None:
-    made = update("north", 1, plan, count=BLOCK + 1)
-    assert not refused(made.alone, plan, ["north"])
-    assert refused(made.alone, plan, ["south"])
+def test_a_sites_own_update_passes_alone_with_its_seeds(plan: RoundPlan) -> None:
+    authenticated = update("north", 1, plan, count=BLOCK + 1)
+    assert not refused(authenticated.alone, plan, ["north"])
+    assert refused(authenticated.alone, plan, ["south"])
 
 
 def test_a_chunk_is_passed_on_only_once_it_is_known_to_be_right() -> None:

@@ -49,11 +49,11 @@ def test_a_change_of_any_residue_or_code_is_refused_however_small(plan: RoundPla
 
 def test_a_change_of_a_seed_is_refused_where_codes_are_of_c1() -> None:
     # In smaller cohorts headers sign the seeds, and `check_sum` holds the sum against them: see below.
-    made = update("north", 1, LARGE)
+    authenticated = update("north", 1, LARGE)
     for place in (0, SEED_BYTES, 3 * SEED_BYTES - 1):
-        seeds = bytearray(made.seeds)
+        seeds = bytearray(authenticated.seeds)
         seeds[place] ^= 1
-        assert refused(replace(made.alone, seeds=(bytes(seeds),)), LARGE, ["north"])
+        assert refused(replace(authenticated.alone, seeds=(bytes(seeds),)), LARGE, ["north"])
 
 
 @PLANS

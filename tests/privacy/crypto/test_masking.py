@@ -114,7 +114,7 @@ def known_to_colluders(site: str, plan: RoundPlan = PLAN) -> Block:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_before_anything_is_revealed_each_update_is_uniform_to_the_colluders(number: int) -> None:
+def test_masked_updates_are_uniform_to_colluders_before_any_reveal(number: int) -> None:
     seeds = {site: Randomness.seeded(number, site).bytes(32) for site in SITES}
     for site in ("north", "south"):
         seen = plus(masked(site, update(number), seed=seeds[site]), T - known_to_colluders(site))
@@ -122,7 +122,7 @@ def test_before_anything_is_revealed_each_update_is_uniform_to_the_colluders(num
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_after_all_is_revealed_colluders_hold_the_sum_of_the_other_two_and_uniform_noise(
+def test_after_the_reveals_colluders_learn_only_the_sum_of_the_other_two(
     number: int,
 ) -> None:
     own = {"north": update(number), "south": update(number + 10)}
@@ -139,7 +139,7 @@ def test_after_all_is_revealed_colluders_hold_the_sum_of_the_other_two_and_unifo
         assert not np.array_equal(block[:, :LAST], own[site][:, :LAST])
 
 
-def test_two_attempts_of_one_update_say_no_more_than_one() -> None:
+def test_two_attempts_of_one_update_reveal_no_more_than_one() -> None:
     again = replace(PLAN, attempt=2, cohort=("east", "north", "south"))
     block = update(1)
     first = without_own(masked("north", block), "north")  # revealed
@@ -148,7 +148,7 @@ def test_two_attempts_of_one_update_say_no_more_than_one() -> None:
     assert_uniform(second[:, :LAST])
 
 
-def test_a_seed_kept_back_keeps_the_sum_of_all_others_closed() -> None:
+def test_a_withheld_seed_keeps_the_sum_closed() -> None:
     blocks = {site: update(number) for number, site in enumerate(SITES)}
     total = plus(*(masked(site, block) for site, block in blocks.items()))
     assert_uniform(without_own(total, "east", "south", "west")[:, :LAST])
@@ -213,7 +213,7 @@ def view(updates: dict[str, Block], plan: RoundPlan) -> list[bytes]:
     return seen
 
 
-def test_what_colluders_see_is_the_same_for_any_two_updates_with_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colluders_cannot_distinguish_updates_with_equal_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(PLAN, cohort=COHORT)
     one = {"north": update(1), "south": update(2)}
     moved = update(3)

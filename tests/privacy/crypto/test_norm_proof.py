@@ -47,7 +47,7 @@ def _holds(statement: Statement, proof: Proof) -> bool:
     return all_hold([(statement, proof)])
 
 
-def test_an_honest_proof_holds_and_survives_its_way(proof: Proof) -> None:
+def test_an_honest_proof_holds_after_encoding(proof: Proof) -> None:
     data = proof.to_bytes()
     assert len(data) == STATEMENT.proof_bytes
     assert Proof.read(data, STATEMENT) == proof
@@ -93,7 +93,7 @@ def test_a_proof_is_for_one_statement_alone(proof: Proof, changes: dict[str, obj
     assert not _holds(replace(STATEMENT, **changes), proof)  # type: ignore[arg-type]
 
 
-def test_another_number_of_numbers_is_another_proof() -> None:
+def test_a_proof_depends_on_the_count_of_numbers() -> None:
     wider = replace(STATEMENT, numbers=16)
     proof = prove(wider, [*NUMBERS, *[0] * 8], BLINDING)
     assert proof.commitment == commit(NUMBERS, BLINDING)
@@ -130,9 +130,9 @@ FORGERIES: dict[str, Callable[[Proof], Proof]] = {
 }
 
 
-@pytest.mark.parametrize("what", FORGERIES)
-def test_a_proof_that_was_altered_does_not_hold(proof: Proof, what: str) -> None:
-    assert not _holds(STATEMENT, FORGERIES[what](proof))
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_proof_that_was_altered_does_not_hold(proof: Proof, forgery: str) -> None:
+    assert not _holds(STATEMENT, FORGERIES[forgery](proof))
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -170,7 +170,7 @@ def _bits(number: int, count: int) -> list[int]:
     return [number >> place & 1 for place in range(count)]
 
 
-def test_who_is_over_the_limit_finds_no_bits_to_prove_otherwise() -> None:
+def test_no_bits_prove_a_number_over_the_limit() -> None:
     long = [*NUMBERS[:-1], 30]
     left = LIMIT - sum(number * number for number in long)
     assert left < 0
@@ -178,13 +178,13 @@ def test_who_is_over_the_limit_finds_no_bits_to_prove_otherwise() -> None:
         assert not _holds(STATEMENT, norm_proof._prove(STATEMENT, long, BLINDING, bits))
 
 
-def test_bits_that_are_none_would_help_if_nobody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_other_than_bits_would_prove_a_false_statement_if_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     long = [*NUMBERS[:-1], 30]
     left = LIMIT - sum(number * number for number in long)
     of = _Relation.of
 
-    def without_bits(statement: Statement, *said: object) -> _Relation:
-        relation = of(statement, *said)  # type: ignore[arg-type]
+    def without_bits(statement: Statement, *parts: object) -> _Relation:
+        relation = of(statement, *parts)  # type: ignore[arg-type]
         first = len(relation.squares) - statement.bits
         linear = [*relation.linear[:first], *(1 << place for place in range(statement.bits))]
         return _Relation([*relation.squares[:first], *[0] * statement.bits], linear, relation.constant)
@@ -226,9 +226,7 @@ def test_two_proofs_of_one_statement_have_only_the_commitment_in_common(proof: P
     assert set(other.masked).isdisjoint(proof.masked)
 
 
-def test_who_knows_nothing_but_the_challenges_makes_up_a_proof_that_holds(
-    proof: Proof, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proof_can_be_simulated_from_the_challenges(proof: Proof, monkeypatch: pytest.MonkeyPatch) -> None:
     # The simulator of the zero-knowledge argument, for the commitment of a site whose numbers it has never seen.
     draw, challenge = _draws(5), 2**250 + 9
     rows = np.array([[draw(2) for _ in range(8)] for _ in range(ROWS)], dtype=np.uint8)
@@ -263,7 +261,7 @@ def test_the_reader_takes_proofs_or_refuses_in_a_sentence(proof: Proof, junk: by
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_each_point_is_looked_at(proof: Proof, place: int) -> None:
+def test_every_point_is_checked(proof: Proof, place: int) -> None:
     data = bytearray(proof.to_bytes())
     data[BYTES * place : BYTES * (place + 1)] = IDENTITY
     with pytest.raises(MalformedError, match="not a point of the group"):
@@ -271,7 +269,7 @@ def test_each_point_is_looked_at(proof: Proof, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", range(1, 8 + ROWS + 8 + 3 + 1))
-def test_each_scalar_is_looked_at(proof: Proof, place: int) -> None:
+def test_every_scalar_is_checked(proof: Proof, place: int) -> None:
     data = bytearray(proof.to_bytes())
     first = len(data) - BYTES * place
     data[first : first + BYTES] = ORDER.to_bytes(BYTES, "little")
@@ -294,8 +292,8 @@ def write_golden() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, "randbelow", _draws(7))
         proof = prove(STATEMENT, NUMBERS, BLINDING)
-    found = {
+    golden = {
         "context": CONTEXT.hex(), "site": "north", "numbers": 8, "limit": LIMIT, "y": NUMBERS, "blinding": BLINDING,
         "seed": 7, "proof": b64encode(proof.to_bytes()).decode(),
     }  # fmt: skip
-    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from privacy.crypto.norm_proof import Statement
 
 SITES: tuple[str, ...] = ("north", "south", "west")
-PLAN, SET, SUM = (sha256(what).hexdigest() for what in (b"plan", b"set", b"sum"))
+PLAN, SET, SUM = (sha256(name).hexdigest() for name in (b"plan", b"set", b"sum"))
 NONCES = {site: sha256(site.encode()).digest() for site in SITES}
 SUBJECT = subject_of(PLAN, SET, SUM)
 CONTEXT = context_of(SUBJECT, NONCES)
@@ -100,21 +100,19 @@ def test_honest_sites_prove_that_their_updates_are_short_and_are_those_of_the_su
     assert sites.add_up(proofs, sites.total)
 
 
-def test_another_sum_is_not_of_what_was_proved(sites: Sites, proofs: dict[str, bytes]) -> None:
+def test_proofs_do_not_hold_for_another_sum(sites: Sites, proofs: dict[str, bytes]) -> None:
     off = sites.total.copy()
     off[17] += 2
     assert not sites.add_up(proofs, off)
     assert not add_up([], _numbers(sites.total))
 
 
-def test_who_sends_a_long_update_can_prove_nothing_of_it(sites: Sites) -> None:
+def test_a_long_update_has_no_valid_proof(sites: Sites) -> None:
     with pytest.raises(ProtocolError, match="the norm of west's update exceeds"):
         prove_norm(sites.statements["west"], _numbers(5 * sites.updates["west"]), _secrets("west"))
 
 
-def test_who_proves_something_of_a_short_update_and_sends_a_long_one_spoils_the_sum(
-    sites: Sites, proofs: dict[str, bytes]
-) -> None:
+def test_a_proof_of_a_short_update_with_a_long_update_spoils_the_sum(sites: Sites, proofs: dict[str, bytes]) -> None:
     assert not sites.refused(proofs)
     assert not sites.add_up(proofs, sites.total + 4 * sites.updates["west"])
 
@@ -138,32 +136,32 @@ def test_two_liars_may_split_their_updates_but_not_shorten_them(sites: Sites) ->
 
 
 @pytest.mark.parametrize("bad", ["none", "empty", "cut", "of another site", "of another round", "altered"])
-def test_a_bad_proof_is_its_owners(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
-    shown = dict(proofs)
+def test_a_bad_proof_is_blamed_on_its_owner(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
+    changed = dict(proofs)
     later = state(context_of(subject_of(sha256(b"next plan").hexdigest(), SET, SUM), NONCES), "south", LENGTH, K)
     match bad:
         case "none":
-            del shown["south"]
+            del changed["south"]
         case "empty":
-            shown["south"] = b""
+            changed["south"] = b""
         case "cut":
-            shown["south"] = proofs["south"][:-1]
+            changed["south"] = proofs["south"][:-1]
         case "of another site":
-            shown["south"] = proofs["west"]
+            changed["south"] = proofs["west"]
         case "of another round":
-            shown["south"] = prove_norm(later, _numbers(sites.updates["south"]), _secrets("south"))
+            changed["south"] = prove_norm(later, _numbers(sites.updates["south"]), _secrets("south"))
         case _:
-            shown["south"] = proofs["south"][:-1] + bytes([proofs["south"][-1] ^ 1])
-    assert sites.refused(shown) == {"south"}
-    assert not sites.add_up(shown, sites.total)
+            changed["south"] = proofs["south"][:-1] + bytes([proofs["south"][-1] ^ 1])
+    assert sites.refused(changed) == {"south"}
+    assert not sites.add_up(changed, sites.total)
 
 
 @given(st.integers(2, 6))
 def test_blindings_add_up_to_zero_over_all_contributors_and_to_nothing_over_fewer(count: int) -> None:
     names = tuple(f"site-{number}" for number in range(count))
-    found = [_blinding(_secrets(name, names), CONTEXT, name) for name in names]
-    assert sum(found) % ORDER == 0
-    assert all(sum(found[:some]) % ORDER for some in range(1, count))
+    blindings = [_blinding(_secrets(name, names), CONTEXT, name) for name in names]
+    assert sum(blindings) % ORDER == 0
+    assert all(sum(blindings[:some]) % ORDER for some in range(1, count))
 
 
 def test_blindings_are_of_one_context_and_pair() -> None:
@@ -188,7 +186,7 @@ def test_only_the_sum_of_two_honest_sites_is_visible(sites: Sites, proofs: dict[
 
 def test_a_context_is_of_plan_set_sum_and_every_nonce() -> None:
     others = [{**NONCES, site: sha256(b"another").digest()} for site in SITES]
-    found = {
+    contexts = {
         CONTEXT,
         *(context_of(SUBJECT, nonces) for nonces in others),
         *(
@@ -196,7 +194,7 @@ def test_a_context_is_of_plan_set_sum_and_every_nonce() -> None:
             for digests in ((SET, PLAN, SUM), (PLAN, SUM, SET), (SUM, SET, PLAN))
         ),
     }
-    assert len(found) == 7
+    assert len(contexts) == 7
     assert context_of(SUBJECT, dict(reversed(NONCES.items()))) == CONTEXT
 
 

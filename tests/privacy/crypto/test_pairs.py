@@ -34,10 +34,10 @@ def read(letter: bytes, sender: str = "north", site: str = "south", by: EpochKey
 def test_each_site_writes_to_those_with_greater_names_and_they_read_the_same() -> None:
     secrets = []
     for number, sender in enumerate(SITES):
-        made, letters = written(sender)
-        assert set(made) == set(letters) == set(SITES[number + 1 :])
-        assert {site: read(letter, sender, site) for site, letter in letters.items()} == made
-        secrets += list(made.values())
+        pair_secrets, letters = written(sender)
+        assert set(pair_secrets) == set(letters) == set(SITES[number + 1 :])
+        assert {site: read(letter, sender, site) for site, letter in letters.items()} == pair_secrets
+        secrets += list(pair_secrets.values())
     assert len(set(secrets)) == 3
     assert {len(secret) for secret in secrets} == {SECRET_BYTES}
 

@@ -25,9 +25,9 @@ def test_scalars_add_up_in_the_exponent(one: int, other: int) -> None:
 
 
 def test_generators_are_points_of_the_group_all_different_and_always_the_same() -> None:
-    found = [*generators("number", 20), *generators("hidden", 20), generator("value"), generator("blinding")]
-    assert len(set(found)) == len(found)
-    assert all(read_point(point) == point for point in found)
+    points = [*generators("number", 20), *generators("hidden", 20), generator("value"), generator("blinding")]
+    assert len(set(points)) == len(points)
+    assert all(read_point(point) == point for point in points)
     assert generator("number", 1).hex() == "85cb5583d21345f680063e23bf946878c00927d616ad15672863872bd2ac71ef"
     assert generator("blinding").hex() == "eab8742e2c3bd69ddc75852660e77d1c19adacf91d138a2fe30d652fea02febd"
 
@@ -58,7 +58,7 @@ def test_anything_but_a_point_of_the_group_is_refused(data: bytes) -> None:
 
 
 @given(st.binary(min_size=BYTES, max_size=BYTES))
-def test_whatever_is_read_is_a_valid_point(data: bytes) -> None:
+def test_only_valid_points_are_read(data: bytes) -> None:
     try:
         assert read_point(data) == data
     except MalformedError:

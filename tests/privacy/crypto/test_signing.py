@@ -25,9 +25,9 @@ places = st.floats(0, 1, exclude_max=True)  # ECDSA's signatures differ in lengt
 @example(curve="Ed25519", kind="roster", payload=b"")
 @example(curve="P-256", kind="roster", payload=b"\n\n")
 def test_a_document_comes_back_as_it_was_signed(curve: str, kind: str, payload: bytes) -> None:
-    made = SignedDocument.make(KEYS[curve], kind, payload)
-    opened = SignedDocument.open(made.to_bytes(), kind, KEYS[curve].public_key())
-    assert opened == made
+    document = SignedDocument.make(KEYS[curve], kind, payload)
+    opened = SignedDocument.open(document.to_bytes(), kind, KEYS[curve].public_key())
+    assert opened == document
     assert opened.payload == payload
     assert opened.digest == digest(kind, payload)
 
@@ -77,9 +77,9 @@ def test_one_kind_of_document_never_passes_for_another(curve: str, signed: str, 
     assert digest(signed, payload) != digest(read, payload)
     with pytest.raises(AuthenticityError):
         verify(public, read, payload, signature)
-    made = SignedDocument(signed, payload, signature)
+    document = SignedDocument(signed, payload, signature)
     with pytest.raises(MalformedError, match=f"this is a signed '{signed}'; a {read} is needed here"):
-        SignedDocument.open(made.to_bytes(), read, public)
+        SignedDocument.open(document.to_bytes(), read, public)
     with pytest.raises(AuthenticityError):
         SignedDocument.open(SignedDocument(read, payload, signature).to_bytes(), read, public)
 
@@ -126,7 +126,7 @@ def test_the_first_line_has_one_form_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "this is not a signed Cloister roster"),
         (b"cloister-signed-1 roster 00", "this is not a signed Cloister roster"),
@@ -138,8 +138,8 @@ def test_the_first_line_has_one_form_only() -> None:
         (b"cloister-signed-1 manifest 00\nx", "this is a signed 'manifest'; a roster is needed here"),
     ],
 )
-def test_a_faulty_document_is_refused_with_the_reason(data: bytes, said: str) -> None:
-    with pytest.raises(MalformedError, match=said):
+def test_a_faulty_document_is_refused_with_the_reason(data: bytes, message: str) -> None:
+    with pytest.raises(MalformedError, match=message):
         SignedDocument.open(data, "roster", KEYS["P-256"].public_key())
 
 

@@ -140,10 +140,10 @@ def test_the_honest_sum_of_any_sites_passes(seed: int, count: int, names: list[s
 def test_a_tag_changes_only_the_last_coefficient_and_keeps_the_charge() -> None:
     before = untagged(1, 2)
     packed = unmasked(before.copy())
-    made = KEY.tag(packed, PLAN, "north")
-    coefficients = joined(made.blocks)
+    tagged_update = KEY.tag(packed, PLAN, "north")
+    coefficients = joined(tagged_update.blocks)
     np.testing.assert_array_equal(coefficients[:, :LAST], before[:, :LAST])
-    assert made.charge is packed.charge
+    assert tagged_update.charge is packed.charge
     assert (coefficients[:, LAST] != before[:, LAST]).all()
     assert (coefficients[:, LAST] < T).all()
 
@@ -151,10 +151,10 @@ def test_a_tag_changes_only_the_last_coefficient_and_keeps_the_charge() -> None:
 def test_tags_do_not_depend_on_how_ciphertexts_are_cut_into_blocks() -> None:
     whole = untagged(5, 5)
     pieces = (piece.copy() for piece in np.split(whole, [1, 3]))
-    made = KEY.tag(MaskedUpdate(pieces, CHARGE), PLAN, "north")
-    cut = joined(made.blocks)
-    np.testing.assert_array_equal(cut, tagged(whole, "north", nonce=made.nonce))
-    np.testing.assert_array_equal(joined(KEY.check(np.split(cut, [2, 4]), PLAN, {"north": made.nonce})), cut)
+    tagged_update = KEY.tag(MaskedUpdate(pieces, CHARGE), PLAN, "north")
+    cut = joined(tagged_update.blocks)
+    np.testing.assert_array_equal(cut, tagged(whole, "north", nonce=tagged_update.nonce))
+    np.testing.assert_array_equal(joined(KEY.check(np.split(cut, [2, 4]), PLAN, {"north": tagged_update.nonce})), cut)
 
 
 def test_a_block_is_passed_on_only_once_it_is_known_to_be_right() -> None:
@@ -185,7 +185,7 @@ def test_a_tag_depends_on_key_plan_site_nonce_and_ciphertext() -> None:
             )
         ),
     ]
-    tags = {int(tag) for each in others for tag in each[:, LAST]}
+    tags = {int(tag) for code in others for tag in code[:, LAST]}
     assert len(tags) == 2 * len(others)
 
 
@@ -273,13 +273,13 @@ def test_tags_survive_encryption() -> None:
         site: KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)
         for vector, site in zip(vectors, SITES, strict=True)
     }
-    nonces = {site: each.nonce for site, each in tagged_updates.items()}
-    made = [uncoded(decryption.encrypt(each)) for each in tagged_updates.values()]
-    assert {len(each.seeds) for each in made} == {2 * 64}
+    nonces = {site: tagged_update.nonce for site, tagged_update in tagged_updates.items()}
+    encrypted = [uncoded(decryption.encrypt(tagged_update)) for tagged_update in tagged_updates.values()]
+    assert {len(update.seeds) for update in encrypted} == {2 * 64}
 
     total = np.zeros((2, RING_DEGREE), np.uint64)
-    for each in made:
-        add_residues(total, next(each.residues()))
-    right = decrypted(decryption, [pack60(total.reshape(-1))], [each.seeds for each in made], 2)
+    for update in encrypted:
+        add_residues(total, next(update.residues()))
+    right = decrypted(decryption, [pack60(total.reshape(-1))], [update.seeds for update in encrypted], 2)
     mean = unpack(KEY.check([right], PLAN, nonces), packing.slots + 5, [1.0] * 3, packing)
     assert np.abs(mean.vector - np.mean(vectors, axis=0)).max() <= packing.max_error([1.0] * 3)

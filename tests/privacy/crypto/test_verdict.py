@@ -47,12 +47,12 @@ def shifted(of: Round, update: SignedUpdate, by: int, place: int | None = None) 
 
 
 @pytest.mark.parametrize("size", [20, 12_285 * 33 + 1], ids=["one ciphertext", "two chunks"])
-def test_what_an_honest_site_makes_is_right(size: int) -> None:
+def test_an_honest_update_is_right(size: int) -> None:
     of = make_round(size=size)
     assert judged(of, of.update("north", np.linspace(-1, 1, size)))
 
 
-def test_so_it_is_in_a_large_cohort() -> None:
+def test_an_honest_update_is_right_in_a_large_cohort() -> None:
     sites = [f"site-{number}" for number in range(MOST_SEEDS + 1)]
     of = make_round(run_settings(sizes=dict.fromkeys(sites, 100)))
     assert of.plan.expanded
@@ -83,7 +83,7 @@ def test_noise_as_an_honest_site_may_have_is_right(noise: int) -> None:
     assert judged(of, shifted(of, of.update("north", np.zeros(20)), noise))
 
 
-def test_a_body_that_no_server_takes_is_judged_by_nobody() -> None:
+def test_a_malformed_body_is_not_judged() -> None:
     of = make_round()
     update = of.update("north", np.zeros(20))
     words = unpack60(parts_of(update).c0).copy()

@@ -91,7 +91,7 @@ def test_a_budget_that_is_not_a_number_allows_nothing(tmp_path: Path) -> None:
         ledger(tmp_path / "patients").reserve(release(1), ROUND, Budget(float("nan"), 1e-5))
 
 
-def test_exactly_the_budget_is_allowed_and_a_hair_more_is_not(tmp_path: Path) -> None:
+def test_the_exact_budget_is_allowed_and_slightly_more_is_refused(tmp_path: Path) -> None:
     exact = epsilon([ROUND, ROUND], 1e-5)
     for spend, path in ((exact, tmp_path / "exact"), (exact - 1e-9, tmp_path / "less")):
         ledger(path).reserve(release(1), ROUND, Budget(spend, 1e-5))
@@ -207,7 +207,7 @@ def test_a_charge_is_as_fast_after_thousands_as_before(tmp_path: Path, monkeypat
         EVENT | {"round": number, "noise_multiplier": 5.0 + number % 10, "sample_rate": 0.001}
         for number in range(1, 3001)
     ]
-    path.write_bytes(chained([json.dumps(each).encode() for each in [opened, *rounds]], KEY))
+    path.write_bytes(chained([json.dumps(event).encode() for event in [opened, *rounds]], KEY))
     verified, parsed, composed = list[str](), list[bytes](), list[int]()
     verify, loads, spent = signing.verify, json.loads, accounting._spent
 
@@ -272,7 +272,7 @@ def test_after_a_torn_tail_the_next_charge_continues_the_chain(tmp_path: Path, w
     assert ledger(path).mechanisms() == [*read(whole), ROUND]
 
 
-def test_a_torn_tail_may_carry_no_news_into_the_next_line(tmp_path: Path, whole: bytes) -> None:
+def test_a_torn_tail_is_removed_even_if_the_next_charge_is_refused(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "patients"
     path.write_bytes(whole[:-1])
     with pytest.raises(BudgetError):  # so that nothing is appended
@@ -336,9 +336,9 @@ def test_the_last_entry_cannot_be_changed_either(whole: bytes) -> None:
     head, signature, _ = kept[-1].split(b" ", 2)
     cheaper = last.split(b" ", 2)[2].replace(b'"steps": 5', b'"steps": 1')
     forged = sha256(bytes.fromhex(head.decode()) + signature + cheaper.rstrip()).hexdigest().encode()
-    for made in (last.split(b" ", 2)[1], signing_key("mallory").sign(forged).hex().encode(), signature):
+    for signature_used in (last.split(b" ", 2)[1], signing_key("mallory").sign(forged).hex().encode(), signature):
         with pytest.raises(LedgerError, match=":6: this entry or an earlier one was altered by someone without"):
-            read(b"".join(kept) + b" ".join([forged, made, cheaper]))
+            read(b"".join(kept) + b" ".join([forged, signature_used, cheaper]))
 
 
 def test_a_signature_has_one_form(whole: bytes) -> None:
@@ -358,7 +358,7 @@ def test_a_ledger_is_read_with_the_public_key_and_not_written(tmp_path: Path, wh
     assert path.read_bytes() == whole
 
 
-def test_what_another_process_appended_or_cut_is_read_again(tmp_path: Path, whole: bytes) -> None:
+def test_entries_appended_or_cut_by_another_process_are_read_again(tmp_path: Path, whole: bytes) -> None:
     path, lines = tmp_path / "patients", whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]))
     kept = ledger(path)

@@ -33,7 +33,7 @@ def test_a_ledger_has_every_head_that_it_ever_had(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         charged(ledger.path, 1, first=number)
         heads.append(ledger.sign_head())
-    assert len({each.head for each in heads}) == 4
+    assert len({signed.head for signed in heads}) == 4
     for head in (None, *heads):
         ledger.check_head(head)
 

@@ -26,14 +26,14 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What was synced to disk since the test began, in order."""
-    found, sync = list[Path](), os.fsync
+    paths, sync = list[Path](), os.fsync
 
     def noting(descriptor: int) -> None:
-        found.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)
-    return found
+    return paths
 
 
 def ledger(path: Path) -> Ledger:
@@ -60,7 +60,7 @@ def test_a_charge_is_reused_until_a_release_or_a_reported_failure(path: Path) ->
     assert charge(path) == 3
 
 
-def test_nothing_leaves_for_a_round_that_was_not_charged(path: Path) -> None:
+def test_an_update_leaves_only_for_a_charged_round(path: Path) -> None:
     charge(path)
     ledger(path).leaves(replace(RELEASE, attempt=2), "a")  # with masks, the same update again
     others = replace(RELEASE, round=2), replace(RELEASE, run="b" * 64), replace(RELEASE, purpose="evaluation")
@@ -69,7 +69,7 @@ def test_nothing_leaves_for_a_round_that_was_not_charged(path: Path) -> None:
             ledger(path).leaves(other, "a")
 
 
-def test_what_another_process_wrote_is_on_disk_before_it_is_relied_on(path: Path, synced: list[Path]) -> None:
+def test_entries_of_another_process_are_on_disk_before_they_are_used(path: Path, synced: list[Path]) -> None:
     # It may have been killed between writing and syncing: then the line can be read, and a power failure takes it.
     for deed in (lambda: charge(path), lambda: ledger(path).leaves(RELEASE, "a")):
         for _ in range(2):

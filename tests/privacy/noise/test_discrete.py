@@ -40,10 +40,10 @@ def test_every_integer_comes_as_often_as_it_should(variance: int) -> None:
     values = np.arange(-most, most + 1)
     weights = np.exp(-(values**2) / (2 * variance))
     expected = count * weights / weights.sum()
-    found = np.bincount(drawn + most, minlength=values.size)
+    counts = np.bincount(drawn + most, minlength=values.size)
     often = expected >= 10
-    rest = [found[~often].sum(), expected[~often].sum()]
-    result = stats.chisquare([*found[often], rest[0]], [*expected[often], rest[1]])
+    rest = [counts[~often].sum(), expected[~often].sum()]
+    result = stats.chisquare([*counts[often], rest[0]], [*expected[often], rest[1]])
     assert result.pvalue > 0.001
 
 
@@ -56,9 +56,9 @@ def test_mean_variance_and_tails_are_those_of_a_gaussian(variance: int) -> None:
     # Near a tail's edge an integer more or less counts: half a step is not a deviation.
     step = 0.5 / np.sqrt(variance)
     for beyond in (2.0, 3.0, 4.0):
-        found = (np.abs(drawn) > beyond).sum()
+        beyond_count = (np.abs(drawn) > beyond).sum()
         high, low = (2 * count * stats.norm.sf(beyond + off) for off in (-step, step))
-        assert low - 5 * np.sqrt(low) <= found <= high + 5 * np.sqrt(high)
+        assert low - 5 * np.sqrt(low) <= beyond_count <= high + 5 * np.sqrt(high)
 
 
 @few
@@ -81,9 +81,7 @@ def test_a_seed_gives_what_it_always_gave(variance: int) -> None:
 
 
 @pytest.mark.parametrize("variance", [1, 64, 10**10])
-def test_doubles_decide_nothing_that_exact_arithmetic_would_decide_otherwise(
-    variance: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decisions_in_doubles_equal_those_of_exact_arithmetic(variance: int, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = discrete_gaussian(Randomness.seeded(9, variance), 1_000, variance)
     monkeypatch.setattr(discrete, "_UNSURE", 2.0)  # nothing is clear
     np.testing.assert_array_equal(quick, discrete_gaussian(Randomness.seeded(9, variance), 1_000, variance))
@@ -91,7 +89,7 @@ def test_doubles_decide_nothing_that_exact_arithmetic_would_decide_otherwise(
 
 @relaxed
 @given(variance=variances, data=st.data())
-def test_doubles_are_right_well_within_what_they_are_trusted_with(variance: int, data: st.DataObject) -> None:
+def test_the_error_of_doubles_is_well_below_the_assumed_bound(variance: int, data: st.DataObject) -> None:
     value = data.draw(st.integers(-reach(variance), reach(variance)))
     quick = float(np.exp(-(np.array([value]) ** 2) / (2 * variance))[0])
     assert abs(Fraction(quick) - power(Fraction(value**2, 2 * variance))) < Fraction(discrete._UNSURE) / 16
@@ -100,7 +98,7 @@ def test_doubles_are_right_well_within_what_they_are_trusted_with(variance: int,
 @relaxed
 @given(value=st.integers(1, 120), variance=st.integers(100, 10_000), seed=st.integers(0, 1 << 32))
 @example(value=1, variance=10_000, seed=0)
-def test_what_first_bits_leave_open_further_bits_decide(value: int, variance: int, seed: int) -> None:
+def test_undecided_draws_are_decided_by_more_bits(value: int, variance: int, seed: int) -> None:
     exponent = Fraction(value**2, 2 * variance)
     exact = power(exponent)
     first = int(exact * (1 << 53))  # the very first bits of the power: 53 bits cannot tell
@@ -116,7 +114,7 @@ def test_zero_is_always_kept_even_where_all_first_bits_are_ones() -> None:
 
 
 @pytest.mark.parametrize("variance", [1, 2, 64, 65, 1_000, 10**6])
-def test_what_is_cut_off_is_less_than_two_to_the_minus_hundred(variance: int) -> None:
+def test_the_truncated_tail_is_below_two_to_the_minus_hundred(variance: int) -> None:
     values = np.arange(20 * reach(variance) // 12)
     weights = np.exp(-(values**2) / (2 * variance))
     assert weights[reach(variance) + 1 :].sum() / weights.sum() < 2.0**-100

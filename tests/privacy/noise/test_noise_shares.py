@@ -43,14 +43,14 @@ def shared_settings(
     )
 
 
-def shared(**asked: float) -> Manifest:
-    return make_manifest(shared_settings(**asked))[0]  # type: ignore[arg-type]
+def shared(**options: float) -> Manifest:
+    return make_manifest(shared_settings(**options))[0]  # type: ignore[arg-type]
 
 
 # --- How much each site adds -----------------------------------------------------------------------------------------
 
 
-def test_a_share_is_what_the_formulae_say() -> None:
+def test_a_share_follows_the_formulae() -> None:
     manifest, parameters, length = shared(), 100, 3.0
     levels = manifest.packing.levels
     assert levels == ((1 << 24) - 2) // 4 + 1
@@ -85,7 +85,7 @@ def test_honest_sites_alone_make_all_of_the_noise(
 
 
 def test_one_colluding_site_is_the_default() -> None:
-    assert [shared_settings(colluding=each).honest_sites for each in (None, 0, 1)] == [2, 3, 2]
+    assert [shared_settings(colluding=colluding).honest_sites for colluding in (None, 0, 1)] == [2, 3, 2]
     assert run_settings().honest_sites == 1
 
 
@@ -96,7 +96,7 @@ def test_few_records_and_a_low_rate_are_divided_by_one_at_least_as_in_training()
 
 
 @pytest.mark.parametrize("sites", [2, 10, 100_000])
-def test_what_the_sum_of_discrete_gaussians_differs_by_needs_no_charge(sites: int) -> None:
+def test_the_difference_of_a_sum_of_discrete_gaussians_needs_no_charge(sites: int) -> None:
     """Proposition 14 of the paper, as a logarithm: d·τ at the least share that is allowed, 8 levels."""
     k = np.arange(1, sites)
     exponents = -2 * math.pi**2 * 64 * k / (k + 1)
@@ -139,37 +139,37 @@ def test_a_share_of_few_levels_is_refused() -> None:
 # --- Against whom -----------------------------------------------------------------------------------------------------
 
 
-def test_the_more_collude_the_more_the_run_costs_and_what_is_declared_is_what_it_was_calibrated_to() -> None:
+def test_epsilon_grows_with_colluding_sites_and_is_calibrated_to_the_declared_number() -> None:
     settings = shared_settings(minimum=4)
     settings = replace(settings, privacy=replace(settings.privacy, noise_multiplier=None, epsilon=2.0))
     manifest = make_manifest(settings)[0]
-    found = observers(manifest, DELTA)
-    assert [each.colluding_sites for each in found] == [0, 1, 2, 3]
-    assert [each.declared for each in found] == [False, True, False, False]
-    assert found[1].epsilon == epsilon([manifest.run_cost], DELTA) <= 2.0
-    for each in found:
-        sigma = manifest.noise_multiplier * math.sqrt((4 - each.colluding_sites) / 3)
-        assert each.noise_multiplier == pytest.approx(sigma)
-        cost = Mechanism(each.noise_multiplier, 1.0, 10, discrete=True)
-        assert each.epsilon == epsilon([cost], DELTA)
-    assert sorted(each.epsilon for each in found) == [each.epsilon for each in found]
-    assert found[0].who == "sees the sums alone"
-    assert found[3].who == "and all other sites: one site's own update"
+    seen = observers(manifest, DELTA)
+    assert [observer.colluding_sites for observer in seen] == [0, 1, 2, 3]
+    assert [observer.declared for observer in seen] == [False, True, False, False]
+    assert seen[1].epsilon == epsilon([manifest.run_cost], DELTA) <= 2.0
+    for observer in seen:
+        sigma = manifest.noise_multiplier * math.sqrt((4 - observer.colluding_sites) / 3)
+        assert observer.noise_multiplier == pytest.approx(sigma)
+        cost = Mechanism(observer.noise_multiplier, 1.0, 10, discrete=True)
+        assert observer.epsilon == epsilon([cost], DELTA)
+    assert sorted(observer.epsilon for observer in seen) == [observer.epsilon for observer in seen]
+    assert seen[0].who == "sees the sums alone"
+    assert seen[3].who == "and all other sites: one site's own update"
 
 
-def test_local_noise_counts_on_nobody() -> None:
+def test_local_noise_depends_on_no_other_site() -> None:
     manifest = make_manifest()[0]
     cost = epsilon([manifest.run_cost], DELTA)
-    assert {each.epsilon for each in observers(manifest, DELTA)} == {cost}
+    assert {observer.epsilon for observer in observers(manifest, DELTA)} == {cost}
     assert not manifest.run_cost.discrete
 
 
 def test_of_many_sites_not_every_coalition_is_listed() -> None:
     sizes = {f"s{number}": 400 for number in range(100)}
     settings = replace(shared_settings(), cohort=replace(shared_settings().cohort, sizes=sizes, minimum=80))
-    found = observers(make_manifest(settings)[0], DELTA)
-    assert [each.colluding_sites for each in found] == [0, 1, 2, 40, 78, 79]
-    assert all(isinstance(each, Observer) for each in found)
+    seen = observers(make_manifest(settings)[0], DELTA)
+    assert [observer.colluding_sites for observer in seen] == [0, 1, 2, 40, 78, 79]
+    assert all(isinstance(observer, Observer) for observer in seen)
 
 
 def test_the_ledger_is_charged_for_discrete_noise() -> None:
@@ -190,8 +190,8 @@ def levels(
 ) -> NDArray[np.float64]:
     """Pack an update with a share of noise; return its levels."""
     update = Update(np.array(vector, np.float32))
-    made = pack_with_share(update, CHARGE, weight, packing, Randomness.seeded(seed, "share"), VARIANCE)
-    mean = unpack(made.blocks, vector.size, [weight], packing).vector.astype(np.float64)
+    packed = pack_with_share(update, CHARGE, weight, packing, Randomness.seeded(seed, "share"), VARIANCE)
+    mean = unpack(packed.blocks, vector.size, [weight], packing).vector.astype(np.float64)
     assert not update.vector.any(), "something without noise was left"
     return mean / packing.unit(weight) + (packing.levels - 1) / 2
 
@@ -212,13 +212,13 @@ def test_levels_of_neighbours_are_apart_by_their_distance_and_one_level_a_parame
 
 
 @pytest.mark.parametrize("profile", ["compact", "precise", "dense"])
-def test_nothing_is_cut_after_the_noise(profile: str) -> None:
+def test_levels_are_not_clipped_after_the_noise(profile: str) -> None:
     packing = Packing.of(profile, cohort=1, update_bound=1.0, max_weight=1.0)  # type: ignore[arg-type]
     variance, size = ((packing.levels - 1) // 50) ** 2, 60_000
     for sign in (-1.0, 1.0):
         update = Update(np.full(size, sign * 3e38, np.float32))
-        made = pack_with_share(update, CHARGE, 1.0, packing, Randomness.seeded(2, profile), variance)
-        noise = unpack(made.blocks, size, [1.0], packing).vector / packing.unit(1.0)
+        packed = pack_with_share(update, CHARGE, 1.0, packing, Randomness.seeded(2, profile), variance)
+        noise = unpack(packed.blocks, size, [1.0], packing).vector / packing.unit(1.0)
         noise -= sign * ((packing.levels - 1) / 2 - reach(variance))
         # Were it cut at the end of the range, one half would be missing.
         assert abs(noise.mean()) < 5 * math.sqrt(variance / size) + 1
@@ -227,14 +227,14 @@ def test_nothing_is_cut_after_the_noise(profile: str) -> None:
 
 def test_only_the_sum_has_all_of_the_noise() -> None:
     size, weights = 50_000, [1.0, 0.5, 0.25]
-    made = [
+    streams = [
         joined(pack_with_share(Update(np.zeros(size, np.float32)), CHARGE, weight, PACKING, Randomness.fresh(),
                                VARIANCE).blocks) for weight in weights
     ]  # fmt: skip
-    for weight, each in zip(weights, made, strict=True):
-        alone = unpack(blocks_of(each), size, [weight], PACKING).vector / PACKING.unit(weight)
+    for weight, stream in zip(weights, streams, strict=True):
+        alone = unpack(blocks_of(stream), size, [weight], PACKING).vector / PACKING.unit(weight)
         assert abs(alone.var() / VARIANCE - 1) < 5 * math.sqrt(2 / size)
-    total = unpack(blocks_of(sum(made)), size, weights, PACKING).vector * sum(weights) / PACKING.unit(1.0)  # type: ignore[arg-type]
+    total = unpack(blocks_of(sum(streams)), size, weights, PACKING).vector * sum(weights) / PACKING.unit(1.0)  # type: ignore[arg-type]
     assert abs(total.var() / (3 * VARIANCE) - 1) < 5 * math.sqrt(2 / size)
 
 

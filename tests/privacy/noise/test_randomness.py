@@ -51,7 +51,7 @@ def test_a_stream_does_not_repeat_itself() -> None:
 
 @relaxed
 @given(st.lists(st.integers(0, 40), max_size=8))
-def test_however_it_is_cut_it_is_one_stream(counts: list[int]) -> None:
+def test_a_stream_does_not_depend_on_the_sizes_of_reads(counts: list[int]) -> None:
     one, parts = Randomness.seeded(4), Randomness.seeded(4)
     assert b"".join(parts.bytes(count) for count in counts) == one.bytes(sum(counts))
 
@@ -60,8 +60,8 @@ def test_however_it_is_cut_it_is_one_stream(counts: list[int]) -> None:
 def test_counts_are_kept(count: int) -> None:
     stream = Randomness.fresh()
     drawn = stream.uniform32(count), stream.uniform(count), stream.gaussian(count)
-    assert [each.shape for each in drawn] == [(count,)] * 3
-    assert [each.dtype for each in drawn] == [np.float32, np.float64, np.float64]
+    assert [array.shape for array in drawn] == [(count,)] * 3
+    assert [array.dtype for array in drawn] == [np.float32, np.float64, np.float64]
 
 
 def test_uniform_values_are_between_zero_and_one_on_their_grid() -> None:
@@ -113,9 +113,9 @@ def test_millions_of_values_have_the_moments_the_shape_and_the_tails_of_a_gaussi
         heights += np.bincount((special.ndtr(values) * bins).astype(np.int64), minlength=bins)
     count = millions * drawn.size
     # The variances of a Gaussian's powers 1 to 4.
-    for found, mean, variance in zip(powers / count, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
-        assert abs(found - mean) < 4.5 * np.sqrt(variance / count)
-    for found, limit in zip(beyond, (3, 4, 5), strict=True):
+    for moment, mean, variance in zip(powers / count, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+        assert abs(moment - mean) < 4.5 * np.sqrt(variance / count)
+    for share, limit in zip(beyond, (3, 4, 5), strict=True):
         expected = 2 * stats.norm.sf(limit) * count
-        assert abs(found - expected) < 4.5 * np.sqrt(expected)
+        assert abs(share - expected) < 4.5 * np.sqrt(expected)
     assert stats.chisquare(heights).pvalue > 0.001

@@ -44,7 +44,7 @@ def test_noise_is_shared_only_where_a_run_asks_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"encryption": {"collusion_resistant": False}},
@@ -80,10 +80,10 @@ def test_noise_is_shared_only_where_a_run_asks_for_it() -> None:
         ({"privacy": {"noise": "local"}, "encryption": {"update_norm": 0.0}}, "greater than 0"),
     ],
 )
-def test_any_other_combination_is_refused_when_settings_are_read(changes: dict[str, Any], said: str) -> None:
+def test_any_other_combination_is_refused_when_settings_are_read(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         sharing(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_from_a_file_the_refusal_is_one_sentence(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ SIGNED = write_request(REQUEST, INVITATION)
 WELCOME = write_welcome("north", "a certificate", b"a roster", AUTHORITY)
 
 
-def test_what_was_written_is_read_back() -> None:
+def test_documents_are_read_back_as_written() -> None:
     assert read_invitation(INVITATION.to_text()) == INVITATION
     assert number_of(SIGNED) == INVITATION.number
     assert open_request(SIGNED, INVITATION) == REQUEST

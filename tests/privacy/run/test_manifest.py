@@ -59,22 +59,22 @@ def test_two_runs_of_the_same_settings_are_two_runs() -> None:
 
 
 def test_the_noise_is_calibrated_over_all_steps_of_the_run() -> None:
-    asked = run_settings(rounds=20, steps=5, privacy=Privacy(max_grad_norm=1.0, epsilon=2.0, delta=1e-6))
-    manifest, _ = make_manifest(asked)
+    settings = run_settings(rounds=20, steps=5, privacy=Privacy(max_grad_norm=1.0, epsilon=2.0, delta=1e-6))
+    manifest, _ = make_manifest(settings)
     assert manifest.run_cost == Mechanism(manifest.noise_multiplier, 0.1, 100)
     assert manifest.round_cost == Mechanism(manifest.noise_multiplier, 0.1, 5)
     assert 1.98 < epsilon([manifest.run_cost], 1e-6) <= 2.0
     assert epsilon([manifest.round_cost] * 20, 1e-6) == epsilon([manifest.run_cost], 1e-6)
 
 
-def test_noise_that_is_given_is_kept() -> None:
+def test_a_given_noise_multiplier_is_kept() -> None:
     assert make_manifest()[0].noise_multiplier == 1.0
 
 
 def test_an_epsilon_that_no_noise_reaches_is_refused() -> None:
-    asked = run_settings(rounds=100_000, steps=1_000, privacy=Privacy(max_grad_norm=1.0, epsilon=1e-3))
+    settings = run_settings(rounds=100_000, steps=1_000, privacy=Privacy(max_grad_norm=1.0, epsilon=1e-3))
     with pytest.raises(ConfigError, match=r"of 1,000,000, .* 100,000,000 steps at rate 0\.1 cost"):
-        make_manifest(asked)
+        make_manifest(settings)
 
 
 def test_weights_are_declared_sizes_over_the_largest() -> None:
@@ -85,7 +85,7 @@ def test_weights_are_declared_sizes_over_the_largest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"privacy": {"epsilon": 1.0}}, "set either epsilon or noise_multiplier"),
         ({"privacy": {"noise_multiplier": None}}, "set either epsilon or noise_multiplier"),
@@ -106,10 +106,10 @@ def test_weights_are_declared_sizes_over_the_largest() -> None:
         ),
     ],
 )
-def test_settings_that_contradict_themselves_are_refused(changes: dict[str, object], said: str) -> None:
+def test_settings_that_contradict_themselves_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         settings_with(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 SURVEY: dict[str, object] = {
@@ -122,7 +122,7 @@ SURVEY: dict[str, object] = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"statistics": {"bins": 8}}, "choose exactly one of [training], [statistics]"),
         ({"training": None}, "choose exactly one of [training], [statistics]"),
@@ -137,10 +137,10 @@ SURVEY: dict[str, object] = {
         (SURVEY | {"statistics": {"columns": 3}}, "Unexpected keyword argument"),
     ],
 )
-def test_a_run_trains_or_gathers_statistics_and_has_what_that_takes(changes: dict[str, object], said: str) -> None:
+def test_settings_that_do_not_fit_the_kind_of_run_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         settings_with(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_survey_costs_one_unsampled_step_and_all_sites_weigh_the_same() -> None:
@@ -263,10 +263,10 @@ def test_any_flipped_bit_is_refused(where: float, bit: int) -> None:
 
 def test_a_run_is_valid_until_its_stated_end() -> None:
     manifest, _ = make_manifest(replace(run_settings(), valid_days=2.0))
-    made = datetime.fromisoformat(manifest.created).timestamp()
-    manifest.check_valid(made + 2 * 86_400 - 5)
+    created = datetime.fromisoformat(manifest.created).timestamp()
+    manifest.check_valid(created + 2 * 86_400 - 5)
     with pytest.raises(RefusedError, match=r"the run 'study' expired on .*; ask the coordinator to sign it again"):
-        manifest.check_valid(made + 2 * 86_400 + 5)
+        manifest.check_valid(created + 2 * 86_400 + 5)
 
 
 GOOD = sign_manifest(run_settings(), COORDINATOR, roster_version=3).to_bytes()

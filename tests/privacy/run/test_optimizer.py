@@ -52,9 +52,9 @@ def read(training: str) -> Training:
     with TemporaryDirectory() as folder:
         path = Path(folder, "run.toml")
         path.write_text(FILE.format(training), encoding="utf-8")
-        found = read_toml(path, RunSettings).training
-    assert found is not None
-    return found
+        settings = read_toml(path, RunSettings).training
+    assert settings is not None
+    return settings
 
 
 def complaint(training: str) -> str:
@@ -102,14 +102,16 @@ def training_with(optimizer: Optimizer | None = None, schedule: Schedule | None 
         ('[training.schedule]\nname = "step"\nevery = 2\nfactor = 0.1', Sgd(), Step(every=2, factor=0.1)),
     ],
 )
-def test_they_are_named_alone_or_in_tables(lines: str, optimizer: Optimizer, schedule: Schedule) -> None:
-    found = read(STEPS + lines)
-    assert (found.optimizer, found.schedule) == (optimizer, schedule)
-    assert found.plain == ((optimizer, schedule) == (Sgd(), Constant()))
+def test_optimizers_and_schedules_are_set_by_name_or_table(
+    lines: str, optimizer: Optimizer, schedule: Schedule
+) -> None:
+    training = read(STEPS + lines)
+    assert (training.optimizer, training.schedule) == (optimizer, schedule)
+    assert training.plain == ((optimizer, schedule) == (Sgd(), Constant()))
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ('optimizer = "adm"', "there is no optimizer 'adm'; did you mean `adam`?"),
         ('optimizer = "lion"', "there is no optimizer 'lion'; name one of sgd, adam, adamw"),
@@ -133,14 +135,14 @@ def test_they_are_named_alone_or_in_tables(lines: str, optimizer: Optimizer, sch
         ('[training.schedule]\nname = "step"\nevery = 0', "every = 0\n^ must be greater than or equal to 1"),
     ],
 )
-def test_any_other_is_refused_at_its_line_with_the_nearest_right_name(lines: str, said: str) -> None:
+def test_unknown_optimizers_are_refused_with_their_line_and_the_nearest_name(lines: str, message: str) -> None:
     first, _, second = complaint(STEPS + lines).partition("\n")
-    shown = f"{first.partition('  ')[2]}\n^ {second.lstrip(' ^')}"
-    assert said in shown
+    excerpt = f"{first.partition('  ')[2]}\n^ {second.lstrip(' ^')}"
+    assert message in excerpt
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 10), (0.26, 3), (2, 20), (0.001, 1), (0.25, 2), (0.36, 4)])
-def test_epochs_are_another_way_to_say_steps(epochs: float, steps: int) -> None:
+def test_epochs_may_be_set_in_place_of_steps(epochs: float, steps: int) -> None:
     training = read(f"epochs_per_round = {epochs}")
     assert training.steps == steps
     assert training.sampling == (0.1, steps)
@@ -152,7 +154,7 @@ def test_epochs_are_another_way_to_say_steps(epochs: float, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ("", "set either steps_per_round or epochs_per_round"),
         (STEPS + "epochs_per_round = 1.0", "set either steps_per_round or epochs_per_round"),
@@ -162,8 +164,8 @@ def test_epochs_are_another_way_to_say_steps(epochs: float, steps: int) -> None:
         ("epochs_per_round = nan", "must be greater than 0"),
     ],
 )
-def test_the_number_of_steps_is_given_once_and_can_be_taken(lines: str, said: str) -> None:
-    assert said in complaint(lines)
+def test_contradictory_or_impossible_numbers_of_steps_are_refused(lines: str, message: str) -> None:
+    assert message in complaint(lines)
 
 
 @pytest.mark.parametrize("training", [training_with(Adam()), training_with(schedule=Linear(final=0.5))])
@@ -188,7 +190,7 @@ def test_shared_noise_needs_plain_steps(training: Training) -> None:
         replace(training_with(AdamW(), Linear(final=1.0)), steps_per_round=None, epochs_per_round=0.5),
     ],
 )
-def test_they_are_signed_and_both_readers_read_them(training: Training) -> None:
+def test_optimizers_are_signed_and_read_by_both_readers(training: Training) -> None:
     key = signing_key("coordinator")
     document = sign_manifest(replace(run_settings(), training=training), key, roster_version=3).to_bytes()
     manifest, _ = open_manifest(document, key.public_key())
@@ -197,7 +199,7 @@ def test_they_are_signed_and_both_readers_read_them(training: Training) -> None:
     assert read_twice == json.loads(json.dumps(asdict(training)))
 
 
-def test_settings_signed_without_them_are_plain() -> None:
+def test_settings_without_optimizers_use_plain_steps() -> None:
     data = json.loads(json.dumps(asdict(run_settings())))
     for key in ("optimizer", "schedule", "epochs_per_round"):
         del data["training"][key]
@@ -205,7 +207,7 @@ def test_settings_signed_without_them_are_plain() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), AdamW()])
-def test_they_change_neither_noise_nor_cost(optimizer: Optimizer) -> None:
+def test_optimizers_change_neither_noise_nor_cost(optimizer: Optimizer) -> None:
     private = replace(run_settings(), privacy=Privacy(max_grad_norm=1.0, epsilon=2.0))
     plain, _ = make_manifest(private)
     other, _ = make_manifest(replace(private, training=training_with(optimizer, Cosine(warm_up=0.1))))
@@ -233,13 +235,13 @@ def test_they_change_neither_noise_nor_cost(optimizer: Optimizer) -> None:
     ],
 )
 def test_a_schedule_has_known_values(schedule: Schedule, first: float, middle: float, last: float) -> None:
-    found = [schedule.fraction(step, 4, 10) for step in (1, 21, 40)]
-    assert found == pytest.approx([first, middle, last], abs=1e-6)
+    fractions = [schedule.fraction(step, 4, 10) for step in (1, 21, 40)]
+    assert fractions == pytest.approx([first, middle, last], abs=1e-6)
 
 
 def test_a_warm_up_rises_by_equal_amounts() -> None:
-    found = [Constant(warm_up=0.4).fraction(step, 1, 10) for step in range(1, 8)]
-    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    fractions = [Constant(warm_up=0.4).fraction(step, 1, 10) for step in range(1, 8)]
+    assert fractions == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
 
 
 PARTS = st.floats(0, 1)
@@ -257,7 +259,7 @@ def test_a_fraction_is_a_number_from_0_to_1_and_does_not_rise_after_the_warm_up(
     schedule: Schedule, steps: int, rounds: int, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(1, steps * rounds))
-    found = schedule.fraction(step, steps, rounds)
-    assert 0 <= found <= 1
+    fraction = schedule.fraction(step, steps, rounds)
+    assert 0 <= fraction <= 1
     if schedule.warm_up * steps * rounds + 1 < step < steps * rounds:
-        assert schedule.fraction(step + 1, steps, rounds) <= found
+        assert schedule.fraction(step + 1, steps, rounds) <= fraction

@@ -45,7 +45,7 @@ def test_a_run_within_all_limits_is_allowed_up_to_each_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "asked", "said"),
+    ("limits", "changes", "message"),
     [
         pytest.param(policy(tasks=()), {}, f"the task {TASK}: its policy says tasks = []", id="no task"),
         pytest.param(
@@ -104,11 +104,11 @@ def test_a_run_within_all_limits_is_allowed_up_to_each_of_them() -> None:
         ),
     ],
 )
-def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, asked: dict[str, float], said: str) -> None:
+def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, changes: dict[str, float], message: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        check(limits, **asked)  # type: ignore[arg-type]
-    site = asked.get("site", "north")
-    assert str(caught.value) == f"{site} does not allow {said}; change the run, or let the site change its policy"
+        check(limits, **changes)  # type: ignore[arg-type]
+    site = changes.get("site", "north")
+    assert str(caught.value) == f"{site} does not allow {message}; change the run, or let the site change its policy"
 
 
 def test_an_epsilon_that_is_not_a_number_is_refused() -> None:
@@ -135,7 +135,7 @@ def test_a_site_shares_noise_only_if_its_policy_allows_it() -> None:
         check_policy(replace(policy(), shared_noise=True), make_manifest(trusting)[0], 2.0, "north")
 
 
-def test_the_defaults_are_the_safe_ones() -> None:
+def test_the_default_policy_is_safe() -> None:
     defaults = Policy(tasks=(), maximum_epsilon=1.0)
     assert not defaults.shared_noise
     assert (defaults.minimum_noise_multiplier, defaults.minimum_cohort, defaults.disclose) == (0.5, 3, ("epsilon",))

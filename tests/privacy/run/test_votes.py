@@ -34,15 +34,15 @@ def test_the_probabilities_of_the_answers_differ_by_the_charged_factor(spent: fl
     chance = turned(spent)
     assert (1 - chance) / chance == pytest.approx(exp(spent))
     rng, count = Randomness.seeded(1, "votes"), 4000
-    told = [sum(respond(answer, spent, rng) for _ in range(count)) for answer in (True, False)]
+    answers = [sum(respond(answer, spent, rng) for _ in range(count)) for answer in (True, False)]
     deviation = (count * chance * (1 - chance)) ** 0.5
-    assert abs(told[0] - count * (1 - chance)) < 5 * deviation + 1
-    assert abs(told[1] - count * chance) < 5 * deviation + 1
+    assert abs(answers[0] - count * (1 - chance)) < 5 * deviation + 1
+    assert abs(answers[1] - count * chance) < 5 * deviation + 1
 
 
 @pytest.mark.parametrize("accountant", [PLD, RDP])
 @pytest.mark.parametrize("relation", list(Relation))
-def test_votes_add_up_beside_all_else_and_cost_a_person_with_many_records_no_more(
+def test_votes_add_to_other_charges_and_cost_no_more_for_persons_with_many_records(
     accountant: Accountant, relation: Relation
 ) -> None:
     votes, noisy = [Mechanism.response(0.5, 3), Mechanism.response(0.25)], [Mechanism(2.0, 1.0, 4)]
@@ -55,7 +55,7 @@ def test_votes_add_up_beside_all_else_and_cost_a_person_with_many_records_no_mor
 
 
 @pytest.mark.parametrize("pure", [-1.0, nan])
-def test_a_vote_of_no_sensible_price_is_beyond_every_budget(pure: float) -> None:
+def test_a_vote_with_an_invalid_epsilon_exceeds_every_budget(pure: float) -> None:
     assert not epsilon([Mechanism.response(pure)], DELTA) < inf
 
 
@@ -77,7 +77,7 @@ def test_the_ledger_charges_a_vote_once_until_it_left_and_refuses_what_the_budge
 @pytest.mark.parametrize(("rejected", "kept", "undone"), [
     (0, 4, False), (1, 3, False), (2, 2, True), (4, 0, True), (2, 3, False), (3, 2, True), (2, 0, False), (1, 1, False)
 ])  # fmt: skip
-def test_half_of_at_least_the_minimum_undoes(rejected: int, kept: int, *, undone: bool) -> None:
+def test_half_of_the_votes_undo_a_round_if_the_minimum_voted(rejected: int, kept: int, *, undone: bool) -> None:
     votes = ballots(rejected, kept)
     assert is_rejected(votes, 3) == undone
     if len(votes) >= 3:
@@ -97,7 +97,7 @@ def test_the_estimate_is_without_bias() -> None:
 
 
 @pytest.mark.parametrize(("voters", "liars"), [(3, 1), (4, 1), (5, 2), (6, 1)])
-def test_errors_are_those_of_every_way_that_luck_may_turn(voters: int, liars: int) -> None:
+def test_error_rates_count_all_random_answers(voters: int, liars: int) -> None:
     spent = 1.5
     chance, missed, undone = turned(spent), 0.0, 0.0
     for flips in product((False, True), repeat=voters):

@@ -14,7 +14,7 @@ def message(name: str, ttl: float) -> Message:
     return Message(RecordDict({"said": ConfigRecord({"text": name})}), 5, MessageType.QUERY, ttl=ttl)
 
 
-def test_a_message_that_is_past_its_time_makes_room_for_the_next() -> None:
+def test_an_expired_message_makes_room_for_the_next() -> None:
     mailboxes = Mailboxes({5})
     grid, brief = GrpcGrid(1, mailboxes), message("first", 0.05)
     (first,) = grid.push_messages([brief])
@@ -23,4 +23,4 @@ def test_a_message_that_is_past_its_time_makes_room_for_the_next() -> None:
     Event().wait(0.01)
     (second,) = grid.push_messages([message("second", 60.0)])
     (third,) = grid.push_messages([message("third", 60.0)])
-    assert [mailboxes.expects(5, each) for each in (first, second, third)] == [False, True, True]
+    assert [mailboxes.expects(5, message_id) for message_id in (first, second, third)] == [False, True, True]

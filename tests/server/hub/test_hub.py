@@ -43,7 +43,7 @@ def _expired(federation: Federation, folder: Path) -> grpc.ChannelCredentials:
 
 
 @pytest.mark.parametrize("credentials", [_no_certificate, _another_authority, _expired])
-def test_who_has_no_valid_certificate_of_this_consortium_is_turned_away_before_speaking(
+def test_callers_without_a_valid_certificate_are_refused_before_they_send_anything(
     server: Server, tmp_path: Path, credentials: Callable[[Federation, Path], grpc.ChannelCredentials]
 ) -> None:
     server.mailboxes.put(server.node("north"), "m", (b"for north",))
@@ -170,7 +170,7 @@ def _answers(exchange: Exchange) -> bool:
     return False
 
 
-def test_a_waiting_site_gets_a_message_as_soon_as_it_is_there(server: Server, north: Caller) -> None:
+def test_a_waiting_site_gets_a_message_as_soon_as_it_arrives(server: Server, north: Caller) -> None:
     with ThreadPoolExecutor(1) as pool:
         pulled = pool.submit(north.pull, wait=LONG)
         await_condition(lambda: server.mailboxes.online(0) == {server.node("north")})
@@ -202,9 +202,9 @@ def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(serve
     server.mailboxes.put(server.node("north"), "m", ())
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
-    code, said = north.refused(to_frames([b"something else"], "m"))
+    code, message = north.refused(to_frames([b"something else"], "m"))
     assert code == grpc.StatusCode.ALREADY_EXISTS
-    assert "another reply" in said
+    assert "another reply" in message
     with Exchange(server.address, tls_of(server.federation, "north")) as exchange:
         assert exchange.push((b"done",), "m")
         with pytest.raises(ProtocolError, match=f"{server.address} refused a message: “another reply"):
@@ -212,17 +212,19 @@ def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(serve
     assert server.mailboxes.take({"m"}, 0) == ("m", b"done")
 
 
-def test_what_a_server_adds_to_a_refusal_is_short_and_quoted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_a_server_adds_to_a_refusal_is_shortened_and_quoted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> bool:
         raise ProtocolError("\x1b[2J\u202eon\n" * 200)
 
     monkeypatch.setattr(server.mailboxes, "answer", refuse)
     server.mailboxes.put(server.node("north"), "m", ())
-    with Exchange(server.address, tls_of(server.federation, "north")) as exchange, pytest.raises(ProtocolError) as said:
+    with Exchange(server.address, tls_of(server.federation, "north")) as exchange, pytest.raises(ProtocolError) as text:
         exchange.push((b"done",), "m")
-    assert "refused a message: “\\x1b[2J\\u202eon\\n" in str(said.value)
-    assert str(said.value).isprintable()
-    assert len(str(said.value)) < 400
+    assert "refused a message: “\\x1b[2J\\u202eon\\n" in str(text.value)
+    assert str(text.value).isprintable()
+    assert len(str(text.value)) < 400
 
 
 def test_a_reply_to_no_message_or_to_a_withdrawn_one_comes_too_late(server: Server, north: Caller) -> None:
@@ -236,9 +238,9 @@ def test_a_reply_to_no_message_or_to_a_withdrawn_one_comes_too_late(server: Serv
 def test_a_body_that_announces_too_much_is_refused_before_it_is_read(server: Server, north: Caller) -> None:
     server.mailboxes.put(server.node("north"), "m", ())
     body = Endless(LIMIT + 1, "m")
-    code, said = north.refused(iter(body))
+    code, message = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert f"exceeds the limit of {LIMIT:,}" in said
+    assert f"exceeds the limit of {LIMIT:,}" in message
     assert body.count < UNDER_WAY
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
@@ -252,9 +254,9 @@ def test_a_late_body_is_refused_before_it_is_read(north: Caller) -> None:
 def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Server, north: Caller) -> None:
     server.mailboxes.put(server.node("north"), "m", ())
     body = Endless(2 * FRAME_BYTES, "m")
-    code, said = north.refused(iter(body))
+    code, message = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "longer than the 2,097,152 bytes" in said
+    assert "longer than the 2,097,152 bytes" in message
     assert body.count < UNDER_WAY
 
 
@@ -273,17 +275,17 @@ def test_a_body_that_is_wrong_is_refused_and_the_message_stays_open(
     server: Server, north: Caller, chunks: list[pb.Chunk], code: grpc.StatusCode, reason: str
 ) -> None:
     server.mailboxes.put(server.node("north"), "m", ())
-    found, said = north.refused(iter(chunks))
-    assert found == code
-    assert reason in said
+    status, message = north.refused(iter(chunks))
+    assert status == code
+    assert reason in message
     assert server.mailboxes.take({"m"}, 0) is None
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
 
 def test_a_site_with_another_protocol_learns_which_version_to_install(north: Caller) -> None:
-    code, said = refusal(lambda: north.pull(protocol=2))
+    code, message = refusal(lambda: north.pull(protocol=2))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
-    assert "protocol 2 is not supported, only 1" in said
+    assert "protocol 2 is not supported, only 1" in message
 
 
 def test_bytes_that_are_not_a_request_do_not_harm_the_hub(server: Server, north: Caller) -> None:

@@ -21,9 +21,7 @@ from transport.framing import FRAME_BYTES, PROTOCOL, to_frames
 # --- Who keeps whom waiting -----------------------------------------------------------------------------------------
 
 
-def test_a_member_that_stalls_many_bodies_does_not_keep_another_out(
-    server: Server, north: Caller, south: Caller
-) -> None:
+def test_a_member_that_stalls_many_bodies_does_not_block_another(server: Server, north: Caller, south: Caller) -> None:
     stop = Event()
 
     def stalled(number: int) -> Iterator[pb.Chunk]:
@@ -87,7 +85,7 @@ def test_a_message_that_is_not_read_in_time_is_free_and_its_site_offline(
         call.cancel()
 
 
-def test_two_hundred_silent_connections_keep_nobody_out(server: Server, south: Caller) -> None:
+def test_two_hundred_silent_connections_block_no_member(server: Server, south: Caller) -> None:
     host, port = server.address.split(":")
     server.mailboxes.put(server.node("south"), "m", ())
     with ExitStack() as connections:
@@ -103,7 +101,7 @@ def test_two_hundred_silent_connections_keep_nobody_out(server: Server, south: C
 AT_ONCE = 4
 
 
-def test_no_more_bodies_are_taken_in_than_may_be_held_until_their_replies_are_taken(
+def test_bodies_are_accepted_only_while_there_is_room_to_hold_them(
     server: Server, north: Caller, south: Caller
 ) -> None:
     for number in range(AT_ONCE + 2):

@@ -95,8 +95,8 @@ def test_a_certificate_that_no_agent_could_accept_is_named_before_anything_is_se
         "did not issue this certificate": replace(tls_of(strangers, "north"), authority=tls.authority),
         "locked.key": locked,
     }
-    for said, files in wrong.items():
-        assert said in start_of(server, "localhost:0", files)
+    for message, files in wrong.items():
+        assert message in start_of(server, "localhost:0", files)
 
 
 def test_a_hub_that_stops_ends_the_calls_that_wait(server: Server) -> None:

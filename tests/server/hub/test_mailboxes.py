@@ -46,15 +46,15 @@ def test_the_same_reply_again_gets_the_same_receipt_and_is_handed_over_once(boxe
     assert boxes.take({"m"}, 0) is None
 
 
-@pytest.mark.parametrize("taken", [False, True])
-def test_another_reply_to_the_same_message_is_refused(boxes: Mailboxes, *, taken: bool) -> None:
+@pytest.mark.parametrize("collected", [False, True])
+def test_another_reply_to_the_same_message_is_refused(boxes: Mailboxes, *, collected: bool) -> None:
     boxes.put(NORTH, "m", ())
     boxes.answer(NORTH, "m", b"done", unnoticed)
-    if taken:
+    if collected:
         boxes.take({"m"}, 0)
     with pytest.raises(ProtocolError, match="another reply"):
         boxes.answer(NORTH, "m", b"something else", unnoticed)
-    assert boxes.take({"m"}, 0) == (None if taken else ("m", b"done"))
+    assert boxes.take({"m"}, 0) == (None if collected else ("m", b"done"))
 
 
 def test_a_site_cannot_answer_for_another(boxes: Mailboxes) -> None:
@@ -88,7 +88,7 @@ class Place:
 
 
 @pytest.mark.parametrize("end", ["taken", "withdrawn"])
-def test_a_replys_place_is_given_back_once_it_is_taken_or_withdrawn_and_not_before(boxes: Mailboxes, end: str) -> None:
+def test_a_reply_frees_its_place_when_it_is_taken_or_withdrawn(boxes: Mailboxes, end: str) -> None:
     place = Place()
     boxes.put(NORTH, "m", ())
     boxes.answer(NORTH, "m", b"done", place.free)
@@ -101,7 +101,7 @@ def test_a_replys_place_is_given_back_once_it_is_taken_or_withdrawn_and_not_befo
     assert place.freed == 1
 
 
-def test_a_reply_that_is_not_kept_gives_its_place_back_at_once(boxes: Mailboxes) -> None:
+def test_a_reply_that_is_not_kept_frees_its_place_at_once(boxes: Mailboxes) -> None:
     first, late, again, other = (Place() for _ in range(4))
     boxes.put(NORTH, "m", ())
     boxes.answer(NORTH, "m", b"done", first.free)
@@ -112,7 +112,7 @@ def test_a_reply_that_is_not_kept_gives_its_place_back_at_once(boxes: Mailboxes)
     assert [place.freed for place in (first, late, again, other)] == [0, 1, 1, 1]
 
 
-def test_replies_that_nobody_awaits_keep_no_places_of_those_that_are_awaited(boxes: Mailboxes) -> None:
+def test_replies_that_nobody_awaits_take_no_places_of_awaited_replies(boxes: Mailboxes) -> None:
     names, places = ["m1", "m2", "m3", "m4"], [Place() for _ in range(4)]
     for name, place in zip(names, places, strict=True):
         boxes.put(NORTH, name, ())

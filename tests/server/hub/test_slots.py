@@ -55,7 +55,7 @@ def test_slots_are_given_in_order_of_arrival_by_any_thread() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_whoever_stops_waiting_loses_no_slot_whether_it_was_given_one_or_not(late: bool) -> None:  # noqa: FBT001
+def test_a_waiter_that_stops_waiting_loses_no_slot(late: bool) -> None:  # noqa: FBT001
     async def main() -> None:
         slots = Slots(1)
         await slots.acquire()
@@ -73,7 +73,7 @@ def test_whoever_stops_waiting_loses_no_slot_whether_it_was_given_one_or_not(lat
     asyncio.run(main())
 
 
-def test_a_slot_that_is_freed_while_one_waits_and_another_stops_waiting_goes_to_the_first() -> None:
+def test_a_freed_slot_goes_to_the_waiter_that_is_still_waiting() -> None:
     async def main() -> None:
         slots = Slots(1)
         await slots.acquire()

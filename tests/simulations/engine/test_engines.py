@@ -42,8 +42,8 @@ def _federation(folder: Path, strategy: str = "fedavg") -> tuple[Federation, Sit
     write_hospital_records(federation.paths)
     settings = read_toml(ROOT / "simulations" / "tasks" / "diagnosis.toml", RunSettings)
     privacy = Privacy(max_grad_norm=settings.privacy.max_grad_norm, noise_multiplier=0.0)
-    given = {"name": strategy, **STRATEGIES[strategy]}
-    federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11, strategy=given))
+    strategy_table = {"name": strategy, **STRATEGIES[strategy]}
+    federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11, strategy=strategy_table))
     return federation, SiteTerms(
         tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, strategies=(strategy,)
     )

@@ -21,12 +21,12 @@ def project(folder: Path) -> dict[str, Any]:
 
 
 def flower_part(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = project(folder)["tool"]["flwr"]["app"]
-    return found
+    table: dict[str, Any] = project(folder)["tool"]["flwr"]["app"]
+    return table
 
 
 @pytest.mark.parametrize(("folder", "limit"), [(BUNDLE, 13_000), (ROOT, 30_000)], ids=["bundle", "checkout"])
-def test_no_code_travels(tmp_path: Path, folder: Path, limit: int) -> None:
+def test_the_bundle_contains_no_code(tmp_path: Path, folder: Path, limit: int) -> None:
     subprocess.run([Path(sys.executable).with_name("flwr"), "build", "--app", folder], cwd=tmp_path, check=True)
     (file,) = tmp_path.glob("*.fab")
     with ZipFile(file) as archive:
@@ -38,7 +38,9 @@ def test_the_bundle_agrees_with_the_repository() -> None:
     bundle, ours = project(BUNDLE)["project"], project(ROOT)["project"]
     assert flower_part(BUNDLE) == flower_part(ROOT)
     assert (bundle["version"], bundle["license"]) == (ours["version"], ours["license"])
-    assert bundle["dependencies"] == [each for each in ours["dependencies"] if each.startswith("flwr")]
+    assert bundle["dependencies"] == [
+        dependency for dependency in ours["dependencies"] if dependency.startswith("flwr")
+    ]
     assert (BUNDLE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     lock = (ROOT / "requirements" / "lock.txt").read_text(encoding="utf-8")
     assert f"\nflwr=={flower_part(ROOT)['flwr-version-target']} " in lock

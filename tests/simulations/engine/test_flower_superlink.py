@@ -143,8 +143,8 @@ def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path
             )  # fmt: skip
         named = f'consortium="{federation.server}" manifest="{federation.manifest}"'
         printed = flower.command("run", BUNDLE, "hub", "--stream", "--run-config", named)
-        said = printed + "".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
+        output = printed + "".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
     results = read_results(federation)
-    assert results.rounds == 1, said[-5000:]
+    assert results.rounds == 1, output[-5000:]
     assert len(set(results.digests.values())) == 1
     assert set(results.digests) == set(SITES)

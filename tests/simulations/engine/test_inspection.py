@@ -18,11 +18,11 @@ def test_a_piece_is_found_at_any_place_of_a_file_and_named_with_every_secret_tha
     (tmp_path / "below").mkdir()
     leak = tmp_path / "below" / "leak"
     leak.write_bytes(bytes(before) + SECRETS["pairs"][301:324] + b"after")
-    found = find_secrets(tmp_path, SECRETS | {"copy": SECRETS["pairs"]})
-    assert sorted(found) == [f"copy in {leak}", f"pairs in {leak}"]
+    leaks = find_secrets(tmp_path, SECRETS | {"copy": SECRETS["pairs"]})
+    assert sorted(leaks) == [f"copy in {leak}", f"pairs in {leak}"]
 
 
-def test_what_is_no_piece_of_a_secret_is_not_found(tmp_path: Path) -> None:
+def test_other_text_is_not_reported_as_a_secret(tmp_path: Path) -> None:
     (tmp_path / "random").write_bytes(DRAWN.randbytes(100_000))
     (tmp_path / "half").write_bytes(SECRETS["key"][80:88] * 2 + SECRETS["key"][96:104])
     (tmp_path / "zeros").write_bytes(bytes(500))

@@ -43,13 +43,13 @@ def sites(make_federation: FederationMaker) -> Iterator[Sites]:
     open_site.cache_clear()
 
 
-def test_what_packing_leaves_over_is_carried_and_the_range_follows(sites: Sites) -> None:
+def test_residuals_are_carried_over_and_the_range_adapts(sites: Sites) -> None:
     model = next(iter(sites.studies.values())).start(sites.manifest.settings)
     dense = Packing.of("dense", cohort=4, update_bound=1.0, max_weight=1.0)
     *_, exact = rounds(model, 8, sites.exact_mean)
     *_, carried = rounds(model, 8, PackedMeans(sites, dense, charge_for_nobody()))
     *_, dropped = rounds(model, 8, PackedMeans(sites, dense, charge_for_nobody(), carries=False))
-    far, near = (np.abs(each.vector - exact.vector).max() for each in (dropped, carried))
+    far, near = (np.abs(update.vector - exact.vector).max() for update in (dropped, carried))
     assert near < dense.max_error(list(sites.weights.values()))
     assert near < far
 

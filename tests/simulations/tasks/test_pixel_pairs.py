@@ -13,13 +13,13 @@ IMAGES = torch.from_numpy(digits()[0][:20] / 16).float()
 
 
 def test_features_have_length_one_and_depend_on_their_image_alone() -> None:
-    found = pixel_pairs(IMAGES)
-    assert found.shape == (20, FEATURES)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(20))
-    torch.testing.assert_close(pixel_pairs(IMAGES[7:8]), found[7:8])
+    features = pixel_pairs(IMAGES)
+    assert features.shape == (20, FEATURES)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(20))
+    torch.testing.assert_close(pixel_pairs(IMAGES[7:8]), features[7:8])
 
 
-def test_darker_ink_changes_nothing_and_a_blank_image_is_not_an_error() -> None:
+def test_features_ignore_darkness_and_a_blank_image_is_accepted() -> None:
     torch.testing.assert_close(pixel_pairs(IMAGES / 2), pixel_pairs(IMAGES))
     assert pixel_pairs(torch.zeros(1, 64)).abs().max() == 0
 
@@ -35,9 +35,9 @@ def test_features_are_pixels_and_products_of_an_image_and_its_four_moves() -> No
         linear += weight * shapes
         squares += weight * np.einsum("ni,nj->nij", shapes, shapes).reshape(20, -1)
     linear, squares = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (linear, squares))
-    found = pixel_pairs(IMAGES).double().numpy()
-    np.testing.assert_allclose(found @ found.T, (linear @ linear.T + 4 * squares @ squares.T) / 5, atol=1e-5)
-    np.testing.assert_allclose(found[:, :64] * np.sqrt(5), linear, atol=1e-5)
+    features = pixel_pairs(IMAGES).double().numpy()
+    np.testing.assert_allclose(features @ features.T, (linear @ linear.T + 4 * squares @ squares.T) / 5, atol=1e-5)
+    np.testing.assert_allclose(features[:, :64] * np.sqrt(5), linear, atol=1e-5)
 
 
 def test_the_task_reads_what_is_written(tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ def complaint(path: Path, options: TableOptions | ListedOptions, task: TableTask
     """The error that a task raises instead, without the folder."""
     with pytest.raises(DataError) as caught:
         read(path, options, task)
-    said = str(caught.value)
-    assert SECRET not in said
-    assert "\n" not in said
-    return said.replace(f"{path.parent}/", "")
+    message = str(caught.value)
+    assert SECRET not in message
+    assert "\n" not in message
+    return message.replace(f"{path.parent}/", "")
 
 
 def problems(path: Path, options: TableOptions, task: TableTask | None = None) -> list[str]:

@@ -23,10 +23,10 @@ _SECONDS = 30.0  # to start
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
-    if found is None:
+    path = shutil.which(name) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
+    if path is None:
         pytest.skip(f"no {name} here: install PostgreSQL, on Debian and Ubuntu with `apt install postgresql`")
-    return found
+    return path
 
 
 @contextmanager

@@ -23,8 +23,8 @@ COLUMNS: tuple[AnyColumn, ...] = (
 def encoded(column: AnyColumn, values: list[Any]) -> tuple[list[float] | None, ...]:
     usable, problems = np.ones(len(values), bool), list[Any]()
     chunk = Chunk({"x": array_of(values)}, range(len(values)))
-    found = Encoder(Parquet(), Findings()).inputs(column, chunk, usable, problems)
-    return tuple(row if use else None for row, use in zip(found.tolist(), usable.tolist(), strict=True))
+    tensor = Encoder(Parquet(), Findings()).inputs(column, chunk, usable, problems)
+    return tuple(row if use else None for row, use in zip(tensor.tolist(), usable.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: type(column).__name__)

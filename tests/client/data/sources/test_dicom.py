@@ -69,7 +69,7 @@ def save(folder: Path, data: FileDataset, name: str = "a.dcm") -> Path:
     return labels(folder, f"{name},malignant")
 
 
-def said(path: Path, task: Picture | None = None) -> str:
+def problem_of(path: Path, task: Picture | None = None) -> str:
     return complaint(path, Dicom(), task or Scan()).removeprefix("labels.csv, line 2, column `file`: ")
 
 
@@ -104,7 +104,7 @@ def test_frames_of_one_file_are_a_volume(tmp_path: Path) -> None:
     frames = np.stack([STORED, STORED + 1, STORED + 2])
     data = dicom(NumberOfFrames=3, PixelData=frames.tobytes())
     assert read(save(tmp_path, data), Dicom(), Volume())[0].shape == (1, 1, 3, 4, 6)
-    assert said(save(tmp_path, data)) == "3 images in one record, where the task declares one; name single files"
+    assert problem_of(save(tmp_path, data)) == "3 images in one record, where the task declares one; name single files"
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "693_J2KI.dcm"])
@@ -132,31 +132,33 @@ def test_colours_are_read_as_red_green_and_blue(tmp_path: Path) -> None:
         shutil.copy(file, tmp_path / "a.dcm")
         images, _ = read(labels(tmp_path, "a.dcm,benign"), Dicom(), Colour())
         assert images[0, :, 5, 50].tolist() == pytest.approx([1, -1, -1], abs=0.02)  # its first bar is red
-    assert said(labels(tmp_path, "a.dcm,benign"), Picture()) == (
+    assert problem_of(labels(tmp_path, "a.dcm,benign"), Picture()) == (
         "3 channels where the task declares 1; convert the image"
     )
 
 
 def test_a_file_of_another_kind_or_modality_is_refused(tmp_path: Path) -> None:
-    assert said(save(tmp_path, dicom(Modality="MR"))) == (
+    assert problem_of(save(tmp_path, dicom(Modality="MR"))) == (
         "of another modality than CT, which the task declares; leave the record out"
     )
-    assert said(save(tmp_path, dicom(Modality=None))).startswith("of another modality than CT")
-    assert said(save(tmp_path, dicom(PixelData=None))).startswith("no image in this file")
-    assert said(save(tmp_path, dicom(PhotometricInterpretation="PALETTE COLOR"))).startswith("colours by a palette")
-    assert said(save(tmp_path, dicom(SharedFunctionalGroupsSequence=[]))).startswith("an enhanced DICOM file")
+    assert problem_of(save(tmp_path, dicom(Modality=None))).startswith("of another modality than CT")
+    assert problem_of(save(tmp_path, dicom(PixelData=None))).startswith("no image in this file")
+    assert problem_of(save(tmp_path, dicom(PhotometricInterpretation="PALETTE COLOR"))).startswith(
+        "colours by a palette"
+    )
+    assert problem_of(save(tmp_path, dicom(SharedFunctionalGroupsSequence=[]))).startswith("an enhanced DICOM file")
     (tmp_path / "a.dcm").write_bytes(b"Mrs Smith" * 100)
-    assert said(labels(tmp_path, "a.dcm,benign")) == "not a DICOM file; name another, or leave the record out"
+    assert problem_of(labels(tmp_path, "a.dcm,benign")) == "not a DICOM file; name another, or leave the record out"
     (tmp_path / "a.dcm").write_bytes(b"")
-    assert said(labels(tmp_path, "a.dcm,benign")) == "not a DICOM file; name another, or leave the record out"
+    assert problem_of(labels(tmp_path, "a.dcm,benign")) == "not a DICOM file; name another, or leave the record out"
 
 
-def test_a_file_that_was_cut_is_refused_wherever(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
     path = save(tmp_path, dicom())
     whole = (tmp_path / "a.dcm").read_bytes()
     for length in range(140, len(whole), 37):
         (tmp_path / "a.dcm").write_bytes(whole[:length])
-        assert said(path).split(";")[0] in {
+        assert problem_of(path).split(";")[0] in {
             "the file is cut, damaged, or of another kind", "no image in this file",
             "of another modality than CT, which the task declares",
         }, length  # fmt: skip
@@ -164,35 +166,35 @@ def test_a_file_that_was_cut_is_refused_wherever(tmp_path: Path) -> None:
 
 def test_a_file_that_claims_more_pixels_than_a_site_allows_is_refused_before_they_are_read(tmp_path: Path) -> None:
     large = "larger than 100 megapixels; shrink it, or raise most_megapixels in [data.source]"
-    assert said(save(tmp_path, dicom(Rows=60_000, Columns=60_000))) == large
-    assert said(save(tmp_path, dicom(NumberOfFrames=10_000_000)), Volume()) == large
+    assert problem_of(save(tmp_path, dicom(Rows=60_000, Columns=60_000))) == large
+    assert problem_of(save(tmp_path, dicom(NumberOfFrames=10_000_000)), Volume()) == large
     compressed = dicom()
     compressed.compress(RLELossless)
     compressed.Rows = 65_000
     compressed.Columns = 65_000
-    assert said(save(tmp_path, compressed)) == large
+    assert problem_of(save(tmp_path, compressed)) == large
     deflated = dicom()
     deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    assert said(save(tmp_path, deflated)).startswith("a deflated DICOM file, whose size cannot be known")
+    assert problem_of(save(tmp_path, deflated)).startswith("a deflated DICOM file, whose size cannot be known")
 
 
 def test_a_folder_must_have_one_series(tmp_path: Path) -> None:
     path = labels(tmp_path, "series,benign")
     (tmp_path / "series").mkdir()
-    assert said(path, Volume()).startswith("a folder with no file, or with more than 5,000")
+    assert problem_of(path, Volume()).startswith("a folder with no file, or with more than 5,000")
     save(tmp_path, dicom(), "series/a")
     save(tmp_path, dicom(), "series/b")
     path = labels(tmp_path, "series,benign")
-    assert said(path, Volume()) == "two slices at the same place; keep one of them"
+    assert problem_of(path, Volume()) == "two slices at the same place; keep one of them"
     save(tmp_path, dicom(ImagePositionPatient=[0, 0, 1], SeriesInstanceUID="1.3"), "series/b")
     path = labels(tmp_path, "series,benign")
-    assert said(path, Volume()).startswith("a folder with slices of several series or sizes")
+    assert problem_of(path, Volume()).startswith("a folder with slices of several series or sizes")
     save(tmp_path, dicom(STORED[:2], ImagePositionPatient=[0, 0, 1]), "series/b")
     path = labels(tmp_path, "series,benign")
-    assert said(path, Volume()).startswith("a folder with slices of several series or sizes")
+    assert problem_of(path, Volume()).startswith("a folder with slices of several series or sizes")
     (tmp_path / "series" / "b").unlink()
     (tmp_path / "series" / "b").symlink_to("/etc/passwd")
-    assert said(path, Volume()).startswith("a folder with something else than files")
+    assert problem_of(path, Volume()).startswith("a folder with something else than files")
 
 
 def test_a_compression_that_nothing_here_decodes_says_what_to_install(tmp_path: Path) -> None:
@@ -200,6 +202,6 @@ def test_a_compression_that_nothing_here_decodes_says_what_to_install(tmp_path: 
     assert isinstance(file, str)
     data = dcmread(file)
     data.Modality = "CT"
-    assert "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg; or save it uncompressed" in said(
+    assert "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg; or save it uncompressed" in problem_of(
         save(tmp_path, data)
     )

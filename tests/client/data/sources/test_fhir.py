@@ -73,7 +73,7 @@ def row(folder: Path, *resources: Any) -> list[float]:  # noqa: ANN401 - JSON
     return [*(round(value, 2) for value in inputs[0].tolist()), targets.item()]
 
 
-def test_a_patient_is_one_row_and_what_is_missing_has_the_tasks_constants(tmp_path: Path) -> None:
+def test_a_patient_is_one_row_and_missing_values_become_the_tasks_constants(tmp_path: Path) -> None:
     assert row(tmp_path, patient()) == [0, 0, 1, 0, -0.5, 0, 0, 1, 0]
     full = (
         observation("2339-0", **quantity(100, "mg/dL")),
@@ -89,7 +89,7 @@ def test_a_patient_is_one_row_and_what_is_missing_has_the_tasks_constants(tmp_pa
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_latest_valid_observation_counts_in_whatever_order_they_come(tmp_path: Path, turned: bool) -> None:  # noqa: FBT001
-    found = [
+    observations = [
         observation("2339-0", effectiveDateTime="2024-05-01T23:30:00-05:00", **quantity(15)),
         observation("2339-0", effectiveDateTime="2024-05-02T01:00:00Z", **quantity(1)),
         observation("2339-0", effectiveDateTime="2024-06-01", status="entered-in-error", **quantity(2)),
@@ -97,14 +97,14 @@ def test_the_latest_valid_observation_counts_in_whatever_order_they_come(tmp_pat
         condition(verificationStatus=concept("x", "refuted")),
         patient(),
     ]
-    assert row(tmp_path, *(found[::-1] if turned else found))[4:] == [0.5, 0, 0, 1, 0]
+    assert row(tmp_path, *(observations[::-1] if turned else observations))[4:] == [0.5, 0, 0, 1, 0]
 
 
 def test_references_may_be_relative_absolute_or_to_an_entry_of_the_bundle(tmp_path: Path) -> None:
     for subject in ("Patient/b", "https://fhir.example.org/r4/Patient/b", "Patient/b/_history/2", "urn:uuid:1"):
         assert row(tmp_path, condition(subject), patient())[-1] == 1
-    said = complaint(write(tmp_path, condition("Patient/other"), patient()), Fhir(), Diabetes())
-    assert said.startswith("bundle.json: wanted observations or conditions are about 1 without a Patient resource")
+    message = complaint(write(tmp_path, condition("Patient/other"), patient()), Fhir(), Diabetes())
+    assert message.startswith("bundle.json: wanted observations or conditions are about 1 without a Patient resource")
 
 
 def test_a_folder_of_bundles_and_of_bulk_exports_gives_patients_in_the_order_of_their_ids(tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_every_problem_has_its_patient_and_column_and_never_the_value(tmp_path: 
         observation("2339-0", "Patient/c", **quantity(5, SECRET)),
         observation("2339-0", "Patient/d", valueQuantity={"value": {"x": SECRET}}),
     )  # fmt: skip
-    found = problems(write(tmp_path, *resources), Fhir(), Diabetes())
-    assert not any(SECRET in problem for problem in found)
-    assert [problem.partition(";")[0] for problem in found] == [
+    listed = problems(write(tmp_path, *resources), Fhir(), Diabetes())
+    assert not any(SECRET in problem for problem in listed)
+    assert [problem.partition(";")[0] for problem in listed] == [
         "bundle.json, patient 1, column `birth`: not a date written as 2024-12-31",
         "bundle.json, patient 2, column `sex`: no value",
         "bundle.json, patient 2, column `glucose`: not a number",
@@ -140,7 +140,7 @@ def test_every_problem_has_its_patient_and_column_and_never_the_value(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ("", "file 1 (in order of names) is not JSON; it may have been cut; copy it again"),
         ('{"resourceType": "Bundle", "entry": [', "is not JSON; it may have been cut"),
@@ -152,9 +152,9 @@ def test_every_problem_has_its_patient_and_column_and_never_the_value(tmp_path: 
         ('{"resourceType": "Patient", "id": NaN}', "is not JSON"),
     ],
 )
-def test_what_is_no_bundle_is_refused(tmp_path: Path, data: str, said: str) -> None:
+def test_files_that_are_not_bundles_are_refused(tmp_path: Path, data: str, message: str) -> None:
     (tmp_path / "bundle.json").write_text(data)
-    assert said in complaint(tmp_path / "bundle.json", Fhir(), Diabetes())
+    assert message in complaint(tmp_path / "bundle.json", Fhir(), Diabetes())
 
 
 def test_codes_may_be_the_sites_own_and_others_are_refused(tmp_path: Path) -> None:
@@ -162,6 +162,6 @@ def test_codes_may_be_the_sites_own_and_others_are_refused(tmp_path: Path) -> No
     options = Fhir(columns={"diabetes": "Patient.deceased"})
     assert read(path, options, Diabetes())[1].item() == 1
     for code in ("Patient.name", "Observation?code=2339-0", "glucose"):
-        said = complaint(path, Fhir(columns={"glucose": code}), Diabetes())
-        assert said.startswith("bundle.json: the code of column `glucose` is none that this source reads; write")
+        message = complaint(path, Fhir(columns={"glucose": code}), Diabetes())
+        assert message.startswith("bundle.json: the code of column `glucose` is none that this source reads; write")
     assert "the task's column `ward` has no code" in complaint(path, Fhir(columns={"age": "Patient.active"}))

@@ -86,7 +86,7 @@ def test_other_sizes_are_resized_and_turned_photographs_turned_back(tmp_path: Pa
     torch.testing.assert_close(images[1, 0], expected)
 
 
-def test_what_is_beyond_the_declared_values_is_clipped_and_gaps_are_the_lowest() -> None:
+def test_values_beyond_the_declared_range_are_clipped_and_gaps_become_the_lowest() -> None:
     form = ImageForm(1, (1, 4), (-1000, 400))
     image = torch.tensor([[[float("nan"), -3000, -300, float("inf")]]])
     assert form.finish(image).tolist() == [[[-1, -1, 0, 1]]]
@@ -143,17 +143,17 @@ def test_every_image_that_cannot_be_used_has_its_line(tmp_path: Path) -> None:
     kinds = "not an image of the kinds PNG, JPEG, TIFF, BMP, WEBP, or its start is damaged; convert it"
     damaged = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
     large = "larger than 100 megapixels; shrink it, or raise most_megapixels in [data.source]"
-    said = {
+    expected_texts = {
         "cut.png": damaged, "stub.png": (kinds, damaged), "text.png": kinds, "empty.png": kinds, "bomb.png": large,
         "large.png": large, "page.svg": kinds, "pages.tiff": "several images in one file; save them one by one",
     }  # fmt: skip
-    for name, expected in said.items():
-        found = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
-        assert found.removeprefix("labels.csv, line 2, column `file`: ") in expected, name
+    for name, expected in expected_texts.items():
+        message = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
+        assert message.removeprefix("labels.csv, line 2, column `file`: ") in expected, name
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "sentence_"),
     [
         ("../outside.png", "leads out of this table's folder; name files in it, such as scans/1.png"),
         ("scans/../../outside.png", "leads out of this table's folder"),
@@ -170,7 +170,7 @@ def test_every_image_that_cannot_be_used_has_its_line(tmp_path: Path) -> None:
         ("pipe", "not a file"),
     ],
 )
-def test_a_name_may_not_lead_out_of_the_folder(tmp_path: Path, name: str, said: str) -> None:
+def test_a_name_may_not_lead_out_of_the_folder(tmp_path: Path, name: str, sentence_: str) -> None:
     folder = tmp_path / "images"
     save(folder, "inside.png")
     save(tmp_path, "outside.png")
@@ -179,14 +179,14 @@ def test_a_name_may_not_lead_out_of_the_folder(tmp_path: Path, name: str, said: 
     (folder / "folder").symlink_to(tmp_path)
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "pipe")
-    found = complaint(labels(folder, "own.png,benign", f"{name},benign"), Images(), Picture())
-    assert found.startswith(f"labels.csv, line 3, column `file`: {said}")
+    message = complaint(labels(folder, "own.png,benign", f"{name},benign"), Images(), Picture())
+    assert message.startswith(f"labels.csv, line 3, column `file`: {sentence_}")
 
 
 def test_labels_are_checked_as_any_column_is(tmp_path: Path) -> None:
     save(tmp_path, "a.png")
-    said = complaint(labels(tmp_path, "a.png,benign", "a.png,doubtful", "a.png,", "a.png"), Images(), Picture())
-    assert said == (
+    message = complaint(labels(tmp_path, "a.png,benign", "a.png,doubtful", "a.png,", "a.png"), Images(), Picture())
+    assert message == (
         "labels.csv, line 3, column `label`: none of the task's 2 values (benign, malignant); correct it (2 more; "
         "`cloister data check` lists them)"
     )

@@ -34,7 +34,7 @@ def save(folder: Path, voxels: np.ndarray = VOXELS, name: str = "a.nii.gz", axes
     return labels(folder, f"{name},malignant")
 
 
-def said(path: Path, task: Picture | None = None) -> str:
+def problem_of(path: Path, task: Picture | None = None) -> str:
     return complaint(path, Nifti(), task or Brain()).removeprefix("labels.csv, line 2, column `file`: ")
 
 
@@ -69,7 +69,7 @@ def test_scales_of_the_header_channels_and_the_second_form_are_read(tmp_path: Pa
 
     pair, _ = read(save(tmp_path, np.stack([VOXELS, VOXELS + 1], 3)), Nifti(), Pair())
     assert pair.shape == (1, 2, 2, 3, 4)
-    assert said(save(tmp_path), Pair()) == "1 channels where the task declares 2; convert the image"
+    assert problem_of(save(tmp_path), Pair()) == "1 channels where the task declares 2; convert the image"
 
 
 def test_other_sizes_are_resized_and_gaps_count_as_the_lowest_value(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_damaged_file_or_one_of_another_kind_is_refused(tmp_path: Path) -> Non
     plain = gzip.decompress(whole)
     for data in (whole[: len(whole) - 12], whole[:30], gzip.compress(plain[:-2]), plain[:-2]):
         file.write_bytes(data)
-        assert said(path).startswith((damaged, "not a NIfTI file"))
+        assert problem_of(path).startswith((damaged, "not a NIfTI file"))
     for data in (b"", b"Mrs Smith" * 100, gzip.compress(b"x" * 1000)):
         file.write_bytes(data)
-        assert said(path) == "not a NIfTI file; convert it, or leave the record out"
-    assert said(save(tmp_path, VOXELS[..., 0])).startswith("2 dimensions where a volume has three")
-    assert said(save(tmp_path, VOXELS.astype(np.complex64))).startswith("voxels that are not real numbers")
+        assert problem_of(path) == "not a NIfTI file; convert it, or leave the record out"
+    assert problem_of(save(tmp_path, VOXELS[..., 0])).startswith("2 dimensions where a volume has three")
+    assert problem_of(save(tmp_path, VOXELS.astype(np.complex64))).startswith("voxels that are not real numbers")
 
 
 def test_a_small_file_that_unpacks_to_a_huge_one_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_a_small_file_that_unpacks_to_a_huge_one_is_refused_before_it_is_unpacke
     shape = bytes(plain[40:56])
     plain[40:56] = struct.pack("<8h", 3, 32000, 32000, 32000, 1, 1, 1, 1)
     file.write_bytes(gzip.compress(bytes(plain)))
-    assert said(path) == "larger than 100 megapixels; shrink it, or raise most_megapixels in [data.source]"
+    assert problem_of(path) == "larger than 100 megapixels; shrink it, or raise most_megapixels in [data.source]"
     plain[40:56] = shape
     plain[108:112] = struct.pack("<f", 3e9)  # where the volume begins
     file.write_bytes(gzip.compress(bytes(plain)))
-    assert said(path).startswith("a NIfTI header that does not say where the volume is")
+    assert problem_of(path).startswith("a NIfTI header that does not say where the volume is")
     plain[40:56] = struct.pack("<8h", 3, -4, 3, 2, 1, 1, 1, 1)
     file.write_bytes(gzip.compress(bytes(plain)))
-    assert said(path)
+    assert problem_of(path)

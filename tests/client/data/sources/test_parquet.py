@@ -53,7 +53,7 @@ def test_columns_may_have_any_type_that_holds_their_values(tmp_path: Path, colum
     assert targets.tolist() == TARGETS
 
 
-def test_codes_that_gaps_have_made_floating_point_are_still_codes(tmp_path: Path) -> None:
+def test_codes_stored_as_floats_because_of_gaps_are_read_as_codes(tmp_path: Path) -> None:
     path = write(tmp_path, ward=[1.0, None, 2.5])
     assert problems(path, Parquet()) == []  # 1 and 2.5 are other wards, and a missing one is medicine
     assert read(path, Parquet())[0][:, 2:5].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 1]]
@@ -68,19 +68,19 @@ def test_every_problem_has_its_row_and_column(tmp_path: Path) -> None:
         admitted=[1, 2, 3],
         outcome=["well", None, SECRET],
     )
-    found = problems(path, Parquet())
-    assert not any(SECRET in problem for problem in found)
+    listed = problems(path, Parquet())
+    assert not any(SECRET in problem for problem in listed)
     assert (
-        "patients.parquet, row 2, column `age`: not finite; write the measured value, or leave the record out" in found
+        "patients.parquet, row 2, column `age`: not finite; write the measured value, or leave the record out" in listed
     )
-    assert "patients.parquet, row 3, column `age`: no value; fill it in, or leave the record out" in found
+    assert "patients.parquet, row 3, column `age`: no value; fill it in, or leave the record out" in listed
     assert (
-        "patients.parquet, row 1, column `glucose`: not a number but a list or structure; convert the column" in found
+        "patients.parquet, row 1, column `glucose`: not a number but a list or structure; convert the column" in listed
     )
-    assert "patients.parquet, row 1, column `ward`: not a text but of type binary; convert the column" in found
-    assert "patients.parquet, row 1, column `admitted`: not a date but of type int64; convert the column" in found
-    assert "patients.parquet, row 2, column `outcome`: no value; fill it in, or leave the record out" in found
-    assert found[-1] == (
+    assert "patients.parquet, row 1, column `ward`: not a text but of type binary; convert the column" in listed
+    assert "patients.parquet, row 1, column `admitted`: not a date but of type int64; convert the column" in listed
+    assert "patients.parquet, row 2, column `outcome`: no value; fill it in, or leave the record out" in listed
+    assert listed[-1] == (
         "patients.parquet, row 3, column `outcome`: none of the task's 2 values (well, ill); correct it"
     )
 
@@ -101,10 +101,10 @@ def test_a_folder_of_files_is_one_table_in_the_order_of_their_names(tmp_path: Pa
 def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
     path = write(tmp_path)
     whole = path.read_bytes()
-    said = "the file of row 1 is not a whole Parquet file, or is encrypted; write it again, as plain Parquet"
+    message = "the file of row 1 is not a whole Parquet file, or is encrypted; write it again, as plain Parquet"
     for data in (b"", whole[:4], whole[: len(whole) // 2], whole[:-1], b"x" * 200):
         path.write_bytes(data)
-        assert complaint(path, Parquet()) == f"patients.parquet: {said}"
+        assert complaint(path, Parquet()) == f"patients.parquet: {message}"
     path.write_bytes(whole[:4] + bytes(120) + whole[124:])
     assert "damaged" in complaint(path, Parquet()) or "whole" in complaint(path, Parquet())
     path.unlink()

@@ -85,12 +85,12 @@ def cohort(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def fill(url: str) -> None:
-    made = sa.make_url(url)
-    engine = sa.create_engine(made.set(password=PASSWORD) if made.username else made, poolclass=sa.NullPool)
+    address = sa.make_url(url)
+    engine = sa.create_engine(address.set(password=PASSWORD) if address.username else address, poolclass=sa.NullPool)
     with engine.begin() as connection:
         for statement in TABLES.split(";"):
             connection.exec_driver_sql(statement)
-        if made.username:
+        if address.username:
             connection.exec_driver_sql("CREATE SEQUENCE counter")
     engine.dispose()
 
@@ -98,11 +98,11 @@ def fill(url: str) -> None:
 def test_an_omop_cohort_gives_the_same_records_from_either_database(cohort: tuple[Path, Sql]) -> None:
     for _ in range(2):
         inputs, targets = read(*cohort, Diabetes())
-        found = [[*one, *other] for one, other in zip(inputs.tolist(), targets.tolist(), strict=True)]
-        assert found == [pytest.approx(row, abs=1e-2) for row in EXPECTED]
+        rows = [[*one, *other] for one, other in zip(inputs.tolist(), targets.tolist(), strict=True)]
+        assert rows == [pytest.approx(row, abs=1e-2) for row in EXPECTED]
 
 
-def test_a_null_is_missing_and_where_none_may_be_it_has_row_and_column(cohort: tuple[Path, Sql]) -> None:
+def test_a_null_is_a_missing_value_or_a_problem_with_row_and_column(cohort: tuple[Path, Sql]) -> None:
     path, options = cohort
     path.write_text(QUERY.replace(" ELSE 'unknown'", ""))
     assert problems(path, options, Diabetes()) == [
@@ -122,8 +122,8 @@ def test_nothing_is_ever_written(cohort: tuple[Path, Sql]) -> None:
         assert complaint(path, options).startswith("cohort.sql: the database refuses the query (")
     if "postgresql" in options.url:
         path.write_text(QUERY.replace("p.year_of_birth,", "nextval('counter') AS year_of_birth,"))
-        said = complaint(path, options, Diabetes())
-        assert said.endswith("the database refuses the query (ReadOnlySqlTransaction); run it there to see why")
+        message = complaint(path, options, Diabetes())
+        assert message.endswith("the database refuses the query (ReadOnlySqlTransaction); run it there to see why")
     path.write_text(QUERY)
     assert len(read(path, options, Diabetes())[0]) == 4
 
@@ -131,10 +131,10 @@ def test_nothing_is_ever_written(cohort: tuple[Path, Sql]) -> None:
 def test_errors_of_the_database_are_named_without_their_text(cohort: tuple[Path, Sql]) -> None:
     path, options = cohort
     path.write_text("SELECT person_id, CAST(note AS INTEGER) AS age FROM person")
-    said = complaint(path, options)
-    assert "Smith" not in said
+    message = complaint(path, options)
+    assert "Smith" not in message
     if "postgresql" in options.url:
-        assert said == (
+        assert message == (
             "cohort.sql: the database refuses the query (InvalidTextRepresentation); run it there to see why"
         )
 
@@ -163,23 +163,23 @@ def test_the_password_comes_from_the_environment_and_is_never_shown(
     path = tmp_path / "cohort.sql"
     path.write_text(QUERY)
     monkeypatch.setenv("CLOISTER_SQL_PASSWORD", "wrong-one")
-    said = complaint(path, Sql(url=server, order_by="person_id"))
-    assert said == (
+    message = complaint(path, Sql(url=server, order_by="person_id"))
+    assert message == (
         "cohort.sql: the database cannot be reached (OperationalError); check url in [data.source], the password in "
         "CLOISTER_SQL_PASSWORD, and the network"
     )
     monkeypatch.setenv("OWN_VARIABLE", PASSWORD)
     own = Sql(url=server, order_by="person_id", password_variable="OWN_VARIABLE")  # noqa: S106 - a variable's name
     assert len(read(path, own, Diabetes())[0]) == 4
-    said = complaint(path, Sql(url=server.replace("owner@", "owner:geheim@"), order_by="person_id"))
-    assert said == (
+    message = complaint(path, Sql(url=server.replace("owner@", "owner:geheim@"), order_by="person_id"))
+    assert message == (
         "cohort.sql: url in [data.source] contains a password; remove it, and set the environment variable "
         "CLOISTER_SQL_PASSWORD"
     )
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("omop.db", "url in [data.source] is not one that SQLAlchemy reads; write for example postgresql+psycopg://"),
         ("sqlite:///nowhere.db", "there is no file of the SQLite database; correct url in [data.source]"),
@@ -188,9 +188,9 @@ def test_the_password_comes_from_the_environment_and_is_never_shown(
         ("postgresql+psycopg://owner@127.0.0.1:1/omop", "the database cannot be reached (OperationalError)"),
     ],
 )
-def test_a_url_that_leads_nowhere_is_refused(tmp_path: Path, url: str, said: str) -> None:
+def test_a_url_that_leads_nowhere_is_refused(tmp_path: Path, url: str, message: str) -> None:
     (tmp_path / "cohort.sql").write_text(QUERY)
-    assert said in complaint(tmp_path / "cohort.sql", Sql(url=url, order_by="person_id"))
+    assert message in complaint(tmp_path / "cohort.sql", Sql(url=url, order_by="person_id"))
 
 
 def test_the_query_must_be_there(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_values_of_mixed_types_which_sqlite_allows_are_read_as_texts(tmp_path: P
     fill(f"sqlite:///{tmp_path}/omop.db")
     mixed = f"CASE p.person_id WHEN 1 THEN '1940' WHEN 2 THEN '{SECRET}' ELSE 1960 END AS year_of_birth,"
     (tmp_path / "cohort.sql").write_text(QUERY.replace("p.year_of_birth,", mixed))
-    found = problems(tmp_path / "cohort.sql", Sql(url="sqlite:///omop.db", order_by="person_id"), Diabetes())
-    assert [problem.partition(";")[0] for problem in found] == [
+    listed = problems(tmp_path / "cohort.sql", Sql(url="sqlite:///omop.db", order_by="person_id"), Diabetes())
+    assert [problem.partition(";")[0] for problem in listed] == [
         "cohort.sql, row 2, column `year_of_birth`: not a number"
     ]

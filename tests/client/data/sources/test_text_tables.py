@@ -66,14 +66,14 @@ def test_text_may_have_any_of_the_usual_encodings(tmp_path: Path, encoding: str)
     declared = {"utf-8-sig": "latin-1", "utf-16-le": "utf-16"}.get(encoding, encoding)  # a byte order mark wins
     as_read(tmp_path, text.encode(encoding), Csv(encoding=declared))  # type: ignore[arg-type]
     if encoding == "latin-1":
-        said = complaint(write(tmp_path, text.encode(encoding)), Csv())
-        assert said == (
+        message = complaint(write(tmp_path, text.encode(encoding)), Csv())
+        assert message == (
             'patients.csv: line 2 is not utf-8 text; save it as UTF-8, or set encoding = "windows-1252" (or '
             '"latin-1", "utf-16") in [data.source]'
         )
 
 
-def test_semicolons_decimal_commas_and_dates_are_set_and_where_they_are_not_the_message_says_how(
+def test_semicolons_decimal_commas_and_dates_are_read_or_the_message_names_the_option(
     tmp_path: Path,
 ) -> None:
     german = WHOLE.replace(",", ";").replace(".0", ",0")
@@ -111,9 +111,9 @@ def test_every_problem_has_its_line_and_column_and_never_the_value(tmp_path: Pat
         f"18,4,{'x' * 2000},yes,2020-01-01,well",
         "18,4,surgery,yes,2020-01-01,well",
     ]
-    found = problems(write(tmp_path, "\n".join(lines)), Csv())
-    assert not any(SECRET in problem for problem in found)
-    assert [problem.partition(";")[0].removeprefix("patients.csv, ") for problem in found] == [
+    listed = problems(write(tmp_path, "\n".join(lines)), Csv())
+    assert not any(SECRET in problem for problem in listed)
+    assert [problem.partition(";")[0].removeprefix("patients.csv, ") for problem in listed] == [
         "line 2, column `age`: not a number",
         "line 4, column `smoker`: neither 1 nor 0",
         "line 5, column `admitted`: not a date written as 2024-12-31",
@@ -131,12 +131,12 @@ def test_every_problem_has_its_line_and_column_and_never_the_value(tmp_path: Pat
     assert complaint(tmp_path / "patients.csv", Csv()).endswith("(12 more; `cloister data check` lists them)")
 
 
-def test_what_is_wrong_with_a_whole_file_is_said_without_a_line(tmp_path: Path) -> None:
+def test_problems_of_a_whole_file_are_reported_without_a_line(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     assert complaint(path, Csv()) == (
         "patients.csv: no such file or directory; name a text file that this account can read"
     )
-    for data, said in {
+    for data, message in {
         "": "the file is empty; name a file with the columns' names and one line per record",
         "\n \n": "the file is empty; name a file with the columns' names and one line per record",
         HEADER: "no records follow; add one line per record",
@@ -151,7 +151,7 @@ def test_what_is_wrong_with_a_whole_file_is_said_without_a_line(tmp_path: Path) 
         "line end",
         f'"{HEADER}\n': "a quote is not closed on line 1; correct it",
     }.items():
-        assert complaint(write(tmp_path, data), Csv()) == f"patients.csv: {said}"
+        assert complaint(write(tmp_path, data), Csv()) == f"patients.csv: {message}"
 
 
 def test_a_site_may_have_its_own_names_units_and_words_for_missing(tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_values_beyond_the_range_are_clipped_and_counted(tmp_path: Path) -> None
     path = write(tmp_path, f"{HEADER}\n-5,99,surgery,yes,1999-01-01,well\n500,2,surgery,yes,2020-01-01,well\n")
     findings = Findings()
     columns: Sequence[AnyColumn] = [Number("age", low=18, high=100), Number("glucose", low=2, high=12)]
-    found = read_tensors(TextTable(path, Csv()), Declared(columns, columns[:1]), findings)
-    assert found.inputs.tolist() == [[-1, 1], [1, -1]]
-    assert found.rows == [2, 3]
+    tensors = read_tensors(TextTable(path, Csv()), Declared(columns, columns[:1]), findings)
+    assert tensors.inputs.tolist() == [[-1, 1], [1, -1]]
+    assert tensors.rows == [2, 3]
     assert {name: counts.clipped for name, counts in findings.counts.items()} == {"age": 4, "glucose": 1}
 
 
@@ -194,9 +194,9 @@ def test_reads_back_any_table_that_csv_writes(
     with TemporaryDirectory() as folder:
         path = write(Path(folder), file.getvalue())
         table = TextTable(path, Csv(separator=separator))  # type: ignore[arg-type]
-        found = read_tensors(table, Declared(columns[:1], columns[1:]), Findings())
+        tensors = read_tensors(table, Declared(columns[:1], columns[1:]), Findings())
     expected = torch.tensor([[row[0], row[2]] for row in rows], dtype=torch.float64) / 1e6
-    torch.testing.assert_close(torch.cat([found.inputs, found.targets], 1), expected.float())
+    torch.testing.assert_close(torch.cat([tensors.inputs, tensors.targets], 1), expected.float())
 
 
 @given(
@@ -210,7 +210,7 @@ def test_any_other_bytes_are_a_data_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_where_a_file_is_cut_into_blocks_changes_nothing(
+def test_the_size_of_blocks_does_not_change_what_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr("client.data.sources.text_tables._BLOCK", block)

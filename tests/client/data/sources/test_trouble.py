@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("trouble", TAKEN)
-def test_what_can_be_read_becomes_the_right_records(tmp_path: Path, trouble: str) -> None:
+def test_unusual_but_readable_files_give_the_right_records(tmp_path: Path, trouble: str) -> None:
     data, options = TAKEN[trouble]
     (tmp_path / "patients.csv").write_bytes(data)
     inputs, targets = read(tmp_path / "patients.csv", Csv(**options))
@@ -58,10 +58,10 @@ def test_what_can_be_read_becomes_the_right_records(tmp_path: Path, trouble: str
 
 
 @pytest.mark.parametrize("trouble", REFUSED)
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, trouble: str) -> None:
-    data, said = REFUSED[trouble]
+def test_unreadable_files_are_refused_in_one_sentence(tmp_path: Path, trouble: str) -> None:
+    data, message = REFUSED[trouble]
     (tmp_path / "patients.csv").write_bytes(data)
-    assert said in complaint(tmp_path / "patients.csv", Csv())
+    assert message in complaint(tmp_path / "patients.csv", Csv())
 
 
 def test_an_image_that_is_cut_is_one_sentence(tmp_path: Path) -> None:
@@ -70,14 +70,14 @@ def test_an_image_that_is_cut_is_one_sentence(tmp_path: Path) -> None:
         Image.fromarray(noise).save(tmp_path / name)
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
-        said = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
-        assert said.startswith("labels.csv, line 2, column `file`: "), name
-        assert "damaged" in said, name
+        message = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
+        assert message.startswith("labels.csv, line 2, column `file`: "), name
+        assert "damaged" in message, name
 
 
 def test_a_dicom_of_another_modality_is_one_sentence(tmp_path: Path) -> None:
-    said = complaint(save(tmp_path, dicom(Modality="US")), Dicom(), Scan())
-    assert said == (
+    message = complaint(save(tmp_path, dicom(Modality="US")), Dicom(), Scan())
+    assert message == (
         "labels.csv, line 2, column `file`: of another modality than CT, which the task declares; leave the record out"
     )
 
