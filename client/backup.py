@@ -3,20 +3,18 @@
     "cloister-backup-1", a line feed; the length of the header (8 bytes); the header, JSON; the files, one after another
 
 The header names each file with its length and digest. It has what the site keeps and `site.toml`: not the records, not
-`models/public/`. Files of an encrypted folder go into the backup as they are, encrypted, with `vault.json`; an HMAC under
-the vault's data key covers the header, so that no file of another backup can take the place of one.
+`models/public/`. Files of an encrypted folder go into the backup as they are, encrypted, with `vault.json`. An HMAC
+under the vault's data key covers the header, so that no file of another backup can take the place of one.
 
 A restored site never forgets what it spent. If the folder's own ledger continues the backup's, it stays. If the site's
 last head says that the backup's ledger lacks entries, and the folder has no sound ledger, nothing is restored, unless
-what is missing is charged (`privacy.ledger.recovery`).
+the caller asks for it and then charges what is missing (`privacy.ledger.recovery`).
 """
 
 from __future__ import annotations
 
 import hmac
 import json
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
@@ -28,18 +26,22 @@ from client.settings import read_site
 from client.turn import without_agent
 from privacy.at_rest.held import FILES, FOLDERS, holds, is_log
 from privacy.at_rest.vault import FILE as VAULT
-from privacy.at_rest.vaults import header_of, is_protected, opened
-from privacy.errors import BackupError, LedgerError
+from privacy.at_rest.vault import Vault
+from privacy.at_rest.vaults import forget, header_of, is_protected, opened, remember
+from privacy.errors import BackupError, LedgerError, VaultError
 from privacy.failures import reason
 from privacy.files import make_folder, private, replace_file, sync_folder
+from privacy.ledger.ledger_head import SignedHead
 from privacy.log_file import read_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
     from client.settings import SiteFolder
     from privacy.ledger.ledger import Ledger
+
+    Charge = Callable[[SiteFolder, list[SignedHead]], None]
 
 _MAGIC = b"cloister-backup-1\n"
 _SETTINGS = "site.toml"
@@ -155,13 +157,14 @@ class Restored:
     kept: tuple[str, ...]  # files of the folder that continue the backup's, and stayed
 
 
-def restore(path: Path, folder: Path, *, older: bool = False) -> Restored:
+def restore(path: Path, folder: Path, charge: Charge | None = None) -> Restored:
     """Restore a site from a backup into a new folder, or into the one from which it came.
 
     Args:
         path: the backup.
         folder: the site's folder.
-        older: whether to restore a ledger that lacks entries; the caller charges them.
+        charge: charges what the backup's ledgers lack, given the site as it is unpacked and the heads that the folder
+            has; without it, a backup that lacks entries is refused.
 
     Raises:
         BackupError: if the backup is damaged, of another site, or would roll a ledger back; nothing was changed.
@@ -175,16 +178,20 @@ def restore(path: Path, folder: Path, *, older: bool = False) -> Restored:
         with without_agent(folder):
             header = _unpack(path, beside)
             place = read_site(beside)
-            _check_own(path, header, beside)
+            _check_own(path, header, beside, folder)
             _check_ledgers(place)
-            kept = _continued(place, read_site(folder), older=older) if (folder / _SETTINGS).exists() else ()
-            for each in header.files:
-                if each.name not in kept:
-                    make_folder((folder / each.name).parent)
-                    (beside / each.name).replace(folder / each.name)
-            for parent in {(folder / each.name).parent for each in header.files}:
-                sync_folder(parent)
+            kept, heads = (), list[SignedHead]()
+            if (folder / _SETTINGS).exists():
+                kept, heads = _continued(place, read_site(folder), older=charge is not None)
+            if charge:
+                charge(place, heads)
+            for name in _names(beside):  # with what was charged
+                if name not in kept:
+                    make_folder((folder / name).parent)
+                    (beside / name).replace(folder / name)
+                    sync_folder((folder / name).parent)
     finally:
+        forget(beside)
         rmtree(beside, ignore_errors=True)
     return Restored(header, read_site(folder), kept)
 
@@ -215,19 +222,25 @@ def _pieces(file: BinaryIO, size: int, digest: Any) -> Iterator[bytes]:  # noqa:
         yield piece
 
 
-def _check_own(path: Path, header: Backup, folder: Path) -> None:
-    """Check that an encrypted backup is whole, and that a folder that is in use has the same data key.
+def _check_own(path: Path, header: Backup, unpacked: Path, folder: Path) -> None:
+    """Check that an encrypted backup is whole; open the folder with the same data key, if it is the same vault.
 
     Raises:
-        BackupError: if it is not.
+        BackupError: if it is not whole.
     """
-    good = hmac.compare_digest(header.mac, header.of_vault(opened(folder).data_key)) if is_protected(folder) else True
-    if not good or is_protected(folder) != bool(header.mac):
+    if not is_protected(unpacked):
+        if header.mac:
+            raise _damaged(path)
+        return
+    vault = opened(unpacked)
+    if not hmac.compare_digest(header.mac, header.of_vault(vault.data_key)):
         raise _damaged(path)
+    if is_protected(folder) and header_of(folder).id == vault.header.id:
+        remember(Vault(folder, header_of(folder), vault.data_key).checked())
 
 
-def _continued(place: SiteFolder, present: SiteFolder, *, older: bool) -> tuple[str, ...]:
-    """Return the files of the present folder that continue the backup's.
+def _continued(place: SiteFolder, present: SiteFolder, *, older: bool) -> tuple[tuple[str, ...], list[SignedHead]]:
+    """Return the files of the present folder that continue the backup's, and the heads that it has.
 
     Raises:
         BackupError: if the folder is another site's or has another data key, or a ledger would be rolled back.
@@ -240,41 +253,54 @@ def _continued(place: SiteFolder, present: SiteFolder, *, older: bool) -> tuple[
     if keys[0] != keys[1]:
         msg = f"{folder} is not encrypted as this backup is; restore into a new folder, and copy the records there"
         raise BackupError(msg)
-    kept = [name for name in _names(folder) if is_log(name) and _continues(folder / name, place.folder / name)]
-    for ledger, own in ((place.ledger, present.ledger), (place.held_out_ledger, present.held_out_ledger)):
-        name = own.path.relative_to(folder).as_posix()
-        if name in kept and _is_sound(own):
-            kept.append(f"ledger-heads/{own.lineage}")
-        elif not older:
-            _check_newest(ledger, own)
-    return tuple(kept)
+    heads, kept = (
+        list[SignedHead](),
+        {name for name in _names(folder) if is_log(name) and _continues(folder / name, place.folder / name)},
+    )
+    for ledger in (place.ledger, place.held_out_ledger):
+        own = ledger.at(folder / "ledger" / ledger.lineage, folder / "ledger-heads" / ledger.lineage)
+        names = {f"ledger/{ledger.lineage}", f"ledger-heads/{ledger.lineage}"}
+        known = _known_heads(own)
+        if _continues_ledger(own, ledger):
+            kept |= names
+            continue
+        kept -= names
+        heads += known
+        if not older and (missing := {head.head for head in known} - ledger.unchecked().entries().heads):
+            msg = (
+                f"{own.path}: this backup lacks later charges of {own.site} (head {min(missing)[:12]}), and the "
+                "folder's own ledger does not continue it; restore a newer backup; if there is none, see "
+                "--charge-missing in `cloister restore --help`"
+            )
+            raise BackupError(msg)
+    return tuple(sorted(kept)), heads
 
 
 def _continues(present: Path, before: Path) -> bool:
-    return before.exists() and read_log(present).startswith(read_log(before))
-
-
-def _is_sound(ledger: Ledger) -> bool:
+    """Return whether a file of entries has all those of another, and perhaps more."""
     try:
-        ledger.entries()
-    except LedgerError:
+        return before.exists() and read_log(present).startswith(read_log(before))
+    except VaultError:
         return False
-    return True
 
 
-def _check_newest(ledger: Ledger, own: Ledger) -> None:
-    """Check that a backup's ledger has the last head of the folder that it is to replace.
+def _continues_ledger(own: Ledger, backup: Ledger) -> bool:
+    """Return whether a folder's own ledger is sound, and has all entries of a backup's."""
+    try:
+        return own.path.exists() and backup.unchecked().entries().head in own.entries().heads
+    except (LedgerError, VaultError):  # damaged, or older than its own last head
+        return False
 
-    Raises:
-        BackupError: if it lacks entries.
-    """
-    head = own.last_kept()
-    if head and head not in ledger.entries().heads:
-        msg = (
-            f"{own.path}: this backup lacks later charges of {own.site} (head {head[:12]}), and the folder's own "
-            "ledger is lost or damaged; restore a newer backup; if there is none, see `cloister restore --help`"
-        )
-        raise BackupError(msg)
+
+def _known_heads(own: Ledger) -> list[SignedHead]:
+    """Return the heads that a folder shows for its ledger."""
+    heads = [own.last_signed()]
+    try:
+        if own.path.exists() and (entries := own.unchecked().entries()).signature:
+            heads.append(SignedHead(entries.head, bytes.fromhex(entries.signature.decode())))
+    except (LedgerError, VaultError):  # damaged
+        pass
+    return [head for head in heads if head]
 
 
 def _is_safe(name: str) -> bool:

@@ -18,6 +18,7 @@ import typer.core
 from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.audit import audit
+from cloister.commands.backup import backup, restore
 from cloister.commands.bench import bench
 from cloister.commands.check import check
 from cloister.commands.data import data
@@ -54,6 +55,8 @@ app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
 app.command(epilog="Example:  cloister check north    (or: cloister check --server server)")(check)
 app.command(epilog="Example:  cloister protect north")(protect)
+app.command(epilog="Example:  cloister backup north north.backup")(backup)
+app.command(epilog="Example:  cloister restore north.backup north")(restore)
 app.command(epilog="Example:  cloister export north models/lungs-1a2b3c4d.safetensors lungs.safetensors")(export)
 
 

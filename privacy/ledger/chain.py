@@ -10,15 +10,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError
-from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted
+from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted, write_lost
 from privacy.ledger.ledger_head import LastHead, SignedHead
 from privacy.log_file import opened_log, read_log
 from privacy.storage import lost, make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from privacy.accounting.accounting import Mechanism
+    from privacy.ledger.entries import Release
     from privacy.log_file import LogFile
 
 
@@ -102,8 +104,13 @@ class Chain:
 
     def last_kept(self) -> str | None:
         """Return the last head that the site keeps apart from the file, or None if there is none for this ledger."""
+        kept = self.last_signed()
+        return kept.head if kept else None
+
+    def last_signed(self) -> SignedHead | None:
+        """Return the last head that the site keeps apart from the file, with its signature, or None."""
         kept = self._last.read() if self._last else None
-        return kept.head if kept and kept.is_of(self.owner, self.public_key) else None
+        return kept if kept and kept.is_of(self.owner, self.public_key) else None
 
     def check_holds(self, head: str, entries: Entries) -> None:
         """Check that the chain contains a head that this ledger once had.
@@ -115,7 +122,8 @@ class Chain:
             ends = f"ends on {entries.charges[-1].time}" if entries.charges else "is empty"
             msg = (
                 f"{self.path}: the ledger {ends} and lacks later charges of {self.site} (head {head[:12]}); "
-                "restore the newest copy; nothing is charged until then"
+                "restore the newest copy; nothing is charged until then; if it is lost, see `cloister ledger recover "
+                "--help`"
             )
             raise LedgerError(msg)
 
@@ -140,6 +148,32 @@ class Chain:
             file.keep(len(entries.data))
             key = before.public_bytes_raw().hex() if before else ""
             self.append(file, write_adopted(entries, self.owner, self.signing_key, key, now()))
+
+    def accept_lost(self, heads: Iterable[SignedHead], charges: Sequence[tuple[Release, Mechanism]],
+                    records_per_person: int) -> None:  # fmt: skip
+        """Charge what lost lines may have cost, and accept their heads from now on.
+
+        Args:
+            heads: heads of this ledger, kept elsewhere; those of other ledgers are ignored. The last head that the site
+                keeps is accepted too.
+            charges: the most that the lost lines may have cost.
+            records_per_person: the most records of one person.
+
+        Raises:
+            LedgerError: if the ledger was edited, or cannot be written.
+        """
+        with self._locked() as (file, data):
+            entries = read_entries(data, self.path, self.owner, self.public_key)
+            lost = self.lost_heads(heads, entries)
+            if len(entries.data) != len(data):
+                file.keep(len(entries.data))
+            self.append(file, write_lost(entries, self.owner, self.signing_key, lost, charges,
+                                         records_per_person=records_per_person, time=now()))  # fmt: skip
+
+    def lost_heads(self, heads: Iterable[SignedHead], entries: Entries) -> set[str]:
+        """Return the heads of this ledger, among these and the last one that the site keeps, that its lines lack."""
+        own = [self.last_kept(), *(head.head for head in heads if head.is_of(self.owner, self.public_key))]
+        return {head for head in own if head} - entries.heads
 
     @contextmanager
     def opened(self) -> Iterator[tuple[LogFile, Entries]]:

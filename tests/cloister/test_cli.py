@@ -19,6 +19,8 @@ COMMANDS = (
     ["check"],
     ["protect"],
     ["export"],
+    ["backup"],
+    ["restore"],
     ["sign"],
     ["server"],
     ["agent"],
@@ -34,6 +36,7 @@ COMMANDS = (
     ["ledger", "show"],
     ["ledger", "verify"],
     ["ledger", "plan"],
+    ["ledger", "recover"],
 )
 
 
