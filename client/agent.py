@@ -9,7 +9,6 @@ not be delivered is sent again unchanged, never recomputed.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -21,7 +20,9 @@ from flwr.app import Context, RecordDict
 
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
+from client.protection import ready
 from client.settings import SiteFolder, read_site
+from client.turn import TURN, locked
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
     from threading import Event
-    from typing import BinaryIO
 
     from flwr.app import Message
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
-_TURN, _TURN_SECONDS = ".agent", 0.5
+_TURN_SECONDS = 0.5
 _REFUSED_DELAY = 2.0  # seconds after the server refuses a reply
 
 
@@ -56,6 +56,7 @@ def attend(path: Path, stop: Event) -> None:
             of the group is lost.
     """
     place = read_site(path)
+    ready(place)
     if own_place().rank:
         from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
 
@@ -97,7 +98,7 @@ def attend(path: Path, stop: Event) -> None:
 
 def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callable[[], None]]) -> None:
     place, upkeep = site.place, Upkeep(site)
-    with _turn(place.folder / _TURN, stop):
+    with _turn(place.folder / TURN, stop):
         while not stop.is_set():
             if not line.check():
                 stop.wait(line.delay())
@@ -214,19 +215,11 @@ def _answer(exchange: Exchange, app: App, context: Context, message: Message, st
 def _turn(path: Path, stop: Event) -> Iterator[None]:
     """Wait until no other agent of this site runs: two would make two updates for one plan."""
     with path.open("ab") as file:  # the lock lasts until the file is closed, at the latest when the process ends
-        while not _locked(file) and not stop.is_set():
+        while not locked(file) and not stop.is_set():
             log.info("another agent of this site is running; this one takes over when it ends")
-            while not _locked(file) and not stop.wait(_TURN_SECONDS):
+            while not locked(file) and not stop.wait(_TURN_SECONDS):
                 pass
         yield
-
-
-def _locked(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _context(site: Site) -> Context:

@@ -24,6 +24,7 @@ from client.state.personal_models import PersonalModels
 from client.task.probe import make_model
 from privacy.codec.update import Model
 from privacy.errors import RefusedError
+from privacy.storage import open_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,5 +105,5 @@ def _loaded(task: Task, path: Path, model_seed: int, *, personal: bool) -> tuple
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file_digest(file, "sha256").hexdigest()

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.work.sums import OWN
 from privacy.failures import sentence
-from privacy.storage import make_folder, private
+from privacy.log_file import opened_log
+from privacy.storage import make_folder
 from transport.reports import LARGEST_METRIC
 
 if TYPE_CHECKING:
@@ -100,12 +100,10 @@ def add_line(path: Path, key: Mapping[str, object], entry: Mapping[str, object])
     """Add an entry to a file of lines of JSON unless it has one with this key: a sum may be delivered again."""
     make_folder(path.parent)
     line = json.dumps({**key, **entry}, allow_nan=False)
-    with open(path, "a+b", opener=private) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        kept = file.read()
-        whole, _, torn = kept.rpartition(b"\n")  # a crash may have torn the last line
+    with opened_log(path) as file:
+        whole, _, torn = file.data[-_TAIL:].rpartition(b"\n")  # a crash may have torn the last line
         if f"{json.dumps(key)[:-1]}, ".encode() not in whole:
-            file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+            file.append(b"\n" * bool(torn) + line.encode() + b"\n", sync=False)
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -18,12 +18,15 @@ def bench_round(
     parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, both with and without masks.")] = 30,
     sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
+    at_rest: Annotated[
+        bool, typer.Option("--at-rest", help="Compare encrypted with unencrypted folders of the sites instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a round without training: server and agents as processes, with TLS and encryption."""
-    from cloister.benchmarks.round import measure, table  # noqa: PLC0415
+    from cloister.benchmarks.round import measure, measure_at_rest, table  # noqa: PLC0415
 
-    report = measure(parameters, rounds, sites)
+    report = (measure_at_rest if at_rest else measure)(parameters, rounds, sites)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

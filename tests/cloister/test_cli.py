@@ -20,6 +20,10 @@ COMMANDS = (
     ["renew"],
     ["roster", "approve"],
     ["check"],
+    ["protect"],
+    ["export"],
+    ["backup"],
+    ["restore"],
     ["sign"],
     ["server"],
     ["agent"],
@@ -36,6 +40,7 @@ COMMANDS = (
     ["ledger", "show"],
     ["ledger", "verify"],
     ["ledger", "plan"],
+    ["ledger", "recover"],
 )
 
 

@@ -38,6 +38,10 @@ SEAMS = {  # what each command calls, and how it is called
     ("roster", "renew"): ("server.coordinator.Coordinator", []),
     ("roster", "take"): ("client.settings.read_site", ["roster", "--site", "north"]),
     ("check",): ("client.checks.check_site", ["north"]),
+    ("protect",): ("client.settings.read_site", ["north"]),
+    ("backup",): ("client.settings.read_site", ["north", "north.backup"]),
+    ("restore",): ("client.backup.restore", ["north.backup", "north"]),
+    ("export",): ("client.settings.read_site", ["north", "models/a", "a"]),
     ("data", "check"): ("cloister.own_records.report", ["north"]),
     ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
     ("server",): ("server.process.serve", ["server", "run.manifest"]),
@@ -62,6 +66,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("ledger", "show"): ("cloister.accounts.report", ["north"]),
     ("ledger", "verify"): ("cloister.accounts.verify", ["north"]),
     ("ledger", "adopt"): ("cloister.accounts.adopt", ["north", "--unverified"]),
+    ("ledger", "recover"): ("cloister.recovery.recover", ["north", "--spent"]),
     ("ledger", "plan"): ("cloister.accounts.plan", ["north", "run.toml"]),
 }
 
