@@ -23,7 +23,7 @@ from client.round.train_round import train_round
 from client.round.voting import undo, vote
 from client.work.personal_training import train_later
 from client.work.progress import look, shared
-from client.work.subgrouped import compare_later
+from client.work.subgroup_report import compare_later
 from privacy.errors import CloisterError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.run.plan import read_plan

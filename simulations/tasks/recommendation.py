@@ -143,5 +143,7 @@ def ratings() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def write_ratings(path: Path, rows: NDArray[np.intp]) -> None:
     """Write the ratings of the persons with these indices to a CSV file, one per line."""
     stars = ratings()[0]
-    lines = [f"{person},{FILMS[film]},{stars[person, film]}" for person in rows for film in np.flatnonzero(stars[person])]
+    lines = [
+        f"{person},{FILMS[film]},{stars[person, film]}" for person in rows for film in np.flatnonzero(stars[person])
+    ]
     path.write_text("\n".join(["person,film,stars", *lines, ""]), encoding="utf-8")

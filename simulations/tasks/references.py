@@ -14,7 +14,18 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from privacy.accounting.calibration import calibrate
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.tasks import chest, credit, fraud, handwriting, intents, photographs, progression, recommendation, sensors, survival
+from simulations.tasks import (
+    chest,
+    credit,
+    fraud,
+    handwriting,
+    intents,
+    photographs,
+    progression,
+    recommendation,
+    sensors,
+    survival,
+)
 from simulations.tasks.hospitals import diagnoses
 from simulations.tasks.hospitals import write_patients as write_tumours
 

@@ -69,7 +69,9 @@ def test_the_same_records_are_made_up_every_time(reference: Reference, tmp_path:
 
 
 def test_all_ratings_of_a_person_are_one_record(tmp_path: Path) -> None:
-    (tmp_path / "ratings.csv").write_text("person,film,stars\nann,film 02,5\nbob,film 01,1\nann,film 01,2\nann,film 02,4\n")
+    (tmp_path / "ratings.csv").write_text(
+        "person,film,stars\nann,film 02,5\nbob,film 01,1\nann,film 01,2\nann,film 02,4\n"
+    )
     loaded: Any = Recommendation().load_from(Source(tmp_path / "ratings.csv", Csv()))
     stars, targets, persons = loaded
     assert persons == ["ann", "bob"]
@@ -96,7 +98,9 @@ def test_a_rating_is_predicted_from_the_other_ratings_of_the_same_person_by_ridg
             others = (stars[person] > 0) & (torch.arange(len(FILMS)) != film)
             of_films, off = films[others], stars[person, others] - 3 - level[others]
             fitted = torch.linalg.solve(of_films.T @ of_films + torch.eye(5), of_films.T @ off)
-            torch.testing.assert_close(predicted[person, film], 3 + level[film] + films[film] @ fitted, atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                predicted[person, film], 3 + level[film] + films[film] @ fitted, atol=1e-4, rtol=0
+            )
 
 
 def test_photographs_are_jpeg_files_of_150_by_150_pixels_in_colour(tmp_path: Path) -> None:
