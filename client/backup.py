@@ -180,7 +180,8 @@ def restore(path: Path, folder: Path, charge: Charge | None = None) -> Restored:
             place = read_site(beside)
             _check_own(path, header, beside, folder)
             _check_ledgers(place)
-            kept, heads = (), list[SignedHead]()
+            kept: tuple[str, ...] = ()
+            heads = list[SignedHead]()
             if (folder / _SETTINGS).exists():
                 kept, heads = _continued(place, read_site(folder), older=charge is not None)
             if charge:

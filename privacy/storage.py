@@ -134,7 +134,7 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
     """Open a file for reading, without ever waiting on a pipe. An encrypted one is decrypted as it is read.
 
     Raises:
@@ -150,7 +150,7 @@ def open_file(path: Path) -> BinaryIO:
         key = key_of_head(file.read(HEAD_BYTES), vault.data_key, bytes.fromhex(vault.header.id), relative, path)
         if key.kind != WHOLE:
             raise key.altered()  # noqa: TRY301 - closes the file
-        return cast("BinaryIO", io.BufferedReader(SealedFile(file, key)))
+        return io.BufferedReader(SealedFile(file, key))
     except BaseException:
         file.close()
         raise

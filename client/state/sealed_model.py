@@ -79,7 +79,7 @@ class SealedModel:
             if not 0 < length <= min(_LARGEST_HEADER, size - _LENGTH):
                 raise ValueError  # noqa: TRY301 - reported below with all the others
             header = json.loads(file.read(length))
-            self._metadata: dict[str, str] | None = header.pop(_METADATA, None)
+            self._metadata: dict[str, str] = header.pop(_METADATA, {})
             self._slices = {name: Slice.of(entry) for name, entry in header.items()}
             self._start = _LENGTH + length
             _check_places(list(self._slices.values()), size - self._start)
@@ -91,8 +91,8 @@ class SealedModel:
         """Return the tensors' names."""
         return list(self._slices)
 
-    def metadata(self) -> dict[str, str] | None:
-        """Return the notes in the header."""
+    def metadata(self) -> dict[str, str]:
+        """Return the notes in the header, which may be none."""
         return self._metadata
 
     def get_slice(self, name: str) -> Slice:

@@ -233,7 +233,7 @@ def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Rel
             del left[charges[-1].release]  # charged again, for another try
 
 
-def _lost_heads(heads: list[str]) -> set[str]:
+def _lost_heads(heads: list[Any]) -> set[str]:
     """Return the heads of a line.
 
     Raises:

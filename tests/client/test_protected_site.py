@@ -33,6 +33,7 @@ OPEN = {"site.toml", "records.csv", FILE, TURN}
 @pytest.fixture(scope="module")
 def run(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A federation after a run with masks and a mean of models, in which one site's folder was encrypted before."""
+    assert NOISY.training
     settings = replace(
         NOISY,
         task=task_name(studies.Wide),

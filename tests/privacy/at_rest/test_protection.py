@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,11 +80,11 @@ def killed(folder: Path, number: int, act: Callable[[], object]) -> bool:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     sync, left = os.fsync, [number]
 
-    def count(descriptor: int) -> None:
+    def count(fd: Any) -> None:  # noqa: ANN401 - a number, or what has one
         left[0] -= 1
         if left[0] < 0:
             os._exit(9)
-        sync(descriptor)
+        sync(fd)
 
     os.fsync = count
     try:
