@@ -23,7 +23,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.data.columns import Category, Flag, Number
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.site_records import InMemory, Records
 from client.data.sources.optional import needing
 from client.data.sources.options import Images, Parquet, Sql
@@ -242,7 +242,8 @@ def _opened(task: Scans | Measurements, source: str, workers: int, path: Path, c
     }
     loaded = task.load_from(Source(path, options[source], path.parent))
     data = Data(file=path, lineage="benchmark", loader_workers=workers)
-    return taken(loaded, type(task).__name__, Example.of(task), path, data).records
+    records: Records = check_loaded(loaded, type(task).__name__, Example.of(task), path, data).records
+    return records
 
 
 def _train(task: Task, model: nn.Module, records: Records, steps: int) -> None:
