@@ -100,19 +100,19 @@ def summaries(series: Tensor) -> Tensor:
 class Recurrent(nn.Module):
     """A GRU, and a linear map of the mean of its states and the last one."""
 
-    def __init__(self, outputs: int = 1) -> None:
+    def __init__(self, features: int = FEATURES, width: int = _WIDTH, outputs: int = 1) -> None:
         super().__init__()
-        self.over_time = DPGRU(FEATURES, _WIDTH, batch_first=True)
-        self.last = nn.Linear(2 * _WIDTH, outputs)
+        self.over_time = DPGRU(features, width, batch_first=True)
+        self.last = nn.Linear(2 * width, outputs)
         with torch.no_grad():
             for parameter in self.over_time.parameters():
                 parameter.mul_(_GAIN)
         nn.init.zeros_(self.last.weight)
         nn.init.constant_(self.last.bias, math.log(0.5))  # one in three fails
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """Map `(n, 12, 12)` to logits `(n, outputs)`."""
-        states, _ = self.over_time(windows)
+    def forward(self, series: Tensor) -> Tensor:
+        """Map `(n, steps, features)` to logits `(n, outputs)`."""
+        states, _ = self.over_time(series)
         logits: Tensor = self.last(torch.cat([states.mean(1), states[:, -1]], dim=1))
         return logits
 
