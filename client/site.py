@@ -58,6 +58,7 @@ class Site(Works):
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
+        self.later: Callable[[Callable[[], None]], object] = _at_once  # an agent answers the server first
         self.last_errors: dict[str, str] = {}  # the last error for each kind of message
         self._older: dict[int, Roster] = {}
         self.use_roster(_read_roster(place))
@@ -121,6 +122,10 @@ class Site(Works):
         start = self.work(manifest.settings).start(manifest.settings)
         state = State.start(self.algorithm(manifest), start.layout.size)
         return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:

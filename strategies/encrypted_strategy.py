@@ -71,20 +71,17 @@ class EncryptedStrategy(Strategy):
         """Take a function that returns the roster under which the next rounds go on, if there is a newer one."""
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._newer_roster, self._event_log, self._tls = newer, event_log, tls
-        cohort = self._manifest.settings.cohort
+        settings = self._manifest.settings
+        cohort, colluding, masked = settings.cohort, settings.colluding_sites, settings.encryption.collusion_resistant
         self._attention = Attention(cohort.round_deadline_seconds)
-        masked, colluding = (
-            self._manifest.settings.encryption.collusion_resistant,
-            run.manifest.settings.colluding_sites,
-        )
         self._members = Membership(
             run.document, run.digest, roster, event_log, heads, self._attention, tuple(cohort.sizes),
             liars=colluding if masked else 0,
         )  # fmt: skip
         self._ceremony = Ceremony(self._members, letters, event_log, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(self._members, cohort.minimum, colluding)
-        self._voting = Voting(self._members, self._manifest.settings)
-        proofs = self._manifest.settings.encryption.update_norm is not None
+        self._voting = Voting(self._members, settings)
+        proofs = settings.encryption.update_norm is not None
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
         self._liar_finder, self._bodies = LiarFinder(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)

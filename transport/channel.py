@@ -21,6 +21,7 @@ from privacy.storage import read_file
 from transport.address import read_address
 from transport.framing import FRAME_BYTES
 from transport.pki import check_server_certificate
+from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,10 +182,10 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    files.read()
+    authority, _, _ = files.read()
     try:
-        context = ssl.create_default_context(cafile=str(files.authority))
-    except ssl.SSLError as error:
+        context = ssl.create_default_context(cadata=authority.decode("ascii") or "-")  # "" would mean the system's
+    except (ssl.SSLError, ValueError) as error:
         msg = f"{files.authority}: not a readable PEM certificate; ask the coordinator for it"
         raise KeyFileError(msg) from error
     _load_pair(context, files)
@@ -195,7 +196,8 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
-        context.load_cert_chain(files.certificate, files.key, password="")  # otherwise OpenSSL asks on the terminal
+        with readable_pair(files.certificate, files.key) as (certificate, key, password):
+            context.load_cert_chain(certificate, key, password=password)
     except ssl.SSLError as error:
         msg = f"{files.certificate} and {files.key} are not a matching certificate and key; restore them"
         raise KeyFileError(msg) from error

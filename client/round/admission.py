@@ -6,7 +6,7 @@ one round.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class AdmittedRun:
     manifest: Manifest
     run: str  # the manifest's digest
     algorithm: Algorithm  # says what sites send and how the model is updated
+    document: bytes = field(default=b"", kw_only=True, repr=False)  # the signed manifest
 
     @property
     def settings(self) -> RunSettings:
@@ -119,4 +120,4 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
         site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
     )
     check_strategy(site.settings.policy, manifest.settings, site.name)
-    return AdmittedRun(site, manifest, run, site.algorithm(manifest))
+    return AdmittedRun(site, manifest, run, site.algorithm(manifest), document=document)

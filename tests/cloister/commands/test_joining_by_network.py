@@ -45,14 +45,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.chdir(tmp_path)
     with ExitStack() as stack:
 
-        def found_consortium(*options: str, name: str = "lungs") -> Path:
+        def make_consortium(*options: str, name: str = "lungs") -> Path:
             folder = tmp_path / name
             cloister("init", name, "--host", "localhost", "--joining-port", str(unused_port()), "--folder", folder,
                      *options)  # fmt: skip
             open_joining_port(read_consortium(folder / "server"), stack)
             return folder
 
-        yield found_consortium
+        yield make_consortium
 
 
 @pytest.fixture
