@@ -59,14 +59,13 @@ def approve(
 
     coordinator = Coordinator(folder / "coordinator")
     if requests:
-        current, approvals = coordinator.approve([read(path) for path in requests])
+        approvals, refusals = coordinator.approve([read(path) for path in requests])[1], list[str]()
         for approval in approvals:
             coordinator.leave_at_server(approval)
             write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
-        refusals = list[str]()
     else:
         approvals, refusals = coordinator.approve_waiting()
-        current = coordinator.roster()
+    current = coordinator.roster()
     if as_json:
         sites = [approval.site for approval in approvals]
         report = {"version": current.version if current else 0, "sites": sites}
