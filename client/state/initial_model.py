@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from client.state.checkpoint import NOTE
 from client.state.model_file import misfit, open_model, parts_of, read_constants, read_vector
+from client.state.personal_models import NOT_PRIVATE
 from privacy.codec.update import Model, is_finite
 from privacy.errors import RefusedError, VaultError
 from privacy.storage import open_file
@@ -94,6 +95,12 @@ def _read(path: Path, untrained: Model, digest: str) -> tuple[Model, _Note]:
     """Return the model, whatever the order of its tensors in the file, and what the file says about it."""
     try:
         with open_model(path) as file:
+            if NOT_PRIVATE in (file.metadata() or {}).values():
+                msg = (
+                    f"the file with SHA-256 {digest} is a site's personal model, trained without privacy, which stays "
+                    "at that site; name another model in [start]"
+                )
+                raise RefusedError(msg)
             held = parts_of(file, untrained.layout)
             if name := misfit(file, held):
                 msg = (

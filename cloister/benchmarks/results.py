@@ -101,7 +101,10 @@ def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
     tested = round(len(order) * _TESTED)
     rest = order[tested:]
     parts = [rest[part] for part in dirichlet(reference.labels()[rest], reference.sites, _CONCENTRATION, seed)]
-    terms = SiteTerms(tasks=(reference.task,), held_out=0.0, file="records", collusion_resistant=False)
+    terms = SiteTerms(
+        tasks=(reference.task,), held_out=0.0, file="records", collusion_resistant=False, source=reference.source,
+        records_per_person=reference.records_per_person,
+    )  # fmt: skip
     for (site, path), part in zip(federation.paths.items(), [*parts, rest, order[:tested]], strict=True):
         reference.write(path / terms.file, part)
         federation.write_settings(site, "localhost:1", terms)
@@ -125,7 +128,8 @@ def _cell(federation: Federation, reference: Reference, way: str, seed: int) -> 
     if way not in WAYS[:2]:
         cell["bytes"] = float(test.untrained(0).layout.size * _BITS // 8 * manifest.settings.rounds)
     if epsilon is not None:
-        cell["epsilon"] = spent([manifest.round_cost] * manifest.settings.rounds, reference.delta)
+        costs = [manifest.round_cost] * manifest.settings.rounds
+        cell["epsilon"] = spent(costs, reference.delta, group=reference.records_per_person)
     return cell
 
 

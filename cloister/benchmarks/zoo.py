@@ -5,6 +5,7 @@ cnn-small            26k, Opacus's own example for MNIST
 cnn-large           422k, two wide convolutions
 transformer         164k, torch's own encoder layers, 64 tokens
 transformer-linear  the same with attention built from linear layers, the only form that Opacus can train
+gru                   2k, the network of the reference task `sensors`, 48 steps
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.task.task import Task
+from simulations.tasks.sensors import CHANNELS, STEPS, Recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,4 +155,5 @@ SPECIMENS = {
     "cnn-large": Specimen(_cnn_large, 1000, (32, 256), _images),
     "transformer": Specimen(lambda: _Transformer(_torchs_layer), 1000, (256,), _tokens, classes=2),
     "transformer-linear": Specimen(lambda: _Transformer(_Layer), 1000, (256,), _tokens, classes=2),
+    "gru": Specimen(lambda: Recurrent(2), 2000, (256,), lambda count: torch.randn(count, STEPS, CHANNELS), classes=2),
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from client.joining import begin, finish
 from privacy.run.new_manifest import sign_manifest
 from privacy.storage import write_atomically
-from server.coordinator import create_consortium
+from server.founding import create_consortium
 from strategies.registry import completed
 from transport.address import Address, read_address, read_host
 from transport.pki import read_signing_key
@@ -48,6 +48,8 @@ class SiteTerms:
     strategies: tuple[str, ...] | None = None
     file: str = "patients.csv"
     device: str = "auto"
+    source: str | None = None
+    records_per_person: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class Federation:
         """
         server = str(read_address(server))
         strategies = "" if terms.strategies is None else f"strategies = {json.dumps(list(terms.strategies))}\n"
+        data = "" if terms.source is None else f"source = {json.dumps(terms.source)}\n"
+        if terms.records_per_person > 1:
+            data += f"records_per_person = {terms.records_per_person}\n"
         text = f"""\
 site = {json.dumps(site)}
 server = {json.dumps(server)}
@@ -111,7 +116,7 @@ device = {json.dumps(terms.device)}
 file = {json.dumps(terms.file)}
 lineage = "{site}-patients"   # the people that the records are about; their budget is one, whatever the file is called
 held_out = {terms.held_out}
-
+{data}
 [budget]                      # the most that may ever be spent on these people
 epsilon = {terms.epsilon}
 delta = {terms.delta}

@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING
 
 from sklearn.metrics import r2_score, roc_auc_score
 
+from privacy.accounting.calibration import calibrate
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.tasks import credit, fraud, handwriting, intents, progression, sensors, survival
+from simulations.tasks import (
+    chest,
+    credit,
+    fraud,
+    handwriting,
+    intents,
+    photographs,
+    progression,
+    recommendation,
+    sensors,
+    survival,
+)
 from simulations.tasks.hospitals import diagnoses
 from simulations.tasks.hospitals import write_patients as write_tumours
 
@@ -57,16 +69,18 @@ class Reference:
     task: str
     score: str
     scored: Score
-    labels: Callable[[], NDArray[np.int64]]  # by which sites differ
+    labels: Callable[[], NDArray[np.int64]]  # by which sites differ; one of each record, or of each person
     write: Callable[[Path, NDArray[np.intp]], None]
     plain: Recipe
     private: Mapping[float, Recipe]
     sites: int = 5
     published: tuple[Published, ...] = field(default=())
+    source: str | None = None  # for tasks that declare columns or images
+    records_per_person: int = 1  # every ε is for a person with this many
 
     @property
     def delta(self) -> float:
-        """1/n^1.1, where n is the number of records."""
+        """1/n^1.1, where n is the number of labels."""
         return float(1 / len(self.labels()) ** 1.1)
 
     def recipe(self, epsilon: float | None) -> Recipe:
@@ -75,7 +89,11 @@ class Reference:
 
     def settings(self, epsilon: float | None, sizes: Mapping[str, int]) -> RunSettings:
         """Return the run over sites of these sizes."""
-        recipe = self.recipe(epsilon)
+        recipe, noise = self.recipe(epsilon), None if epsilon is not None else 0.0
+        if epsilon is not None and self.records_per_person > 1:  # `cloister sign` calibrates for one record
+            noise = calibrate(
+                epsilon, self.delta, recipe.sample_rate, recipe.steps * recipe.rounds, group=self.records_per_person
+            )
         return RunSettings(
             name=self.name,
             task=self.task,
@@ -89,8 +107,8 @@ class Reference:
             privacy=Privacy(
                 max_grad_norm=recipe.max_grad_norm,
                 delta=self.delta,
-                epsilon=epsilon,
-                noise_multiplier=0.0 if epsilon is None else None,
+                epsilon=epsilon if noise is None else None,
+                noise_multiplier=noise,
             ),
             encryption=Encryption(update_bound=8.0, profile="precise", collusion_resistant=False),
             cohort=Cohort(sizes=dict(sizes), minimum=len(sizes)),
@@ -109,6 +127,11 @@ def _auc(outputs: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
 
 def _r2(outputs: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
     return float(r2_score(targets, outputs))
+
+
+def _rmse(outputs: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
+    """Return the root of the mean squared error of what was rated: targets above 0."""
+    return float(((outputs - targets)[targets > 0] ** 2).mean() ** 0.5)
 
 
 def _concordance(outputs: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
@@ -169,6 +192,28 @@ REFERENCES = (
         sensors.write_series,
         Recipe(1.0, 30, steps=10, sample_rate=0.1),
         {epsilon: Recipe(2.0, 30, max_grad_norm=0.3) for epsilon in EPSILONS},
+    ),
+    Reference(
+        "recommendation", "simulations.tasks.recommendation:Recommendation", "RMSE", _rmse,
+        lambda: recommendation.ratings()[1], recommendation.write_ratings,
+        Recipe(5.0, 80),
+        {8.0: Recipe(40.0, 30, max_grad_norm=0.2), 3.0: Recipe(30.0, 20, max_grad_norm=0.2),
+         1.0: Recipe(30.0, 30, max_grad_norm=0.1, averaging=0.5)},
+        source="csv",
+    ),
+    Reference(
+        "photographs", "simulations.tasks.photographs:Photographs", "accuracy", _right, photographs.findings,
+        photographs.write_photographs,
+        Recipe(0.5, 30, steps=10, sample_rate=0.05),
+        {epsilon: Recipe(2.0, 16, max_grad_norm=0.3) for epsilon in EPSILONS},
+        source="images",
+    ),
+    Reference(
+        "chest", "simulations.tasks.chest:Chest", "accuracy", _right, lambda: chest.patients()[0],
+        chest.write_radiographs,
+        Recipe(0.3, 30, steps=10, sample_rate=0.05),
+        {epsilon: Recipe(2.0, 16, max_grad_norm=0.3) for epsilon in EPSILONS},
+        source="dicom", records_per_person=2,
     ),
 )  # fmt: skip
 

@@ -37,7 +37,7 @@ class Sensors(Task):
     @override
     def model(self) -> nn.Module:
         """Make the untrained model: inputs `(n, 48, 4)` to logits `(n, 1)`."""
-        return _Recurrent()
+        return Recurrent()
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -78,14 +78,16 @@ class Sensors(Task):
         return {"accuracy": ((outputs > 0) == targets.bool()).float().squeeze(1)}
 
 
-class _Recurrent(nn.Module):
-    def __init__(self) -> None:
+class Recurrent(nn.Module):
+    """A GRU, and a linear map of the mean of its states."""
+
+    def __init__(self, outputs: int = 1) -> None:
         super().__init__()
         self.over_time = DPGRU(CHANNELS, _WIDTH, batch_first=True)
-        self.last = nn.Linear(_WIDTH, 1)
+        self.last = nn.Linear(_WIDTH, outputs)
 
     def forward(self, series: Tensor) -> Tensor:
-        """Map `(n, 48, 4)` to logits `(n, 1)`, from the mean of the states over time."""
+        """Map `(n, 48, 4)` to logits `(n, outputs)`."""
         states, _ = self.over_time(series)
         logits: Tensor = self.last(states.mean(1))
         return logits

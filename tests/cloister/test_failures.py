@@ -27,9 +27,11 @@ QUOTE = "Mrs Smith, 1961"
 
 SEAMS = {  # what each command calls, and how it is called
     ("demo",): ("cloister.commands.demo.run_demo", []),
-    ("init",): ("server.coordinator.found", ["lungs", "--host", "localhost"]),
+    ("init",): ("server.founding.create_consortium", ["lungs", "--host", "localhost"]),
     ("invite",): ("server.coordinator.Coordinator", ["north"]),
-    ("join",): ("cloister.commands.joining._read", ["north.invitation"]),
+    ("join",): ("cloister.commands.joining.read", ["north.invitation"]),
+    ("revoke",): ("server.coordinator.Coordinator", ["north"]),
+    ("renew",): ("server.coordinator.Coordinator", []),
     ("roster", "show"): ("server.coordinator.Coordinator", []),
     ("roster", "approve"): ("server.coordinator.Coordinator", ["north.request"]),
     ("roster", "remove"): ("server.coordinator.Coordinator", ["north"]),
@@ -53,7 +55,9 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
     ("bench", "algorithms"): ("cloister.benchmarks.algorithms.measure", []),
+    ("bench", "personal"): ("cloister.benchmarks.personal.measure", []),
     ("bench", "results"): ("cloister.benchmarks.results.measure", []),
+    ("bench", "records"): ("cloister.benchmarks.records.measure", []),
     ("bench", "training"): ("cloister.benchmarks.training.measure", []),
     ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
     ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),
@@ -287,7 +291,7 @@ def test_a_full_disk_under_standard_output_is_reported_and_a_closed_pipe_is_not(
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
-    output = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
+    output = _start("ledger", "verify", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
     for text in (unread, output):
         assert text.returncode == 1

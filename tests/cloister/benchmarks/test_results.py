@@ -9,23 +9,30 @@ import pytest
 import torch
 from lifelines.utils import concordance_index
 
+from client.data.sources.options import Csv, Dicom, Images
+from client.data.sources.registry import Source
+from client.task.image_task import ImageTask
 from client.task.task import import_task
 from cloister.benchmarks import results
+from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import DataError
 from simulations.tasks.references import EPSILONS, FAST, REFERENCES, Recipe, Reference
 
+SOURCES = {"csv": Csv(), "images": Images(), "dicom": Dicom()}
 EACH = pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: reference.name)
 
 
 @EACH
 def test_a_site_reads_the_records_that_were_written(reference: Reference, tmp_path: Path) -> None:
-    task, rows = import_task(reference.task), np.arange(400)
+    task = import_task(reference.task)
+    rows = np.arange(16 if issubclass(type(task), ImageTask) else 400)
     reference.write(tmp_path / "records", rows)
-    inputs, targets = _two_tensors(task.load(tmp_path / "records"))
-    assert len(inputs) == len(targets) == 400
+    inputs, targets = _read(reference, tmp_path / "records")
+    assert len(inputs) == len(targets) >= len(rows)
     assert torch.isfinite(inputs.float()).all()
-    loaded = _two_tensors(task.example())
-    assert [(part.shape[1:], part.dtype) for part in loaded] == [
+    made_up = task.example()
+    assert isinstance(made_up[0], torch.Tensor)
+    assert [(part.shape[1:], part.dtype) for part in (made_up[0], made_up[1])] == [
         (part.shape[1:], part.dtype) for part in (inputs, targets)
     ]
     model = task.model()
@@ -35,9 +42,15 @@ def test_a_site_reads_the_records_that_were_written(reference: Reference, tmp_pa
     assert np.isfinite(reference.scored(outputs.numpy(), targets.numpy()))
 
 
-def _two_tensors(records: object) -> tuple[torch.Tensor, torch.Tensor]:
-    assert isinstance(records, tuple)
-    inputs, targets = records
+def _read(reference: Reference, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    task = import_task(reference.task)
+    options = None if reference.source is None else SOURCES[reference.source]
+    loaded: Any = task.load_from(Source(path, options))
+    if isinstance(task, ImageTask):
+        images: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        inputs, targets = zip(*(images[place] for place in range(len(images))), strict=True)
+        return torch.stack(inputs), torch.stack(targets)
+    inputs, targets, *_ = loaded
     assert isinstance(inputs, torch.Tensor)
     assert isinstance(targets, torch.Tensor)
     return inputs, targets
@@ -48,14 +61,21 @@ def test_a_file_of_something_else_is_a_data_error(reference: Reference, tmp_path
     for content in (b"", b"\x00\xff\xfe", b"a,b\n1,2\n", b"PK\x03\x04 cut"):
         (tmp_path / "records").write_bytes(content)
         with pytest.raises(DataError):
-            import_task(reference.task).load(tmp_path / "records")
+            _read(reference, tmp_path / "records")
 
 
 @EACH
 def test_runs_are_planned_at_every_epsilon(reference: Reference) -> None:
     sizes = {"site-1": 100, "site-2": 200, "site-3": 300}
-    for epsilon in (None, *EPSILONS):
-        assert reference.settings(epsilon, sizes).privacy.epsilon == epsilon
+    for target in (None, *EPSILONS):
+        privacy, recipe = reference.settings(target, sizes).privacy, reference.recipe(target)
+        if target is None or reference.records_per_person == 1:
+            assert privacy.epsilon == target
+        else:  # for a person with this many records
+            assert privacy.noise_multiplier
+            steps = Mechanism(privacy.noise_multiplier, recipe.sample_rate, recipe.rounds * recipe.steps)
+            spent = epsilon([steps], privacy.delta, group=reference.records_per_person)
+            assert 0.99 * target < spent <= target
 
 
 def test_a_task_is_trained_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None:

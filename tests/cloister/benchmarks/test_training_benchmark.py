@@ -9,10 +9,11 @@ import torch
 from cloister.benchmarks.training import measure, table
 from cloister.benchmarks.training_times import MODES, Course, Mode
 from cloister.benchmarks.zoo import SPECIMENS
+from tests.forked import start_forking
 
-pytestmark = pytest.mark.timeout(600)  # a process for each row
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]  # a process for each row
 
-PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
+PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642, "gru": 2_210}
 
 
 OURS: tuple[Mode, ...] = ("plain", "auto")  # the others take minutes
@@ -26,6 +27,7 @@ def modes(request: pytest.FixtureRequest) -> tuple[Mode, ...]:
 
 @pytest.fixture(scope="module")
 def report(modes: tuple[Mode, ...]) -> dict[str, Any]:
+    start_forking()
     return measure(1, modes, models=["mlp"])
 
 
@@ -88,3 +90,7 @@ def test_models_that_opacus_cannot_train_are_reported() -> None:
     assert "cannot be used for this model" in course.refused("hooks")
     assert course.chosen().gradients == "vmap"
     assert Course("transformer-linear", 256).chosen().gradients == "bookkeeping"
+
+
+def test_the_gru_is_trained_by_book_keeping() -> None:
+    assert Course("gru", 256).chosen().gradients == "bookkeeping"
