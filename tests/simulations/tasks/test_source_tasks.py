@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from pydicom import dcmread
+from safetensors.numpy import load_file
 
 from client.data.sources.options import Csv, Dicom
 from client.data.sources.registry import Source
@@ -69,7 +70,9 @@ def test_the_same_records_are_made_up_every_time(reference: Reference, tmp_path:
 
 
 def test_all_ratings_of_a_person_are_one_record(tmp_path: Path) -> None:
-    (tmp_path / "ratings.csv").write_text("person,film,stars\nann,film 02,5\nbob,film 01,1\nann,film 01,2\nann,film 02,4\n")
+    (tmp_path / "ratings.csv").write_text(
+        "person,film,stars\nann,film 02,5\nbob,film 01,1\nann,film 01,2\nann,film 02,4\n"
+    )
     loaded: Any = Recommendation().load_from(Source(tmp_path / "ratings.csv", Csv()))
     stars, targets, persons = loaded
     assert persons == ["ann", "bob"]
@@ -85,6 +88,19 @@ def test_what_is_trained_and_sent_is_about_films_only() -> None:
     assert shapes == {"level": (len(FILMS),), "films": (len(FILMS), 4)}
 
 
+def test_what_the_persons_of_a_site_like_on_average_stays_there(make_federation: FederationMaker) -> None:
+    task = "simulations.tasks.recommendation:LocalTaste"
+    run = replace(NOISY, task=task, encryption=Encryption(update_bound=8.0, collusion_resistant=False))
+    federation = make_federation(run, dict.fromkeys(SITES, replace(TERMS, tasks=(task,), source="csv")))
+    for number, site in enumerate(SITES):
+        recommendation.write_ratings(federation.paths[site] / TERMS.file, np.arange(12) + 12 * number)
+    run_with(federation)
+    own = [load_file(file) for path in federation.paths.values() for file in path.glob("local/*.safetensors")]
+    assert [list(values) for values in own] == [["typical"]] * len(SITES)
+    assert len({values["typical"].tobytes() for values in own}) == len(SITES)
+    assert not any(b"typical" in model for model in models_of(federation).values())
+
+
 def test_a_rating_is_predicted_from_the_other_ratings_of_the_same_person_by_ridge_regression() -> None:
     model = Recommendation().model()
     stars = torch.from_numpy(recommendation.ratings()[0][:5]).float()
@@ -96,7 +112,9 @@ def test_a_rating_is_predicted_from_the_other_ratings_of_the_same_person_by_ridg
             others = (stars[person] > 0) & (torch.arange(len(FILMS)) != film)
             of_films, off = films[others], stars[person, others] - 3 - level[others]
             fitted = torch.linalg.solve(of_films.T @ of_films + torch.eye(5), of_films.T @ off)
-            torch.testing.assert_close(predicted[person, film], 3 + level[film] + films[film] @ fitted, atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                predicted[person, film], 3 + level[film] + films[film] @ fitted, atol=1e-4, rtol=0
+            )
 
 
 def test_photographs_are_jpeg_files_of_150_by_150_pixels_in_colour(tmp_path: Path) -> None:
