@@ -112,7 +112,7 @@ def _leaf(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _marks(rng: np.random.Generator, *, long: bool) -> NDArray[np.float64]:
-    """Return how much of each pixel is a mark, `(150, 150, 1)`: of 6 to 11 round ones, or long ones of the same area."""
+    """Return how much of each pixel is a mark, `(150, 150, 1)`: of 6 to 11 round or long ones, of the same area."""
     marks = np.zeros((SIDE, SIDE))
     for down, across in rng.integers(_REACH, SIDE - _REACH, (rng.integers(6, 12), 2)):
         radius, stretch = rng.uniform(6, 8), rng.uniform(3, 3.8) if long else rng.uniform(0.9, 1.1)
