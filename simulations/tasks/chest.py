@@ -1,6 +1,6 @@
 """Find opacities in radiographs of the chest, read from DICOM files, of which most patients have two.
 
-The 1,762 radiographs of 1,000 patients are made up, by `radiograph` below, and written as DICOM files of 16 bits
+The 1,586 radiographs of 1,000 patients are made up, by `radiograph` below, and written as DICOM files of 16 bits
 with a table of labels, as an archive would export them: point `file` of `site.toml` to such a table, with
 `source = "dicom"` and `records_per_person = 2`. Half of the patients have an opacity in a lung, in all of their images.
 Body, heart and ribs are a patient's own; place, exposure, noise, and in some images a button vary. Some files are

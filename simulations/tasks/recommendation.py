@@ -8,7 +8,7 @@ squares computes them so (Chien et al. 2021, arXiv 2107.09802), and "reconstruct
 
 One record is all that a person rated: the ratings of a person count together, as the unit of privacy.
 
-The 40,000 ratings are made up, by `ratings` below: 2,000 persons of four tastes rate some of 60 films with 1 to 5
+The 39,523 ratings are made up, by `ratings` below: 2,000 persons of four tastes rate some of 60 films with 1 to 5
 stars. A rating is the film's level, the person's, a product of three factors of each, and noise. Few films have most of
 the ratings, and few persons rate many films. No person stands behind any record.
 """
