@@ -134,7 +134,8 @@ class Factors(nn.Module):
         inverse = torch.linalg.inv(gram + torch.eye(_FACTORS + 1, device=stars.device))
         persons = (inverse @ (off @ of_films).unsqueeze(2)).squeeze(2)  # (n, factors): gone when this returns
         own = rated * (inverse.flatten(1) @ squares.T)  # the part of a prediction that comes from the rating itself
-        return usual + (persons @ of_films.T - own * off) / (1 - own)
+        predicted: Tensor = usual + (persons @ of_films.T - own * off) / (1 - own)
+        return predicted
 
 
 @cache
