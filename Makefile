@@ -7,13 +7,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench results fuzz proto lock clean
+.PHONY: help setup demo test soak test-gpu check format bench results fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
 	@echo "Cloister: federated training over data that never leaves its owner."
 	@echo
-	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Needs Python 3.11 or newer; to name one: make setup PYTHON=python3.12"
 	@echo "Options pass through: make test ARGS='tests/privacy -x'"
@@ -35,6 +35,12 @@ test: setup  ## all tests but those that run for minutes (those: make soak)
 
 soak: setup  ## the tests that run for minutes
 	@$(PYTEST) -m soak $(ARGS)
+
+# No test may be skipped for want of a device that is there: the first line says which one it is.
+test-gpu: setup  ## the tests that use a CUDA device, where there is one
+	@if $(BIN)/python -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null; then \
+		$(PYTEST) -m gpu --numprocesses=1 tests/client $(ARGS); \
+	else echo "This machine has no usable CUDA device; nothing is tested."; fi
 
 check: setup  ## format, lint and types, exactly as CI checks them
 	$(BIN)/ruff format --check

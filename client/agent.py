@@ -9,18 +9,21 @@ not be delivered is sent again unchanged, never recomputed.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
+from client.protection import ready
 from client.settings import SiteFolder, read_site
+from client.turn import TURN, locked
+from client.upkeep import Upkeep
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
 from transport.channel import probe, unused_proxy
@@ -29,10 +32,9 @@ from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from threading import Event
-    from typing import BinaryIO
 
     from flwr.app import Message
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
-_TURN, _TURN_SECONDS = ".agent", 0.5
+_TURN_SECONDS = 0.5
 _REFUSED_DELAY = 2.0  # seconds after the server refuses a reply
 
 
@@ -54,6 +56,7 @@ def attend(path: Path, stop: Event) -> None:
             of the group is lost.
     """
     place = read_site(path)
+    ready(place)
     if own_place().rank:
         from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
 
@@ -70,8 +73,10 @@ def attend(path: Path, stop: Event) -> None:
     from client.app import make_app  # noqa: PLC0415
     from client.dpsgd.process_group import gather  # noqa: PLC0415
     from client.site import Site  # noqa: PLC0415
+    from client.work.personal_training import go_on  # noqa: PLC0415
 
-    site = Site(place)
+    site, waiting = Site(place), list["Callable[[], None]"]()
+    site.later = waiting.append
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
         log.warning(
@@ -84,15 +89,16 @@ def attend(path: Path, stop: Event) -> None:
         if group:
             group.compare(site.records_digest())
             log.info("%d processes train together, this one on %s", group.size, site.device)
-        _serve(site, line, make_app(lambda _: site), stop)
+        site.later(lambda: go_on(site))
+        _serve(site, line, make_app(lambda _: site), stop, waiting)
     if group and group.lost:
         msg = f"{site.name} lost another of its processes and ended; to come back, run the same command"
         raise DeviceError(msg)
 
 
-def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
-    place = site.place
-    with _turn(place.folder / _TURN, stop):
+def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callable[[], None]]) -> None:
+    place, upkeep = site.place, Upkeep(site)
+    with _turn(place.folder / TURN, stop):
         while not stop.is_set():
             if not line.check():
                 stop.wait(line.delay())
@@ -100,7 +106,8 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
             line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
-                    answer_all(exchange, app, _context(site), stop, line)
+                    look = partial(upkeep.look, exchange)
+                    answer_all(exchange, app, _context(site), stop, line, waiting, look=look)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -149,21 +156,44 @@ class _Line:
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
 
-def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line: _Line | None = None) -> None:
+def answer_all(
+    exchange: Exchange,
+    app: App,
+    context: Context,
+    stop: Event,
+    line: _Line | None = None,
+    waiting: list[Callable[[], None]] | None = None,
+    *,
+    look: Callable[[], None] = lambda: None,
+) -> None:
     """Pull messages and push what the app makes of them, until `stop` is set.
+
+    Args:
+        exchange: with the server.
+        app: answers messages.
+        context: the node's.
+        stop: ends this.
+        line: logs whether the connection is up.
+        waiting: work to which the app adds, to be done once its answer is delivered.
+        look: called before each wait for a message.
 
     Raises:
         CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
     """
     wait = 0.0  # the first answer comes at once, and shows that gRPC gets through
+    look()
     while not stop.is_set():
         data = exchange.pull(wait)
         if line and not wait:
             line.stands()
-        if data is not None:
+        if data is None:
+            look()
+        else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
             _answer(exchange, app, context, message, stop)
             del message
+        while waiting and not stop.is_set():
+            waiting.pop(0)()
         if line and (wait or data is not None):
             line.works()
         wait = WAIT_SECONDS
@@ -185,19 +215,11 @@ def _answer(exchange: Exchange, app: App, context: Context, message: Message, st
 def _turn(path: Path, stop: Event) -> Iterator[None]:
     """Wait until no other agent of this site runs: two would make two updates for one plan."""
     with path.open("ab") as file:  # the lock lasts until the file is closed, at the latest when the process ends
-        while not _locked(file) and not stop.is_set():
+        while not locked(file) and not stop.is_set():
             log.info("another agent of this site is running; this one takes over when it ends")
-            while not _locked(file) and not stop.wait(_TURN_SECONDS):
+            while not locked(file) and not stop.wait(_TURN_SECONDS):
                 pass
         yield
-
-
-def _locked(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _context(site: Site) -> Context:

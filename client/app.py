@@ -21,7 +21,9 @@ from client.round.readiness import get_ready
 from client.round.receipts import keep_receipt
 from client.round.train_round import train_round
 from client.round.voting import undo, vote
+from client.work.personal_training import train_later
 from client.work.progress import look, shared
+from client.work.subgroup_report import compare_later
 from privacy.errors import CloisterError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.run.plan import read_plan
@@ -213,13 +215,18 @@ def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> RoundOutcome
         keep_receipt(site, read_plan(plan), delivery.receipt)
     own = vote(admitted, checkpoint)
     metrics = shared(look(admitted, checkpoint), site.settings.policy)
+    compare_later(admitted, checkpoint.round)
+    train_later(admitted, checkpoint.round)
     return RoundOutcome(vouch(site, plan, checkpoint), ReportedNumbers(metrics), own)
 
 
 def undo_round(admitted: AdmittedRun, request: Undo) -> str:
     """Restore the previous model, if the sites' votes say so, and return its digest."""
     question = Question(admitted.run, request.round, request.before, request.after)
-    return undo(admitted, question, request.votes).digest
+    undone = undo(admitted, question, request.votes)
+    compare_later(admitted, undone.round)
+    train_later(admitted, undone.round)
+    return undone.digest
 
 
 def _report(admitted: AdmittedRun) -> ReportedNumbers:

@@ -8,6 +8,8 @@ import torch
 
 from client.dpsgd.torchrun import own_place
 from client.state.local_parameters import FOLDER, LocalParameters
+from client.state.personal_models import FOLDER as PERSONAL
+from client.state.personal_models import PersonalModels
 from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class SiteContext:
         self.device = find_device(self.settings.device)
         self.group: ProcessGroup | None = None  # the processes that train together
         self.own_parameters = LocalParameters(folder.folder / FOLDER)
+        self.personal_models = PersonalModels(folder.folder / PERSONAL)
 
     @property
     def records_path(self) -> Path:

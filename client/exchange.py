@@ -11,7 +11,7 @@ from privacy.errors import AuthenticityError, MalformedError, ProtocolError, Unr
 from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
-from transport.framing import FRAME_BYTES, PROTOCOL, assemble, to_frames
+from transport.framing import FRAME_BYTES, PROTOCOL, assemble, roster_request, to_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
 _MAX_BODY = 4 << 30
+_ROSTER_SECONDS, _LARGEST_ROSTER = 60.0, 64 << 20
 
 _REFUSALS = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 _MISFITS = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS,
@@ -40,6 +41,12 @@ class Exchange:
             request_serializer=pb.PullRequest.SerializeToString,
             response_deserializer=pb.Chunk.FromString,
         )
+        self._roster = self._channel.unary_stream(
+            f"/{SERVICE}/Roster",
+            request_serializer=bytes,
+            response_deserializer=pb.Chunk.FromString,
+        )
+        self._renew = self._channel.unary_unary(f"/{SERVICE}/Renew", bytes, bytes)
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
         self._until = 0.0
         self._push = self._channel.stream_unary(
@@ -84,6 +91,31 @@ class Exchange:
         if data is not None:
             self._until = until
         return data
+
+    def roster(self, version: int = 0) -> bytes | None:
+        """Return the roster with which the server runs, not checked yet; None unless it is newer than `version`.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not know this site.
+        """
+        try:
+            data = assemble(self._roster(roster_request(version), timeout=_ROSTER_SECONDS), _LARGEST_ROSTER)
+        except grpc.RpcError as error:
+            raise self._named(error) from error
+        return bytes(data) if data else None
+
+    def renewed_certificate(self) -> bytes | None:
+        """Return a newer certificate for this site's key, not checked yet; None if the server has none.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not know this site.
+        """
+        try:
+            return self._renew(b"", timeout=_ROSTER_SECONDS) or None
+        except grpc.RpcError as error:
+            raise self._named(error) from error
 
     def push(self, parts: tuple[bytes, ...], reply_to: str) -> bool:
         """Deliver a reply; return whether the server still waited for it.

@@ -6,6 +6,9 @@ The keys are made here and stay here. `begin` may be called again with the same 
 from __future__ import annotations
 
 import json
+import ssl
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -15,14 +18,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from client.asking import Asking
 from client.settings import Keys
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import AuthenticityError, ConfigError, KeyFileError
 from privacy.failures import reason
-from privacy.run.enrolment import JoinRequest, open_welcome, write_request
+from privacy.run.enrolment import JoinRequest, authority_in, open_welcome, write_request
+from privacy.run.invitation import read_invitation
 from privacy.run.roster import open_roster
 from privacy.storage import read_file, write_atomically
+from privacy.untrusted_text import quoted
+from transport.joining import Outcome
 from transport.pki import (
+    authority_key,
     key_digest,
     key_pem,
     load_certificate,
@@ -33,16 +41,38 @@ from transport.pki import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from privacy.run.enrolment import Invitation, Welcome
+    from privacy.crypto.signing import PublicKey
+    from privacy.run.invitation import Invitation
     from privacy.run.roster import Roster
 
 _DEFAULT = Keys()
+_INVITATION = Path("keys/invitation")  # while the site waits for its welcome
+_JOINED = Path("keys/joined")  # the number of the invitation with which it joined
+
+
+def membership(folder: Path, invitation: Invitation) -> Roster | None:
+    """Return the roster of a site that has joined with this very invitation; None if it has not.
+
+    Raises:
+        ConfigError: if the folder is another site's, or trusts another authority.
+    """
+    _check_same(folder, invitation)
+    joined = folder / _JOINED
+    if not joined.exists() or read_file(joined) != invitation.number.encode():
+        return None
+    return open_roster(
+        read_file(folder / _DEFAULT.roster), read_authority_key(folder / _DEFAULT.authority), expired=True
+    )
+
+
+def own_key(folder: Path) -> str | None:
+    """Return the public key with which this site signs, in hex; None before it has one."""
+    path = folder / _DEFAULT.signing_key
+    return read_signing_key(path).public_key().public_bytes_raw().hex() if path.exists() else None
 
 
 def begin(folder: Path, invitation: Invitation) -> bytes:
-    """Make a site's keys in `folder`/keys, and return its request to join.
+    """Make a site's keys in `folder`/keys, unless they are there; return its request to join.
 
     Raises:
         AuthenticityError: if the invitation has expired.
@@ -58,12 +88,24 @@ def begin(folder: Path, invitation: Invitation) -> bytes:
     ):
         if not path.exists():
             write_atomically(path, make())
-    write_atomically(folder / _DEFAULT.authority, invitation.authority.encode())
+    write_atomically(folder / _INVITATION, invitation.to_text().encode())
     tls = read_tls_key(folder / _DEFAULT.tls_key)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, invitation.site)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls, hashes.SHA256())
     pem = request.public_bytes(Encoding.PEM).decode()
     return write_request(JoinRequest(invitation.site, pem, *_public_keys(folder, _DEFAULT)), invitation)
+
+
+def prepare(folder: Path, invitation: Invitation) -> bytes:
+    """Make a site's keys, and a `site.toml` to fill in, unless they are there; return its request to join.
+
+    Raises:
+        CloisterError: as `begin` does.
+    """
+    request = begin(folder, invitation)
+    if not (folder / "site.toml").exists():
+        write_atomically(folder / "site.toml", _settings_text(invitation).encode())
+    return request
 
 
 def _new_tls_key() -> bytes:
@@ -78,21 +120,74 @@ def _new_sealing_key() -> bytes:
     return SealingKey.generate().to_bytes()
 
 
-def finish(folder: Path, data: bytes) -> Welcome:
-    """Become a member: keep the certificate and the roster that a welcome holds.
+def ask(folder: Path, invitation: Invitation) -> int | None:
+    """Ask the running server; return the version of the roster that now lists the site, or None if it has to wait.
+
+    Nothing is written before the server has accepted the invitation.
+
+    Raises:
+        AuthenticityError: if the server is another's, or the invitation has expired or was used by other keys.
+        ConfigError: if the folder is another site's, or trusts another authority.
+        UnreachableError: if no joining port answers.
+    """
+    invitation.check_valid()
+    _check_same(folder, invitation)
+    with Asking(invitation) as asking:
+        if asking.used_by not in {None, own_key(folder)}:
+            msg = (
+                f"the invitation of {invitation.site} was used before, by other keys than those in {folder}; if this "
+                "site did that in another folder, name it with --folder; otherwise tell the coordinator at once"
+            )
+            raise AuthenticityError(msg)
+        answer = asking.ask(prepare(folder, invitation))
+    if answer.outcome is Outcome.REFUSED:
+        msg = (
+            f"the server refused the request of {invitation.site}: {quoted(answer.content.decode('utf-8', 'replace'))}"
+        )
+        raise AuthenticityError(msg)
+    return finish(folder, answer.content)[1] if answer.outcome is Outcome.WELCOME else None
+
+
+def finish(folder: Path, data: bytes) -> tuple[str, int]:
+    """Become a member: keep the certificates and the roster of a welcome; return the site and the roster's version.
 
     Raises:
         AuthenticityError: if the authority that the invitation named did not sign it, or it is for other keys.
         MalformedError: if it is not a welcome.
     """
-    welcome = open_welcome(data, read_authority_key(folder / _DEFAULT.authority))
+    der, document = authority_in(data)
+    if sha256(der).hexdigest() != _trusted(folder):
+        msg = f"this welcome is of another consortium than {folder}; take the welcome that answers its request"
+        raise AuthenticityError(msg)
+    pem = ssl.DER_cert_to_PEM_cert(der).encode()
+    authority = authority_key(load_certificate(pem, "the authority's certificate in this welcome"), "this welcome")
+    welcome = open_welcome(document, authority)
     certificate = load_certificate(welcome.certificate.encode(), "the certificate in this welcome")
     if certificate.public_key() != read_tls_key(folder / _DEFAULT.tls_key).public_key():
         msg = f"this welcome certifies another TLS key than the one in {folder}; join again with a new invitation"
         raise AuthenticityError(msg)
-    take_roster(folder, _DEFAULT, welcome.site, welcome.roster_file)
+    roster = _check_roster(folder, _DEFAULT, welcome.site, welcome.roster_file, authority)
+    write_atomically(folder / _DEFAULT.authority, pem)
     write_atomically(folder / _DEFAULT.tls_certificate, welcome.certificate.encode())
-    return welcome
+    write_atomically(folder / _DEFAULT.roster, welcome.roster_file)
+    if invited := _invitation(folder):
+        write_atomically(folder / _JOINED, invited.number.encode())
+        (folder / _INVITATION).unlink()
+    return welcome.site, roster.version
+
+
+def _trusted(folder: Path) -> str | None:
+    """Return the SHA-256 of the certificate of the authority that a site trusts; None if it trusts none."""
+    path = folder / _DEFAULT.authority
+    if path.exists():
+        return read_certificate(path).fingerprint(hashes.SHA256()).hex()
+    return invited.authority if (invited := _invitation(folder)) else None
+
+
+def _invitation(folder: Path) -> Invitation | None:
+    """Return the invitation with which a site asked to join and has no welcome yet."""
+    path = folder / _INVITATION
+    return read_invitation(read_file(path).decode("utf-8", "replace")) if path.exists() else None
 
 
 def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
@@ -108,8 +203,21 @@ def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
         AuthenticityError: if the authority did not sign it, it has expired, is older than the site's, or lists other
             keys for this site.
     """
-    authority, path = read_authority_key(folder / keys.authority), folder / keys.roster
-    roster = open_roster(data, authority)
+    path, authority = folder / keys.roster, read_authority_key(folder / keys.authority)
+    roster = _check_roster(folder, keys, site, data, authority)
+    if path.exists() and (kept := read_file(path)) != data:  # sums of rounds under it may still come
+        write_atomically(older_roster(path, open_roster(kept, authority, expired=True).version), kept)
+    write_atomically(path, data)
+    return roster
+
+
+def older_roster(path: Path, version: int) -> Path:
+    """Return where a site keeps an older version of its roster."""
+    return path.with_name(f"{path.name}-{version}")
+
+
+def _check_roster(folder: Path, keys: Keys, site: str, data: bytes, authority: PublicKey) -> Roster:
+    path, roster = folder / keys.roster, open_roster(data, authority)
     member, tls = roster.member(site), read_tls_key(folder / keys.tls_key).public_key()
     if (member.signing_key, member.sealing_key) != _public_keys(folder, keys) or member.tls_key != key_digest(tls):
         msg = (
@@ -124,7 +232,9 @@ def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
                 "latest"
             )
             raise AuthenticityError(msg)
-    write_atomically(path, data)
+        if before.consortium != roster.consortium:
+            msg = f"this roster is of {roster.consortium!a}, and the site is in {before.consortium!a}; ask for its own"
+            raise AuthenticityError(msg)
     return roster
 
 
@@ -138,10 +248,10 @@ def _public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
         raise KeyFileError(msg) from error
 
 
-def settings_text(invitation: Invitation) -> str:
+def _settings_text(invitation: Invitation) -> str:
     """Return a `site.toml` to fill in: whoever joins decides what the site takes part in."""
     return f"""\
-# {invitation.site} in {invitation.consortium}. Fill in [data] and [policy]; docs/operations.md explains every key.
+# {invitation.site}. Fill in [data], and [policy] to take part in runs; docs/operations.md explains every key.
 
 site = {json.dumps(invitation.site)}
 server = {json.dumps(invitation.server)}
@@ -170,10 +280,9 @@ def _check_same(folder: Path, invitation: Invitation) -> None:
     Raises:
         ConfigError: if it is another site's, or trusts another authority.
     """
-    path = folder / _DEFAULT.authority
-    if not path.exists():
-        return
-    invited = load_certificate(invitation.authority.encode(), "the authority's certificate in this invitation")
-    if read_certificate(path) != invited:
+    if (_trusted(folder) or invitation.authority) != invitation.authority:
         msg = f"{folder} belongs to another consortium; name another folder with --folder"
+        raise ConfigError(msg)
+    if (invited := _invitation(folder)) and invited.site != invitation.site:
+        msg = f"{folder} is the folder of another site; name another folder with --folder"
         raise ConfigError(msg)

@@ -15,6 +15,7 @@ from client.data.sources.registry import Source
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger.ledger import Budget as LedgerBudget
 from privacy.ledger.ledger import Ledger
+from privacy.run.optimizer import Optimizer, Sgd
 from privacy.run.policy import Policy
 from privacy.run.settings import RunKind, SiteName
 from transport.address import Dialled
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = ".held-out"
 """Suffix of the lineage in the held-out records' ledger; no lineage may end in it."""
+
+_LAMBDA = 0.1
 
 
 def _own_name(lineage: str) -> str:
@@ -92,6 +95,39 @@ class Computing:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Personal:
+    """`[personal]`: a model for this site alone, trained on its records without noise. Nothing of it leaves the site.
+
+    Raises:
+        ValueError: if `proximal` does not suit the method or the learning rate.
+    """
+
+    method: Literal["ditto", "fine-tuning"]  # after every round, pulled to the shared model; or after the last round
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0  # over as many records as the site declares
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # Ditto's λ
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)  # patterns of the parameters that are trained
+    batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 32
+    optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each time
+
+    def __post_init__(self) -> None:
+        """Check `proximal`."""
+        if self.method == "fine-tuning" and self.proximal is not None:
+            msg = 'proximal is for method = "ditto"; fine-tuning starts from the shared model and is not pulled to it'
+            raise ValueError(msg)
+        if isinstance(self.optimizer, Sgd) and self.pull * self.learning_rate >= 1:
+            msg = f"proximal times learning_rate is {self.pull * self.learning_rate:g}; it must be below 1"
+            raise ValueError(msg)
+
+    @property
+    def pull(self) -> float:
+        """Ditto's λ: how strongly the personal model is pulled to the shared one; 0 in fine-tuning."""
+        if self.method == "fine-tuning":
+            return 0.0
+        return _LAMBDA if self.proximal is None else self.proximal
+
+
+@dataclass(frozen=True, config=STRICT)
 class SiteSettings:
     """`site.toml`."""
 
@@ -102,6 +138,7 @@ class SiteSettings:
     policy: Policy
     keys: Keys = field(default_factory=Keys)
     training: Computing = field(default_factory=Computing)
+    personal: Personal | None = None  # None: no model of the site's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one per core
 

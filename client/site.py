@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
+from client.joining import older_roster
 from client.state.checkpoint import Checkpoint
 from client.state.commitments import Commitments
 from client.state.keyring import Keyring
@@ -18,10 +19,11 @@ from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import KeyFileError
 from privacy.failures import reason
 from privacy.run.manifest import open_manifest
+from privacy.run.roster import open_roster
 from privacy.storage import read_file
 from strategies.advance import State
 from strategies.registry import algorithm_of
-from transport.pki import read_roster, read_signing_key
+from transport.pki import read_authority_key, read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +51,6 @@ class Site(Works):
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
         self.sealing_key = _read_key(place.path(keys.sealing_key), SealingKey)
         self.keyring = Keyring(place.path(keys.epochs))
-        self.roster: Roster = _read_roster(place)
         self.ledger, self.held_out_ledger = place.ledger, place.held_out_ledger
         self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
@@ -57,13 +58,33 @@ class Site(Works):
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
-        # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
-        self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
+        self.later: Callable[[Callable[[], None]], object] = _at_once  # an agent answers the server first
         self.last_errors: dict[str, str] = {}  # the last error for each kind of message
+        self._older: dict[int, Roster] = {}
+        self.use_roster(_read_roster(place))
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists keys for {self.name} that are not this site's keys; join again"
             raise KeyFileError(msg)
+
+    def use_roster(self, roster: Roster) -> None:
+        """Take a roster for all that follows."""
+        self.roster = roster
+        # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
+        self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=roster.manifest_key))
+
+    def roster_under(self, fingerprint: str) -> Roster:
+        """Return the roster for which a key epoch was made: its members are those of the rounds under these keys."""
+        version = self.keyring.roster_of(fingerprint)
+        if version is None or version == self.roster.version:
+            return self.roster
+        if version not in self._older:
+            keys = self.settings.keys
+            path, authority = older_roster(self.place.path(keys.roster), version), self.place.path(keys.authority)
+            if not path.exists():
+                return self.roster
+            self._older[version] = open_roster(read_file(path), read_authority_key(authority), expired=True)
+        return self._older[version]
 
     def algorithm(self, manifest: Manifest) -> Algorithm:
         """Return the federated algorithm of a run that the policy allows.
@@ -101,6 +122,10 @@ class Site(Works):
         start = self.work(manifest.settings).start(manifest.settings)
         state = State.start(self.algorithm(manifest), start.layout.size)
         return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:

@@ -2,7 +2,7 @@
 
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
-federated algorithm, `save_frozen` and `load_model` for model files, `CloisterError` to catch errors.
+federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `CloisterError` to catch errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from strategies.algorithm import Algorithm, LocalRound, LocalSolver, Mean, Run, 
 if TYPE_CHECKING:
     from client.data.columns import Category, Date, Flag, Number
     from client.data.records import read_csv
-    from client.state.model_use import load_model, save_frozen
+    from client.state.model_use import load_model, load_personal, save_frozen
     from client.task.image_task import ImageTask
     from client.task.table_task import TableTask
     from client.task.task import Task
@@ -41,6 +41,7 @@ __all__ = [
     "Update",
     "Values",
     "load_model",
+    "load_personal",
     "read_csv",
     "save_frozen",
 ]
@@ -56,6 +57,7 @@ _LAZY = {
     "TableTask": "client.task.table_task",
     "Task": "client.task.task",
     "load_model": "client.state.model_use",
+    "load_personal": "client.state.model_use",
     "read_csv": "client.data.records",
     "save_frozen": "client.state.model_use",
 }

@@ -18,14 +18,18 @@ import typer.core
 from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.audit import audit
+from cloister.commands.backup import backup, restore
 from cloister.commands.bench import bench
 from cloister.commands.check import check
 from cloister.commands.data import data
-from cloister.commands.joining import init, invite, join, roster
+from cloister.commands.joining import init, invite, join
 from cloister.commands.ledger import ledger
+from cloister.commands.protect import export, protect
+from cloister.commands.roster import remove, renew, roster
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listen, make_console, show_log
-from cloister.views.terminal import complain, flush_output, make_usable, reader_has_gone
+from cloister.views.terminal import ask_secretly, complain, flush_output, make_usable, reader_has_gone
+from privacy.at_rest.secrets import Asking
 from privacy.failures import sentence
 
 _STOPPED = 130  # exit code: Ctrl-C or SIGTERM
@@ -50,7 +54,13 @@ app.add_typer(roster, name="roster")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
+app.command("revoke", epilog="Example:  cloister revoke north")(remove)
+app.command(epilog="Example:  cloister renew")(renew)
 app.command(epilog="Example:  cloister check north    (or: cloister check --server server)")(check)
+app.command(epilog="Example:  cloister protect north")(protect)
+app.command(epilog="Example:  cloister backup north north.backup")(backup)
+app.command(epilog="Example:  cloister restore north.backup north")(restore)
+app.command(epilog="Example:  cloister export north models/lungs-1a2b3c4d.safetensors lungs.safetensors")(export)
 
 
 def _version(wanted: bool) -> None:
@@ -115,15 +125,21 @@ def sign(
         typer.echo(f"next: cloister server server {out}")
 
 
-@app.command(epilog="Example:  cloister server server run.manifest")
+@app.command(epilog="Example:  cloister server server run.manifest    (or, to let sites join: cloister server server)")
 def server(
     consortium: Annotated[Path, typer.Argument(help="consortium.toml, or its folder.")],
-    manifest: Annotated[Path, typer.Argument(help="The signed run.")],
+    manifest: Annotated[
+        Path | None, typer.Argument(help="The signed run; without one, the server only lets invited sites join.")
+    ] = None,
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
 ) -> None:
     """Run the aggregation server until the run is over. It holds no decryption key."""
-    from server.process import serve  # noqa: PLC0415 - sites need no server
+    from server.process import let_join, serve  # noqa: PLC0415 - sites need no server
 
+    show_log()
+    if manifest is None:
+        let_join(consortium, lambda port: typer.echo(f"sites may join at port {port}"), threading.Event())
+        return
     with RoundTable(make_console(json=False)) as table:
         listen(table)
         serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
@@ -197,6 +213,7 @@ def show(report: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command line. Every error ends here, as one sentence: see `privacy.failures`."""
     make_usable()
+    Asking.how = ask_secretly
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for a script's background jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not ignored:

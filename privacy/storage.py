@@ -1,24 +1,46 @@
-"""Write files atomically and read only regular files.
+"""Write files atomically and read only regular files; in a site's encrypted folder, encrypt and decrypt them.
 
 A file is written under a temporary name, synced, renamed, and its folder synced; a failed write leaves nothing behind.
-Pipes and devices are refused, since reading them may never end.
+Pipes and devices are refused, since reading them may never end. Whether a file is encrypted depends on its folder alone
+(`privacy.at_rest.vaults`): callers do not notice.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
-import stat
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+from privacy.at_rest.sealed import (
+    HEAD_BYTES,
+    SALT_BYTES,
+    WHOLE,
+    FileKey,
+    SealedFile,
+    is_sealed,
+    key_of_head,
+    sealed_parts,
+    sealed_size,
+)
+from privacy.at_rest.vault import FILE
+from privacy.at_rest.vaults import is_below_vault, vault_of
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError, VaultError
 from privacy.failures import reason
+from privacy.files import created, make_folder, naming, private, replace_file, sync_folder, temporary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import BinaryIO
+
+    from privacy.at_rest.vault import Vault
+
+__all__ = [
+    "append", "link_atomically", "lost", "make_folder", "move", "naming", "open_file", "private", "read_document",
+    "read_file", "set_aside", "size_of", "sync_folder", "write_atomically",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -27,30 +49,38 @@ _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview, sync: bool = True) -> None:
     """Replace a file's content so that a crash leaves either the old or the new one; only its owner may read it.
+
+    Args:
+        path: the file's path.
+        parts: the new content.
+        sync: whether it is on disk when this returns.
 
     Raises:
         OSError: naming `path`, if it cannot be written; then the old content stays and no temporary file is left.
+        VaultError: if the folder is encrypted and cannot be opened.
     """
-    make_folder(path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with _created(beside, path) as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-        beside.replace(path)
-    sync_folder(path.parent)
+    held = vault_of(path)
+    if held and held[0].header.state != "decrypting":
+        replace_file(path, sealed_parts(new_key(*held, path, WHOLE), parts), sync=sync)
+    else:
+        replace_file(path, parts, sync=sync)
 
 
 def link_atomically(path: Path, link: Path) -> None:
     """Give a file a second name, as a copy without cost; the file may be replaced but must never be changed in place.
 
+    An encrypted file is bound to its name, so it is copied.
+
     Raises:
         OSError: naming `link`, if it cannot be made; then the previous file of that name stays.
     """
+    if vault_of(path) or vault_of(link):
+        _copy(path, link)
+        return
     make_folder(link.parent)
-    beside = link.with_name(f".{link.name}.{os.getpid()}.new")
+    beside = temporary(link)
     with naming(link):
         beside.unlink(missing_ok=True)  # left by a process that was killed
         try:
@@ -58,11 +88,39 @@ def link_atomically(path: Path, link: Path) -> None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            write_atomically(link, path.read_bytes())
+            _copy(path, link)
             return
         beside.replace(link)
         beside.unlink(missing_ok=True)  # `replace` does nothing between two names of one file
     sync_folder(link.parent)
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename a file. An encrypted one is bound to its name, so it is copied first: a crash may leave both.
+
+    Raises:
+        OSError: if it cannot be moved; then it is where it was.
+    """
+    if vault_of(path) or vault_of(to):
+        _copy(path, to)
+        path.unlink()
+    else:
+        path.replace(to)
+
+
+def _copy(path: Path, to: Path) -> None:
+    with open_file(path) as file:
+        pieces = iter(lambda: file.read(_ZEROS), b"")
+        held = vault_of(to)
+        if held and held[0].header.state != "decrypting":
+            replace_file(to, sealed_parts(new_key(*held, to, WHOLE), pieces))
+        else:
+            replace_file(to, pieces)
+
+
+def new_key(vault: Vault, relative: str, path: Path, kind: bytes) -> FileKey:
+    """Return a new key for a file of a vault."""
+    return FileKey(vault.data_key, bytes.fromhex(vault.header.id), relative, kind, os.urandom(SALT_BYTES), path)
 
 
 def read_file(path: Path) -> bytes:
@@ -70,39 +128,66 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         OSError: naming `path`, if it cannot be read, or is not a regular file.
+        VaultError: as `open_file`; or if the file was altered.
     """
     with open_file(path) as file:
         return file.read()
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading, without ever waiting on a pipe.
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading, without ever waiting on a pipe. An encrypted one is decrypted as it is read.
 
     Raises:
         OSError: naming `path`, if it cannot be read, or is not a regular file.
+        VaultError: naming `path`, if it is encrypted and cannot be opened, or should be encrypted and is not.
     """
-    return open(path, "rb", opener=private)
+    held = vault_of(path)
+    file = open(path, "rb", opener=private)  # noqa: SIM115 - the caller closes it
+    try:
+        if not must_open(file, held, path):
+            return file
+        vault, relative = cast("tuple[Vault, str]", held)
+        key = key_of_head(file.read(HEAD_BYTES), vault.data_key, bytes.fromhex(vault.header.id), relative, path)
+        if key.kind != WHOLE:
+            raise key.altered()  # noqa: TRY301 - closes the file
+        return io.BufferedReader(SealedFile(file, key))
+    except BaseException:
+        file.close()
+        raise
+
+
+def must_open(file: BinaryIO, held: tuple[Vault, str] | None, path: Path) -> bool:
+    """Return whether a file, open at its start, is encrypted.
+
+    Raises:
+        VaultError: if it is and should not be, or the other way around.
+    """
+    sealed = is_sealed(file)
+    if sealed and held is None:
+        msg = f"{path}: this file is encrypted, but not in its site's folder beside {FILE}; restore that file"
+        raise VaultError(msg)
+    if not sealed and held and held[0].header.state == "encrypted":
+        msg = (
+            f"{path}: this file is not encrypted, though its folder is: it was cut, or put there by other means; "
+            "restore it from the site's backup"
+        )
+        raise VaultError(msg)
+    return sealed
+
+
+def size_of(path: Path) -> int:
+    """Return the length of a file's content.
+
+    Raises:
+        OSError, VaultError: as `open_file`.
+    """
+    with open_file(path) as file:
+        return file.seek(0, os.SEEK_END)
 
 
 def lost(path: Path) -> bool:
     """Return whether a path or its folder is a dangling link, for example to a disk that is not mounted."""
     return any(part.is_symlink() and not part.exists() for part in (path, path.parent))
-
-
-def private(path: str, flags: int) -> int:
-    """Open a file, as an `opener` for `open`; if it is created, only its owner may read it.
-
-    Raises:
-        OSError: naming `path`, if it cannot be opened, or is not a regular file.
-    """
-    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
-    kind = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(kind):
-        return descriptor
-    os.close(descriptor)
-    if stat.S_ISDIR(kind):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    raise OSError(errno.EINVAL, "a pipe or a device, not a file", path)
 
 
 def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:
@@ -128,41 +213,15 @@ def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> No
 
 
 def set_aside(path: Path, size: int) -> None:
-    """Create a file of `size` bytes with their disk space allocated, so that later writes to it find room.
+    """Create a file with disk space for `size` bytes of content, so that later writes find room.
 
     Raises:
         OSError: naming `path`, if there is no room; then no file is left.
     """
     make_folder(path.parent)
-    with _created(path, path) as file:
-        _allocate(file, max(1, size))
+    with created(path, path) as file:
+        _allocate(file, sealed_size(size) if is_below_vault(path) else max(1, size))
         os.fsync(file.fileno())
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and sync their names to disk."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Add the file's name to an `OSError`; the system does not name it when a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def read_document(path: Path, open_document: Callable[[bytes], T], advice: str) -> T:
@@ -197,19 +256,6 @@ def _in_file(path: Path) -> Iterator[None]:
     except (AuthenticityError, MalformedError) as error:
         msg = f"{path}: {error}"
         raise KeyFileError(msg) from error
-
-
-@contextmanager
-def _created(path: Path, named: Path) -> Iterator[BinaryIO]:
-    """Write a new file; remove it if anything fails."""
-    with naming(named):
-        try:
-            with open(path, "wb", opener=private) as file:
-                yield file
-        except BaseException:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-            raise
 
 
 def _allocate(file: BinaryIO, size: int) -> None:

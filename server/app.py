@@ -58,7 +58,9 @@ def main(grid: Grid, context: Context) -> None:
     new_epoch = bool(context.run_config.get("new-epoch"))
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
-    strategy = EncryptedStrategy(run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch)
+    strategy = EncryptedStrategy(
+        run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch, newer=grid.newer_roster
+    )
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from privacy.storage import set_aside
 from server.hub.listening import check_free
+from server.joining.requests import Requests
 from server.settings import ServerFolder, read_consortium
 from transport.address import read_address
 from transport.diagnosis import check_private, days_left, findings
@@ -30,7 +31,8 @@ def check_server(path: Path) -> Iterator[Finding]:
         ("keys", partial(_keys, place)),
         ("roster", partial(_roster, place)),
         ("validity", partial(_validity, place)),
-        ("port", partial(_port, place)),
+        ("port", partial(_port, place.settings.listen)),
+        *([("joining", partial(_joining, place))] if place.settings.joining else []),
         ("disk", partial(_disk, place)),
     ])  # fmt: skip
 
@@ -52,9 +54,18 @@ def _validity(place: ServerFolder) -> str:
     return days_left({"roster": place.roster().expires, "certificate": certificate})
 
 
-def _port(place: ServerFolder) -> str:
-    check_free(read_address(place.settings.listen, listening=True))
-    return f"{place.settings.listen} is free"
+def _port(listen: str) -> str:
+    check_free(read_address(listen, listening=True))
+    return f"{listen} is free"
+
+
+def _joining(place: ServerFolder) -> str:
+    """Check the joining port, and that the coordinator's folder, if it is here, writes the server's roster."""
+    Requests(place)
+    joining = place.settings.joining
+    assert joining is not None  # noqa: S101 - only then this check is made
+    how = "sites are answered at once" if joining.authority else "sites wait for the coordinator"
+    return f"{_port(joining.listen)}; {how}"
 
 
 def _disk(place: ServerFolder) -> str:

@@ -1,45 +1,38 @@
-"""The coordinator's part in a consortium: found it, invite sites, approve them, renew and end memberships.
+"""The coordinator's part in a consortium: invite sites, approve them, renew and end memberships.
 
     coordinator/   authority.pem, authority.key, signing.key, coordinator.toml, invitations/
-    server/        consortium.toml, authority.pem, tls.pem, tls.key, roster
+    server/        consortium.toml, authority.pem, tls.pem, tls.key, roster, invitations/, requests/, welcomes/
 
 The authority's key never leaves the coordinator's folder, and no site's private key ever enters it. The folder needs no
-network: requests and welcomes are files.
+network: requests and welcomes are files. Of an invitation it keeps only what verifies a request.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
-import secrets
 import time
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import AfterValidator, ValidationError
 from pydantic.dataclasses import dataclass as settings
 
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import AuthenticityError, ConfigError, KeyFileError, MalformedError
-from privacy.run.enrolment import (
-    VALID_HOURS,
-    Invitation,
-    JoinRequest,
-    number_of,
-    open_request,
-    write_welcome,
-)
+from privacy.run.enrolment import JoinRequest, number_of, open_request, write_welcome
+from privacy.run.invitation import VALID_HOURS, Invitation, InvitationRecord, Port, read_record, record_name
 from privacy.run.roster import Member, Roster, open_roster, sign_roster
 from privacy.storage import read_file, write_atomically
-from transport.address import Address, Dialled, read_address, read_host
+from transport.address import Dialled, read_address
 from transport.pki import (
-    Authority,
     certificate_pem,
-    key_pem,
     public_key_digest,
     read_authority,
     read_certificate,
@@ -47,18 +40,26 @@ from transport.pki import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROSTER_DAYS = 90
 """How long a roster is valid."""
 
-PORT = 9440
-"""The port on which a server listens, unless the coordinator says otherwise."""
+INVITATIONS, REQUESTS, WELCOMES = "invitations", "requests", "welcomes"
+"""Folders at the server: what it needs to recognise invited sites, what they ask, and what they get."""
+
+RENEWALS, ANSWERS = "renewals", "answers"
+"""Folder at the server, with certificates that sites want renewed; and in it, one with the new ones."""
 
 _LONGEST_NAME = 64
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Check the name of a consortium.
+
+    Raises:
+        ValueError: if it is not one.
+    """
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         msg = f"a consortium's name has 1 to {_LONGEST_NAME} printable characters"
         raise ValueError(msg)
@@ -69,8 +70,9 @@ def _printable(name: str) -> str:
 class CoordinatorSettings:
     """`coordinator.toml`."""
 
-    consortium: Annotated[str, AfterValidator(_printable)]
+    consortium: Annotated[str, AfterValidator(printable)]
     server: Dialled  # host:port, which agents dial
+    joining_port: Port = 0  # of the same host, where sites ask to join; 0: with files only
     roster: File = Path("../server/roster")
 
 
@@ -79,6 +81,7 @@ class Approval:
     """One approved site."""
 
     site: str
+    number: str  # of its invitation
     welcome: bytes
 
 
@@ -124,21 +127,17 @@ class Coordinator:
         if roster is not None and any(member.site == site for member in roster.members):
             msg = f"{site} is a member already; to give it new keys, remove it first: cloister roster remove {site}"
             raise ConfigError(msg)
+        fingerprint = self._authority.certificate.fingerprint(hashes.SHA256()).hex()
         try:
-            invitation = Invitation(
-                consortium=self.settings.consortium,
-                site=site,
-                server=self.settings.server,
-                authority=certificate_pem(self._authority.certificate).decode(),
-                secret=secrets.token_hex(32),
-                expires=time.time() + hours * 3600,
-            )
+            invitation = Invitation.make(site, self.settings.server, self.settings.joining_port, fingerprint, hours)
         except ValidationError as error:
             msg = (
                 f"{site!a} is not a site's name; use a to z, digits and hyphens, a letter first, 32 characters at most"
             )
             raise ConfigError(msg) from error
-        write_atomically(self._invitation(invitation.number), json.dumps(asdict(invitation)).encode())
+        record = invitation.record
+        for folder in (self.folder, self._server):
+            write_atomically(folder / INVITATIONS / record.file_name, record.to_bytes())
         return invitation
 
     def approve(self, requests: Sequence[bytes]) -> tuple[Roster, list[Approval]]:
@@ -150,24 +149,40 @@ class Coordinator:
             AuthenticityError: if a request was not made with a valid invitation, or its invitation was used before.
             MalformedError: if a request, or a key in it, is malformed.
         """
-        opened = [self._open(data) for data in requests]
+        with self._alone():
+            return self._approve(requests)
+
+    def _approve(self, requests: Sequence[bytes]) -> tuple[Roster, list[Approval]]:
         now = self.roster()
         members = {member.site: member for member in now.members} if now else {}
-        certificates = {}
-        for invitation, request in opened:
-            key = _certified_key(request)
-            certificate = self._authority.issue_site(request.site, key)
+        opened, certificates = [self._open(data, members) for data in requests], {}
+        for _, request in opened:
+            certificate = self._authority.issue_site(request.site, _certified_key(request))
             member = Member(request.site, public_key_digest(certificate), request.signing_key, request.sealing_key)
             if members.get(request.site, member) != member:
                 msg = f"{request.site} joined with other keys; remove it first: cloister roster remove {request.site}"
                 raise AuthenticityError(msg)
             members[request.site], certificates[request.site] = member, certificate_pem(certificate).decode()
-            self._mark_used(invitation.number, request)
         listed = tuple(members.values())
         data = read_file(self.roster_path) if now and listed == now.members else self._sign(listed, now)
-        welcomes = [Approval(site, write_welcome(site, certificate, data, self._authority.key))
-                    for site, certificate in certificates.items()]  # fmt: skip
-        return self._opened(data), welcomes
+        approvals, der = [], self._authority.certificate.public_bytes(Encoding.DER)
+        for invited, request in opened:
+            self._mark_used(invited, request)
+            welcome = write_welcome(request.site, certificates[request.site], data, self._authority.key, der)
+            approvals.append(Approval(request.site, invited.number, welcome))
+        return self._opened(data), approvals
+
+    def requests_at_server(self) -> list[bytes]:
+        """Return the requests that sites left at the server and that have no welcome yet."""
+        return [
+            read_file(path)
+            for path in sorted((self._server / REQUESTS).glob("*"))
+            if not path.name.startswith(".") and not (self._server / WELCOMES / path.name).exists()
+        ]
+
+    def leave_at_server(self, approval: Approval) -> None:
+        """Keep a welcome where the server finds it when the site asks again."""
+        write_atomically(self._server / WELCOMES / approval.number[:32], approval.welcome)
 
     def remove(self, site: str) -> Roster:
         """End a site's membership, in a new version of the roster; return it.
@@ -175,6 +190,10 @@ class Coordinator:
         Raises:
             ConfigError: if it is not a member, or the last one.
         """
+        with self._alone():
+            return self._remove(site)
+
+    def _remove(self, site: str) -> Roster:
         now = self.roster()
         rest = tuple(member for member in now.members if member.site != site) if now else ()
         if now is None or len(rest) == len(now.members):
@@ -192,17 +211,52 @@ class Coordinator:
             ConfigError: if there is no roster.
             KeyFileError: if the server's certificate cannot be read.
         """
-        now = self.roster()
-        if now is None:
-            msg = f"{self.settings.consortium} has no members yet; invite one: cloister invite SITE"
-            raise ConfigError(msg)
-        certificate = self.roster_path.with_name("tls.pem")
+        with self._alone():
+            return self._renew()
+
+    def recertify(self, site: str, certificate: x509.Certificate) -> bytes:
+        """Return a new certificate, as PEM, for the key in a member's present one.
+
+        Raises:
+            AuthenticityError: if the roster does not list that key for this site.
+        """
+        roster, key = self.roster(), certificate.public_key()
+        listed = {member.site: member.tls_key for member in roster.members} if roster else {}
+        if not isinstance(key, ec.EllipticCurvePublicKey) or listed.get(site) != public_key_digest(certificate):
+            msg = f"the roster lists no such key for {site}, so its certificate is not renewed"
+            raise AuthenticityError(msg)
+        return certificate_pem(self._authority.issue_site(site, key))
+
+    def recertify_waiting(self) -> list[str]:
+        """Answer the sites that asked the server for new certificates; return their names."""
+        renewed = []
+        for path in sorted((self._server / RENEWALS).glob("*.pem")):
+            site, certificate = path.stem, read_certificate(path)
+            write_atomically(self._server / RENEWALS / ANSWERS / path.name, self.recertify(site, certificate))
+            path.unlink()
+            renewed.append(site)
+        return renewed
+
+    def renew_server(self) -> None:
+        """Certify the server's key anew.
+
+        Raises:
+            KeyFileError: if the server's certificate cannot be read.
+        """
+        certificate = self._server / "tls.pem"
         key = read_certificate(certificate).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             msg = f"{certificate}: not a certificate of a P-256 key; restore it from the server"
             raise KeyFileError(msg)
         host = read_address(self.settings.server).host
         write_atomically(certificate, certificate_pem(self._authority.issue_server(host, key)))
+
+    def _renew(self) -> Roster:
+        now = self.roster()
+        if now is None:
+            msg = f"{self.settings.consortium} has no members yet; invite one: cloister invite SITE"
+            raise ConfigError(msg)
+        self.renew_server()
         return self._opened(self._sign(now.members, now))
 
     def _opened(self, data: bytes) -> Roster:
@@ -220,79 +274,40 @@ class Coordinator:
         write_atomically(self.roster_path, data)
         return data
 
-    def _open(self, data: bytes) -> tuple[Invitation, JoinRequest]:
-        number = number_of(data)
+    def _open(self, data: bytes, members: Mapping[str, Member]) -> tuple[InvitationRecord, JoinRequest]:
+        path = self.folder / INVITATIONS / record_name(number_of(data))
         try:
-            kept = json.loads(read_file(self._invitation(number)))
-            used = kept.pop("used", None)
-            invitation = TypeAdapter(Invitation).validate_json(json.dumps(kept))
-        except (ValueError, AttributeError) as error:
-            msg = f"{self._invitation(number)} is damaged; invite the site again: cloister invite SITE"
-            raise KeyFileError(msg) from error
+            invited = read_record(read_file(path), str(path))
         except FileNotFoundError as error:
             msg = (
                 "no invitation of this consortium belongs to this request; invite the site again: cloister invite SITE"
             )
             raise AuthenticityError(msg) from error
-        request = open_request(data, invitation)
-        if used is None:
-            invitation.check_valid()
-        elif used != request.signing_key:
-            msg = f"the invitation of {invitation.site} was used before, by other keys; invite the site again"
+        request = open_request(data, invited)
+        invited.check_open(request.signing_key)
+        if invited.used and invited.site not in members:
+            msg = f"{invited.site} is no longer a member; to let it join anew: cloister invite {invited.site}"
             raise AuthenticityError(msg)
-        return invitation, request
+        return invited, request
 
-    def _mark_used(self, number: str, request: JoinRequest) -> None:
-        path = self._invitation(number)
-        kept = json.loads(read_file(path))
-        write_atomically(path, json.dumps(kept | {"used": request.signing_key}).encode())
+    def _mark_used(self, invited: InvitationRecord, request: JoinRequest) -> None:
+        data = replace(invited, used=request.signing_key).to_bytes()
+        for folder in (self.folder, self._server):
+            write_atomically(folder / INVITATIONS / invited.file_name, data)
 
-    def _invitation(self, number: str) -> Path:
-        return self.folder / "invitations" / f"{number}.json"
+    @property
+    def _server(self) -> Path:
+        return self.roster_path.parent
 
-
-def create_consortium(
-    folder: Path, consortium: str, host: str, port: int = PORT, listen: Address | None = None
-) -> Coordinator:
-    """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
-
-    Args:
-        folder: where `coordinator/` and `server/` are made.
-        consortium: the consortium's name, for people.
-        host: the name or address that agents dial.
-        port: the port that agents dial.
-        listen: where the server listens; by default on the same port, on all addresses of its machine.
-
-    Raises:
-        ConfigError: if the name is not one, or the folder holds a consortium already.
-        MalformedError: if the host is malformed.
-    """
-    try:
-        _printable(consortium)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    host = read_host(host)
-    coordinator, server = folder / "coordinator", folder / "server"
-    for path in (coordinator / "authority.key", server / "tls.key"):
-        if path.exists():
-            msg = f"{path} exists already; a new consortium would replace it: name another folder with --folder"
-            raise ConfigError(msg)
-    authority, key = Authority.create(consortium), ec.generate_private_key(ec.SECP256R1())
-    ca, name = certificate_pem(authority.certificate), f"consortium = {json.dumps(consortium)}\n"
-    _write(coordinator, {
-        "authority.pem": ca,
-        "authority.key": key_pem(authority.key),
-        "signing.key": key_pem(Ed25519PrivateKey.generate()),
-        "coordinator.toml": f"{name}server = {json.dumps(str(Address(host, port)))}   # which agents dial\n".encode(),
-    })  # fmt: skip
-    listening = listen or Address("0.0.0.0", port)  # noqa: S104 - a server is there to be reached
-    _write(server, {
-        "authority.pem": ca,
-        "tls.pem": certificate_pem(authority.issue_server(host, key.public_key())),
-        "tls.key": key_pem(key),
-        "consortium.toml": f"{name}listen = {json.dumps(str(listening))}\n".encode(),
-    })  # fmt: skip
-    return Coordinator(coordinator)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from changing the roster meanwhile."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)  # which ends the lock
 
 
 def _certified_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
@@ -311,8 +326,3 @@ def _certified_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
         msg = f"{request.site} does not prove that it has a P-256 key; have it make a new request: cloister join"
         raise MalformedError(msg)
     return key
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        write_atomically(folder / name, data)

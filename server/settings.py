@@ -12,13 +12,22 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError
 from privacy.run.manifest import SignedRun, open_manifest
+from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
-from transport.pki import read_roster
+from transport.pki import read_authority_key
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
+
+
+@dataclass(frozen=True, config=STRICT)
+class Joining:
+    """`[joining]`: where invited sites ask to join."""
+
+    listen: ListenedOn
+    authority: File | None = None  # the coordinator's folder, if it is on this machine: sites are answered at once
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,6 +44,7 @@ class ConsortiumSettings:
     epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
+    joining: Joining | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -59,12 +69,25 @@ class ServerFolder:
             KeyFileError: if the roster is missing, or another authority's.
             ConfigError: if the roster is another consortium's.
         """
-        roster = read_roster(self.folder / self.settings.roster, self.folder / self.settings.authority)
+        return self.signed_roster()[0]
+
+    def signed_roster(self) -> tuple[Roster, bytes]:
+        """Return the roster and the signed document that holds it.
+
+        Raises:
+            CloisterError: as `roster` does.
+        """
+        key = read_authority_key(self.folder / self.settings.authority)
+        roster, data = read_document(
+            self.folder / self.settings.roster,
+            lambda data: (open_roster(data, key), data),
+            "check its path, or ask the coordinator for the roster",
+        )
         if roster.consortium != self.settings.consortium:
             names = f"{self.settings.consortium}, the roster of {roster.consortium}"
             msg = f"{self.folder}: consortium.toml is of {names}; replace one of them so that they match"
             raise ConfigError(msg)
-        return roster
+        return roster, data
 
 
 def read_consortium(path: Path) -> ServerFolder:

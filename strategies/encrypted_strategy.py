@@ -41,7 +41,7 @@ from transport.receipts import make_receipt
 from transport.run_messages import content_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flwr.serverapp import Grid
 
@@ -64,24 +64,24 @@ _MOST_FAILURES = 3  # rounds in a row without a release, after which the run end
 class EncryptedStrategy(Strategy):
     """Federated averaging over ciphertexts, weighted by the sizes that the manifest declares."""
 
-    def __init__(self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,
-                 tls: TlsFiles, *, new_epoch: bool) -> None:  # fmt: skip
+    def __init__(
+        self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,
+        tls: TlsFiles, *, new_epoch: bool, newer: Callable[[], Roster | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Take a function that returns the roster under which the next rounds go on, if there is a newer one."""
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
-        self._roster, self._event_log, self._tls = roster, event_log, tls
-        cohort = self._manifest.settings.cohort
+        self._newer_roster, self._event_log, self._tls = newer, event_log, tls
+        settings = self._manifest.settings
+        cohort, colluding, masked = settings.cohort, settings.colluding_sites, settings.encryption.collusion_resistant
         self._attention = Attention(cohort.round_deadline_seconds)
-        masked, colluding = (
-            self._manifest.settings.encryption.collusion_resistant,
-            run.manifest.settings.colluding_sites,
-        )
         self._members = Membership(
             run.document, run.digest, roster, event_log, heads, self._attention, tuple(cohort.sizes),
             liars=colluding if masked else 0,
         )  # fmt: skip
         self._ceremony = Ceremony(self._members, letters, event_log, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(self._members, cohort.minimum, colluding)
-        self._voting = Voting(self._members, self._manifest.settings)
-        proofs = self._manifest.settings.encryption.update_norm is not None
+        self._voting = Voting(self._members, settings)
+        proofs = settings.encryption.update_norm is not None
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
         self._liar_finder, self._bodies = LiarFinder(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)
@@ -127,6 +127,9 @@ class EncryptedStrategy(Strategy):
             raise RunError(msg)
         self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
+        if roster := self._newer_roster():
+            self._members.use_roster(roster)
+            self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
         present = self._members.gather(grid, cohort.minimum, seconds)
         self._voting.undo(grid, present)
         present = [site for site in present if site in self._members.nodes]
@@ -357,7 +360,7 @@ class EncryptedStrategy(Strategy):
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         trained = TRAIN.read_reply(content_of(reply))
         signed = trained.update
-        update = verify_update(signed, site, total.plan, self._manifest, self._roster)
+        update = verify_update(signed, site, total.plan, self._manifest, self._members.roster)
         self._members.heads.note(site, trained.head)
         self._members.check_shared(update.header)
         total.add(update)

@@ -72,6 +72,20 @@ class Membership:
     _claimed: dict[int, str] = field(default_factory=dict)  # sites that nodes claim, if not the expected ones
     begun: bool = False  # whether enough sites for a plan have been present
 
+    def use_roster(self, roster: Roster) -> None:
+        """Go on under a newer roster: without who left, and asking everybody else again, as their keys are older."""
+        names = {member.site for member in roster.members}
+        self.roster = roster
+        self.__dict__.pop("_expected", None)
+        for site in list(self.nodes):
+            self.doubt(site)
+        for site in set(self.listed) - names:
+            self.problems[site] = f"{site} is no longer in the roster"
+            self.models.pop(site, None)
+        self.listed = tuple(site for site in self.listed if site in names)
+        self.keys.clear()
+        self.pairs.clear()
+
     def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
         """Ask new nodes whether they take part; return the sites that are present at the end.
 

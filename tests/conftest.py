@@ -21,6 +21,8 @@ settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
 
 
+collect_ignore = ["language.py"]  # it has no examples, and loads transformers, which one test file needs
+
 gc.disable()  # until all tests are collected: nothing that collecting makes is garbage, but there is a lot to look at
 
 
@@ -55,22 +57,24 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return federation.folder
 
 
-_PROVED = set[object]()
+_PROVED, _ATTEMPTED = set[object](), set[object]()
+_CHOSEN = dict[object, object]()
 _TRYING = ("client/data/", "client/dpsgd/", "client/gradients/", "client/task/", "test_holes", "test_refusals")
 
 
 @pytest.fixture(autouse=True)
-def prove_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let sites try a task once per process on the same records: most tests open sites anew, with the same records.
+def try_tasks_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sites try a task once per process: most tests open sites anew, with the same task and the same records.
 
-    The tests of these trials themselves always try.
+    The tests of these trials always try, and as long as a site does.
     """
     training = sys.modules.get("client.work.training")
     if training is None or any(name in request.node.nodeid for name in _TRYING):
         return
-    prove, tensors = training.prove, training.tensors
+    steps, guard = sys.modules["client.dpsgd.training_steps"], sys.modules["client.task.guard"]
+    prove, tensors, choose, attempt = training.prove, training.tensors, steps._choose, steps._try
 
-    def once(task: object, name: str, records: Any, *settings: object) -> None:  # noqa: ANN401 - a site's records
+    def prove_once(task: object, name: str, records: Any, *settings: object) -> None:  # noqa: ANN401 - a site's records
         inputs, targets = records.whole()
         read = tuple(hash(part.cpu().numpy().tobytes()) for part in (*tensors(inputs), targets))
         key = type(task), name, read, *settings
@@ -78,7 +82,22 @@ def prove_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             prove(task, name, records, *settings)
             _PROVED.add(key)
 
-    monkeypatch.setattr(training, "prove", once)
+    def choose_once(task: object, model: object, computing: object, way: Any) -> object:  # noqa: ANN401 - a _Way
+        key = type(task), computing, tuple(way.failed.items()), way.most
+        if vars(task) or key not in _CHOSEN:
+            _CHOSEN[key] = choose(task, model, computing, way)
+        return _CHOSEN[key]
+
+    def attempt_once(task: object, model: object, computing: object, choice: object) -> None:
+        key = type(task), computing, choice
+        if vars(task) or key not in _ATTEMPTED:
+            attempt(task, model, computing, choice)
+            _ATTEMPTED.add(key)
+
+    monkeypatch.setattr(training, "prove", prove_once)
+    monkeypatch.setattr(steps, "_choose", choose_once)
+    monkeypatch.setattr(steps, "_try", attempt_once)
+    monkeypatch.setattr(guard, "_SECONDS", 0.02)  # of the checks that a site makes as long as it has time
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,11 @@ _FORKS.set_forkserver_preload([
     "client.agent", "client.app", "client.dpsgd.process_group", "cloister.cli", "tests.client.group_members",
     "tests.client.killed", "tests.forked", "tests.studies",
 ])  # fmt: skip
+
+
+def start_forking() -> None:
+    """Load all of that now; for tests of code that would otherwise have others load something else."""
+    forkserver.ensure_running()
 
 
 class Forked:
@@ -51,15 +57,15 @@ class Forked:
 
 
 class ForkedAgents(Processes):
-    """Agents are forked; other commands are started as usual."""
+    """What sites run is forked; other commands are started as usual."""
 
     @override
     def start(
         self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        if arguments[0] != "agent":
+        if arguments[0] not in {"agent", "join"}:
             return super().start(name, log, *arguments, env=env)
-        child = cast("subprocess.Popen[bytes]", Forked(log, _cloister, *arguments, env=env or {}))
+        child = cast("subprocess.Popen[bytes]", Forked(log, run_command, *arguments, env=env or {}))
         self._children[name] = child, log
         return child
 
@@ -76,7 +82,8 @@ def _call(log: Path, env: Mapping[str, str], run: Callable[..., None], arguments
     run(*arguments)
 
 
-def _cloister(*arguments: str) -> None:
+def run_command(*arguments: str) -> None:
+    """Run `cloister ARGUMENTS` in a forked process."""
     from cloister.cli import main  # noqa: PLC0415 - loads what the tests' own process need not
 
     sys.argv = ["cloister", *arguments]

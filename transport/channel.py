@@ -10,17 +10,18 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.experimental
 
-from privacy.errors import AuthenticityError, KeyFileError, UnreachableError
+from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import reason
 from privacy.storage import read_file
 from transport.address import read_address
 from transport.framing import FRAME_BYTES
 from transport.pki import check_server_certificate
+from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +79,58 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     authority, key, certificate = files.read()
     _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
     check_server_certificate(files.certificate, files.authority)
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
+    initial = grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
+    renewed: Any = _Renewed(files, certificate)  # grpc's types omit that it may return None
+    return grpc.dynamic_ssl_server_credentials(initial, renewed, require_client_authentication=True)
+
+
+class _Renewed:
+    """Tells gRPC, for every new connection, whether the server's certificate was renewed."""
+
+    def __init__(self, files: TlsFiles, certificate: bytes) -> None:
+        self._files, self._certificate = files, certificate
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return the new identity; None if it is as before, or cannot be used."""
+        try:
+            authority, key, certificate = self._files.read()
+            if certificate == self._certificate:
+                return None
+            _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._files)
+            check_server_certificate(self._files.certificate, self._files.authority)
+        except (CloisterError, OSError):  # gRPC goes on with what it has
+            return None
+        self._certificate = certificate
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
+
+
+def joining_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return the settings of a port that needs no certificate of its callers.
+
+    Raises:
+        KeyFileError: if no site could accept the server's certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load_pair(context, files)
+    check_server_certificate(files.certificate, files.authority)
+    return context
+
+
+def authority_context(authority: bytes) -> ssl.SSLContext:
+    """Return the settings of a caller that trusts one authority, given its certificate as DER.
+
+    Raises:
+        KeyFileError: if it is not a certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(cadata=authority)
+    except ssl.SSLError as error:
+        msg = "the authority's certificate is not readable; ask the coordinator for a new invitation"
+        raise KeyFileError(msg) from error
+    return context
 
 
 def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
@@ -114,7 +166,7 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
         ):
             _await_welcome(secured, address, files)
     except ssl.SSLCertVerificationError as error:
-        raise AuthenticityError(_unaccepted(address, files, error)) from error
+        raise AuthenticityError(unaccepted(address, str(files.authority), error)) from error
     except ssl.SSLError as error:
         msg = (
             f"something answers at {address}, but not with the TLS of a Cloister server ({error.reason or error}); "
@@ -130,10 +182,10 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    files.read()
+    authority, _, _ = files.read()
     try:
-        context = ssl.create_default_context(cafile=str(files.authority))
-    except ssl.SSLError as error:
+        context = ssl.create_default_context(cadata=authority.decode("ascii") or "-")  # "" would mean the system's
+    except (ssl.SSLError, ValueError) as error:
         msg = f"{files.authority}: not a readable PEM certificate; ask the coordinator for it"
         raise KeyFileError(msg) from error
     _load_pair(context, files)
@@ -144,14 +196,15 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
-        context.load_cert_chain(files.certificate, files.key, password="")  # otherwise OpenSSL asks on the terminal
+        with readable_pair(files.certificate, files.key) as (certificate, key, password):
+            context.load_cert_chain(certificate, key, password=password)
     except ssl.SSLError as error:
         msg = f"{files.certificate} and {files.key} are not a matching certificate and key; restore them"
         raise KeyFileError(msg) from error
 
 
-def _unaccepted(address: str, files: TlsFiles, error: ssl.SSLCertVerificationError) -> str:
-    """Return what is wrong with the server's certificate, as a sentence."""
+def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError) -> str:
+    """Return what is wrong with the server's certificate, which `authority` should have issued, as a sentence."""
     if error.verify_code in _OTHER_NAMES:
         return (
             f"{address} presents a certificate for another name ({error.verify_message}); use the name in the "
@@ -163,7 +216,7 @@ def _unaccepted(address: str, files: TlsFiles, error: ssl.SSLCertVerificationErr
             "for a new one, or set this machine's clock"
         )
     return (
-        f"{address} presents a certificate that {files.authority} did not issue ({error.verify_message}); check the "
+        f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); check the "
         "address, and that both belong to the same consortium"
     )
 

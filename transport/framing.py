@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from privacy.errors import MalformedError
@@ -12,6 +13,26 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 FRAME_BYTES = 1 << 20
+
+
+_ROSTER_REQUEST = struct.Struct(">IQ")
+
+
+def roster_request(version: int) -> bytes:
+    """Return the request for a roster newer than this version."""
+    return _ROSTER_REQUEST.pack(PROTOCOL, version)
+
+
+def read_roster_request(data: bytes) -> int:
+    """Return the version of the roster that an agent has.
+
+    Raises:
+        MalformedError: if it is no such request, or of another protocol.
+    """
+    if len(data) != _ROSTER_REQUEST.size or _ROSTER_REQUEST.unpack(data)[0] != PROTOCOL:
+        msg = f"this is no request for a roster under protocol {PROTOCOL}; install the server's version"
+        raise MalformedError(msg)
+    return int(_ROSTER_REQUEST.unpack(data)[1])
 
 
 def to_frames(parts: Sequence[bytes], reply_to: str = "") -> Iterator[pb.Chunk]:

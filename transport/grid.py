@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from flwr.proto.node_pb2 import NodeInfo
     from flwr.supercore.run import Run
 
+    from privacy.run.roster import Roster
+
     Replies = Generator[Message, None, None]
 
 DEFAULT_TIMEOUT = 3600.0  # seconds, if the caller gives none
@@ -40,6 +42,10 @@ class ReplyGrid(Grid):
 
     def __init__(self, run_id: int) -> None:
         self.set_run(describe_run(run_id))
+
+    def newer_roster(self) -> Roster | None:
+        """Return a roster newer than the last one, which the nodes take before their next message; usually None."""
+        return None
 
     @abstractmethod
     def _send(self, message: Message) -> None:
@@ -147,6 +153,10 @@ class StreamingGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online."""
         return self._grid.get_node_ids()
+
+    def newer_roster(self) -> Roster | None:
+        """Return a newer roster, if the grid is one of ours and has one."""
+        return self._grid.newer_roster() if isinstance(self._grid, ReplyGrid) else None
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return what the grid knows about the nodes."""

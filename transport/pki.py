@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from privacy.errors import KeyFileError
+from privacy.errors import AuthenticityError, KeyFileError
 from privacy.failures import reason
 from privacy.run.roster import open_roster
 from privacy.storage import read_document, read_file
@@ -182,8 +182,39 @@ def load_certificate(data: bytes, place: str) -> x509.Certificate:
 
 def authority_fingerprint(certificate: x509.Certificate) -> str:
     """Return the SHA-256 of a certificate in groups of four digits, for people who compare it."""
-    digits = certificate.fingerprint(hashes.SHA256()).hex()
+    return grouped(certificate.fingerprint(hashes.SHA256()).hex())
+
+
+def grouped(digits: str) -> str:
+    """Return hexadecimal digits in groups of four, for people who compare them."""
     return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
+def renewal_is_due(certificate: x509.Certificate) -> bool:
+    """Return whether two thirds of a certificate's life are over."""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return datetime.now(UTC) >= begins + (ends - begins) * 2 / 3
+
+
+def check_renewed(new: x509.Certificate, old: x509.Certificate, authority: x509.Certificate) -> None:
+    """Check that a certificate may take the place of another: the same key and name, a later end, valid now.
+
+    Raises:
+        AuthenticityError: if it may not.
+    """
+    kinds = x509.SubjectAlternativeName, x509.ExtendedKeyUsage
+    try:
+        new.verify_directly_issued_by(authority)
+        same = new.public_key() == old.public_key() and all(
+            new.extensions.get_extension_for_class(kind) == old.extensions.get_extension_for_class(kind)
+            for kind in kinds
+        )
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        same = False
+    now = datetime.now(UTC)
+    if not same or not new.not_valid_before_utc <= now < new.not_valid_after_utc > old.not_valid_after_utc:
+        msg = "a new certificate is not by the authority, not for the same key and name, or not valid for longer"
+        raise AuthenticityError(msg)
 
 
 def check_server_certificate(path: Path, authority: Path) -> None:
@@ -227,9 +258,18 @@ def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:
     Raises:
         KeyFileError: if the file holds no P-256 certificate.
     """
-    key = read_certificate(path).public_key()
+    return authority_key(read_certificate(path), str(path))
+
+
+def authority_key(certificate: x509.Certificate, place: str) -> ec.EllipticCurvePublicKey:
+    """Return the public key in the authority's certificate; `place` says where it stands, for the error.
+
+    Raises:
+        KeyFileError: if it is not a P-256 key.
+    """
+    key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        msg = f"{path}: the authority's certificate has no P-256 key; ask the coordinator for the right file"
+        msg = f"{place}: the authority's certificate has no P-256 key; ask the coordinator for the right file"
         raise KeyFileError(msg)
     return key
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
-from client.data.inputs import Inputs, call, count, device_of, joined, move, rows
+from client.data.inputs import Inputs, call, count, device_of, joined, mapped, move, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Records(ABC):
         Raises:
             DataError: as `select` does.
         """
-        for part in chosen.split(size):
+        for part in chosen.split(size) if len(chosen) > size else (chosen,):
             yield self.select(part)
 
     def in_order(self, size: int) -> Iterator[tuple[int, Batch]]:
@@ -104,7 +104,7 @@ class InMemory(Records):
     @override
     def select(self, chosen: Tensor) -> Batch:
         chosen = chosen.to(device_of(self.inputs))
-        return rows(self.inputs, chosen), self.targets[chosen]
+        return mapped(lambda each: each.index_select(0, chosen), self.inputs), self.targets.index_select(0, chosen)
 
     @override
     def subset(self, chosen: Tensor) -> InMemory:

@@ -62,8 +62,11 @@ def _states() -> list[Tensor]:
 
 
 def seed_all(randomness: Randomness) -> None:
-    """Seed the generators of the CPU and of all devices, even ones that start later."""
-    torch.manual_seed(int.from_bytes(randomness.bytes(8), "big") >> 1)
+    """Seed the generators of the CPU and of all CUDA devices, even ones that start later."""
+    seed = int.from_bytes(randomness.bytes(8), "big") >> 1
+    seed_cpu(seed)
+    if torch.cuda.is_initialized() or torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 class Draws(TorchDispatchMode):

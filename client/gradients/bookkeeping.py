@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,13 +50,21 @@ class _Start(torch.autograd.Function):
         return gradients[0], None
 
 
+@dataclass
+class _Pass:
+    """What is noted in a forward pass. Not of the mode itself: torch makes setting a module's attributes slow."""
+
+    running: bool = False
+    taking_notes: bool = False
+    noted: list[tuple[nn.Module, Tensor, Any]] = field(default_factory=list)  # layer, input, edge of its output
+
+
 class BookKeeping(GradientMode):
     """Computes gradients from layers' inputs and the gradients of their outputs; see `layers`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
-        self._noted: list[tuple[nn.Module, Tensor, Any]] = []  # layer, input, edge of its output
-        self._running = self._taking_notes = False
+        self._pass = _Pass()
         self._anchor = torch.zeros(0, requires_grad=True)
         parts = [part for part in model.modules() if own(part) and type(part) in KNOWN]
         self._hooks = [part.register_forward_hook(self._note) for part in parts]
@@ -80,12 +89,13 @@ class BookKeeping(GradientMode):
 
     def _run(self, inputs: Inputs, targets: Tensor) -> dict[nn.Module, list[Call]]:
         """Run the model forward and backward; return every layer's calls, in float32."""
+        now = self._pass
         try:
             with self._without_gradients():
-                self._taking_notes = True
+                now.taking_notes = True
                 outputs = self.outputs(mapped(Tensor.detach, inputs))
-                self._taking_notes = False
-                noted = self._noted
+                now.taking_notes = False
+                noted = now.noted
                 start, gradients = self.loss.known_sum(outputs, targets), None
                 if start is None:
                     start, gradients = outputs, self.loss.gradients(outputs, targets).to(outputs.dtype)
@@ -93,7 +103,7 @@ class BookKeeping(GradientMode):
                     start, [edge for *_, edge in noted], gradients, allow_unused=True
                 )
         finally:
-            self._noted, self._taking_notes = [], False
+            now.noted, now.taking_notes = [], False
         calls = defaultdict(list)
         for (layer, into, _), gradient in zip(noted, back, strict=True):
             if gradient is None:  # the outputs do not depend on it
@@ -106,18 +116,19 @@ class BookKeeping(GradientMode):
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:
         """Switch off parameters' gradients; in the backward pass too, where checkpointing runs layers again."""
-        self._running = True
+        self._pass.running = True
         for parameter in self.trained:
             parameter.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
         try:
             yield
         finally:
-            self._running = False
+            self._pass.running = False
             for parameter in self.trained:
                 parameter.requires_grad_()
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not self._running or not torch.is_grad_enabled():
+        now = self._pass
+        if not now.running or not torch.is_grad_enabled():
             return None
         if len(inputs) != 1:
             msg = f"the model does not call {type(layer).__name__} with a single input"
@@ -125,6 +136,6 @@ class BookKeeping(GradientMode):
         started = None
         if not output.requires_grad:
             output = started = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]  # torch's
-        if self._taking_notes:
-            self._noted.append((layer, inputs[0].detach(), get_gradient_edge(output)))
+        if now.taking_notes:
+            now.noted.append((layer, inputs[0].detach(), get_gradient_edge(output)))
         return started

@@ -38,8 +38,8 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]
     (tensor([1.0000, 0.5000, 0.0000]), tensor([ True,  True, False]))
     """
     finite = squares < _MOST  # False for NaN too
-    factors = (max_grad_norm / (squares.sqrt() + _SMALL)).clamp(max=1.0)
-    return torch.where(finite, factors, 0.0).float(), finite
+    factors = squares.sqrt().add_(_SMALL).reciprocal_().mul_(max_grad_norm).clamp_(max=1.0)
+    return factors.masked_fill_(~finite, 0.0).float(), finite
 
 
 def add_clipped(
@@ -64,15 +64,13 @@ def add_clipped(
     device, dropped = parameters[0].device, 0
     layers = [0] * len(parameters) if layers is None else layers
     with torch.no_grad(), _float32(device):
-        nothing = torch.zeros(records, dtype=torch.float64, device=device)
-        squares: list[list[Tensor]] = [[] for _ in range(max(layers) + 1)]
+        sums = torch.zeros((max(layers) + 1, records), dtype=torch.float64, device=device)
         for layer, gradient in zip(layers, gradients, strict=True):
             if gradient is not None:
-                squares[layer].append(gradient.squares())
-        sums = torch.stack([torch.stack(parts).sum(0) if parts else nothing for parts in squares])
+                sums[layer].add_(gradient.squares())
         factors, finite = clip_factors(sums, max_grad_norm / math.sqrt(len(sums)))
-        finite = finite.all(0)
         if not finite.all():
+            finite = finite.all(0)
             dropped, factors = int((~finite).sum()), factors[:, finite]
             gradients = [gradient and gradient.of(finite) for gradient in gradients]
         for parameter, layer, gradient in zip(parameters, layers, gradients, strict=True):
@@ -88,13 +86,11 @@ def _float32(device: torch.device) -> Iterator[None]:
 
     The norms clipped to C would not be those of the rounded gradients.
     """
-    kinds: tuple[Any, ...] = (mkldnn.matmul, cuda.matmul)  # type: ignore[attr-defined]  # torch's stubs lack the first
-    before = [kind.fp32_precision for kind in kinds]
+    kind: Any = cuda.matmul if device.type == "cuda" else mkldnn.matmul  # type: ignore[attr-defined]  # not in the stubs
+    before = kind.fp32_precision
     try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
+        kind.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
             yield
     finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
+        kind.fp32_precision = before

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from client.data.inputs import Batch, call, device_of, rows, singles
 from client.data.site_records import InMemory
-from client.dpsgd.torch_draws import Draws
+from client.dpsgd.torch_draws import Draws, seed_used
 from client.gradients.clipping import clip_factors
 from client.gradients.mode import GradientMode, quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer
@@ -110,7 +110,7 @@ class Expected:
         )
         with quiet(), closing(optimizer), _held_still(draws=self.draws):
             for batch, expected in zip(_orders(device_of(self.records[0])), self.sums, strict=True):
-                torch.manual_seed(0)
+                seed_used(0)
                 optimizer.take(mode, InMemory(*self.records), batch, _PART)
                 gradients = [parameter.grad for parameter in mode.trained if parameter.grad is not None]
                 off = [_norm([one - other]) for one, other in zip(gradients, expected.gradients, strict=True)]
@@ -157,7 +157,7 @@ def _by_autograd(
 ) -> Sum:
     gradients = [torch.zeros_like(parameter) for parameter in trainable(model)]
     sizes = [0.0] * len(gradients)
-    torch.manual_seed(0)
+    seed_used(0)
     for part in batch.split(_PART):
         for single in (_in_one_pass if draws else _one_by_one)(model, loss, (rows(records[0], part), records[1][part])):
             factor, finite = clip_factors(torch.tensor(_norm(single)) ** 2, bound)

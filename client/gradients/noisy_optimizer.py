@@ -82,6 +82,14 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             self._parts = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
         return self._noise
 
+    def _drawn(self, sums: list[Tensor]) -> list[Tensor]:
+        """Return the noise, shaped as the sums. To another device it is copied as one: every copy makes both wait."""
+        device = sums[0].device
+        if device.type == "cpu":
+            return self._parts
+        parts = self._noise.to(device).split([total.numel() for total in sums])
+        return [part.view(total.shape) for part, total in zip(parts, sums, strict=True)]
+
     def _draw(self, room: Tensor) -> None:
         self._randomness.fill_gaussian(room.numpy(), self._scale * self._share)
 
@@ -185,7 +193,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
                 self._ahead = None
             else:
                 self._draw(self._room())
-            for noise, total in zip(self._parts, sums, strict=True):
+            for noise, total in zip(self._drawn(sums), sums, strict=True):
                 torch.add(noise.to(total), total, alpha=share, out=total)
         for parameter, total in zip(parameters, sums, strict=True):
             if not self._scale > 0:

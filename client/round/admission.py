@@ -6,7 +6,7 @@ one round.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class AdmittedRun:
     manifest: Manifest
     run: str  # the manifest's digest
     algorithm: Algorithm  # says what sites send and how the model is updated
+    document: bytes = field(default=b"", kw_only=True, repr=False)  # the signed manifest
 
     @property
     def settings(self) -> RunSettings:
@@ -106,17 +107,17 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
     Raises:
         AuthenticityError: if the coordinator did not sign it.
         RefusedError: if the policy does not allow it, or this site lacks its algorithm.
-        ProtocolError: if it is for another roster than the site's.
+        ProtocolError: if it is for a newer roster than the site's.
     """
     manifest, run = site.open_manifest(document)
-    if manifest.roster_version != site.roster.version:
+    if manifest.roster_version > site.roster.version:  # a run goes on under newer rosters, without who left
         msg = (
-            f"the run is for roster {manifest.roster_version}, and {site.name} has roster {site.roster.version}; "
-            "update the older one"
+            f"the run is for roster {manifest.roster_version}, and {site.name} has only roster {site.roster.version}; "
+            "take the newer one: cloister roster take"
         )
         raise ProtocolError(msg)
     check_policy(
         site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
     )
     check_strategy(site.settings.policy, manifest.settings, site.name)
-    return AdmittedRun(site, manifest, run, site.algorithm(manifest))
+    return AdmittedRun(site, manifest, run, site.algorithm(manifest), document=document)

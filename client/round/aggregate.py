@@ -20,6 +20,7 @@ from privacy.crypto.masking import open_pairs, open_seed, unmask_sum, verify_pai
 from privacy.crypto.signing import digest, sign
 from privacy.crypto.summation import check_sum
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
+from privacy.run.plan import read_plan
 from strategies.advance import advance
 from strategies.algorithm import Run
 from strategies.averaging import next_bound
@@ -54,7 +55,7 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
         UnopenedError: if it is not its contributors' sum; the site then opens no other sum of the plan.
     """
     site, manifest = admitted.site, admitted.manifest
-    plan, headers = check_sum(total, admitted.run, manifest, site.roster)
+    plan, headers = check_sum(total, admitted.run, manifest, site.roster_under(read_plan(total.plan).keys))
     now = admitted.checkpoint()
     if plan.round <= now.round:
         return now
@@ -156,7 +157,7 @@ def shown_seeds(
     keys = site.keyring.find(plan.keys)
     own, pairs, absent = {}, {}, absent_from(plan, headers)
     for header, part in zip(headers.values(), total.contributions, strict=True):
-        key = site.roster.member(header.site).verification_key
+        key = site.roster_under(plan.keys).member(header.site).verification_key
         sealed = verify_seed(part.reveal, plan, header.mask, key)
         sealed_pairs = verify_pairs(part.pairs, plan, header.pairs, absent, key)
         try:

@@ -40,12 +40,12 @@ def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = No
         msg = f"{site.name} has not refused a masked sum of this plan of round {plan.round}, so it judges no updates"
         raise ProtocolError(msg)
     member = claimed_site(body.header, plan)
-    update = verify_update(body, member, plan, current.manifest, site.roster)
+    update = verify_update(body, member, plan, current.manifest, site.roster_under(plan.keys))
     right = is_right(update, plan, site.keyring.find(plan.keys), site.apply)
     if not right:
         accuse(site.commitments, plan.run, member, sha256(body.header).hexdigest())
     elif accusation:
-        key = site.roster.member(accusation.site).verification_key
+        key = site.roster_under(plan.keys).member(accusation.site).verification_key
         verify_verdict(key, plan, body.header, accusation.signature, right=False)
         accuse(site.commitments, plan.run, accusation.site, sha256(accusation.signature).hexdigest())
     return Verdict(right, sign_verdict(site.signing_key, plan, body.header, right=right))

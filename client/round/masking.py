@@ -109,7 +109,7 @@ def reveal(
     """
     site, plan = current.site, current.plan
     mask, headers = _verified(current, contributions)
-    agreement.check_agreed(plan, headers, signatures, site.roster)
+    agreement.check_agreed(plan, headers, signatures, site.roster_under(plan.keys))
     if current.settings.encryption.update_norm is not None:
         fix_sum(site.commitments, plan, summed)
     committed = commitment(mask)
@@ -139,7 +139,7 @@ def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], 
         msg = f"the run {current.settings.name!r} has no update_norm; {site.name} proves nothing about its update"
         raise ProtocolError(msg)
     reveal(current, total.contributions, signatures, summed)
-    headers = check_contributions(total.contributions, plan, manifest, site.roster)
+    headers = check_contributions(total.contributions, plan, manifest, site.roster_under(plan.keys))
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
     kept = cast("OutboxEntry", site.outbox.last(plan.run))  # `reveal` checked it
@@ -169,7 +169,7 @@ def _verified(current: Round, contributions: Sequence[Contribution]) -> tuple[by
         raise ProtocolError(msg)
     header, mask = kept
     check_under_way(plan, current.settings.cohort.round_deadline_seconds, site.name)
-    verified = check_contributions(contributions, plan, current.manifest, site.roster)
+    verified = check_contributions(contributions, plan, current.manifest, site.roster_under(plan.keys))
     headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
     agreement.check_set(plan, headers, (site.name, header), current.settings.cohort.minimum)
     return mask, headers

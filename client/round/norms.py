@@ -74,7 +74,7 @@ class Lengths:
             packing: the round's packing.
             update_norm: the run's bound on the L2 norm.
         """
-        self._headers, self._packing = headers, packing
+        self._headers, self._packing, self._keys = headers, packing, plan.keys
         signed = {site: header.to_bytes() for site, header in headers.items()}
         self._subject = subject_of(plan.digest, set_digest(signed), summed)
         context = context_of(self._subject, seeds)
@@ -108,7 +108,8 @@ class Lengths:
             raise AuthenticityError(msg)
         proofs = dict[str, bytes]()
         for name, signed in zip(self._headers, total.proofs, strict=True):
-            proofs[name] = verify_proof(signed, self._subject, site.roster.member(name).verification_key)
+            key = site.roster_under(self._keys).member(name).verification_key
+            proofs[name] = verify_proof(signed, self._subject, key)
         read = read_proofs(self._statements.values(), proofs)
         liars += [name for name in self._headers if name not in read]
         if liars:

@@ -6,6 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
+from privacy.errors import VaultError
 from privacy.storage import read_file, write_atomically
 from privacy.untrusted_text import quoted
 from transport.receipts import is_signed
@@ -36,7 +37,7 @@ def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
     try:
         if not _holds_signed(path):
             write_atomically(path, json.dumps(kept, indent=1).encode() + b"\n")
-    except OSError as error:  # the sum goes on without it
+    except (OSError, VaultError) as error:  # the sum goes on without it
         log.warning("%s: the receipt was not kept: %s", path, error)
     by = "the server's signed reason" if signed else "the server says, without a signature,"
     log.warning("round %d: this site's update is not in the sum; %s: %s", plan.round, by, quoted(receipt.reason))

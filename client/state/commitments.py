@@ -6,11 +6,11 @@ its charge, a plan gets only one update; the ledger ensures that.)
 
 from __future__ import annotations
 
-import fcntl
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.storage import append, make_folder, private, read_file
+from privacy.log_file import opened_log, read_log
+from privacy.storage import make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,24 +29,21 @@ class Commitments:
             ProtocolError: if the action was recorded with another value.
         """
         make_folder(self._folder)
-        with open(self._path(run), "a+b", opener=private) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            data = file.read()
-            done = _value(data, action)
+        with opened_log(self._path(run)) as file:
+            done = _value(file.data, action)
             if done not in {None, value}:
                 msg = f"{action} was already recorded with another value; this site does not do it again"
                 raise ProtocolError(msg)
             if done is None:
-                file.truncate(data.rfind(b"\n") + 1)  # drop a torn line: its action was never taken
+                file.keep(file.data.rfind(b"\n") + 1)  # drop a torn line: its action was never taken
             line = f"{action}: {value}\n".encode() if done is None else b""
             # Even if empty: a process killed just before this may have left its line unsynced.
-            append(self._path(run), file.fileno(), line)
+            file.append(line)
 
     def find(self, run: str, action: str) -> str | None:
         """Return the value recorded for an action, if there is one."""
         try:
-            return _value(read_file(self._path(run)), action)
+            return _value(read_log(self._path(run)), action)
         except FileNotFoundError:
             return None
 

@@ -23,13 +23,15 @@ from safetensors import SafetensorError
 
 from client.state.checkpoint import NOTE
 from client.state.model_file import misfit, open_model, parts_of, read_constants, read_vector
+from client.state.personal_models import NOT_PRIVATE
 from privacy.codec.update import Model, is_finite
-from privacy.errors import RefusedError
+from privacy.errors import RefusedError, VaultError
+from privacy.storage import open_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from safetensors import safe_open
+    from client.state.model_file import ModelFile
 
 
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
@@ -71,7 +73,7 @@ def find_model(folder: Path, digest: str, untrained: Model, site: str) -> Model:
 
 def _find(folder: Path, digest: str, site: str) -> Path:
     for path in sorted(folder.rglob("*.safetensors")):
-        with suppress(OSError):  # a dead link or unreadable file; another file may still match
+        with suppress(OSError, VaultError):  # a dead link, or an unreadable file; another file may still match
             state = path.stat()
             if S_ISREG(state.st_mode) and _digest(path, state.st_mtime_ns, state.st_size) == digest:
                 return path
@@ -85,7 +87,7 @@ def _find(folder: Path, digest: str, site: str) -> Path:
 @lru_cache(maxsize=1024)
 def _digest(path: Path, changed: int, size: int) -> str:
     del changed, size  # part of the cache's key
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file_digest(file, "sha256").hexdigest()
 
 
@@ -93,6 +95,12 @@ def _read(path: Path, untrained: Model, digest: str) -> tuple[Model, _Note]:
     """Return the model, whatever the order of its tensors in the file, and what the file says about it."""
     try:
         with open_model(path) as file:
+            if NOT_PRIVATE in (file.metadata() or {}).values():
+                msg = (
+                    f"the file with SHA-256 {digest} is a site's personal model, trained without privacy, which stays "
+                    "at that site; name another model in [start]"
+                )
+                raise RefusedError(msg)
             held = parts_of(file, untrained.layout)
             if name := misfit(file, held):
                 msg = (
@@ -114,7 +122,7 @@ def _read(path: Path, untrained: Model, digest: str) -> tuple[Model, _Note]:
     return model, note
 
 
-def _note(file: safe_open) -> _Note:
+def _note(file: ModelFile) -> _Note:
     try:
         note = json.loads((file.metadata() or {})[NOTE])
         parsed = _Note(str(note["run"]), str(note.get("frozen", "")), str(note.get("source", "")))

@@ -71,6 +71,10 @@ class Keyring:
         msg = f"this site does not have the keys {fingerprint[:12]}; it gets them when the server asks again"
         raise ProtocolError(msg)
 
+    def roster_of(self, fingerprint: str) -> int | None:
+        """Return the version of the roster for which the keys with this fingerprint were made; None if unknown here."""
+        return next((version for version, keys in self._held.values() if keys.fingerprint == fingerprint), None)
+
     def shared_with(self, fingerprint: str, cohort: Iterable[str], site: str) -> dict[str, bytes]:
         """Return the secrets that this site shares with the others of a cohort, under the keys with this fingerprint.
 

@@ -20,6 +20,8 @@ import numpy as np
 from safetensors import safe_open
 
 from client.state.model_parts import WIDTHS, bytes_of
+from client.state.sealed_model import SealedModel
+from privacy.at_rest.vaults import vault_of
 from privacy.codec.update import Constant, Layout
 from privacy.storage import open_file, write_atomically
 
@@ -33,22 +35,29 @@ if TYPE_CHECKING:
 
 _FLOAT = 4  # bytes
 
+ModelFile = safe_open | SealedModel
+
 
 @contextmanager
-def open_model(path: Path) -> Iterator[safe_open]:
+def open_model(path: Path) -> Iterator[ModelFile]:
     """Open a model's file for reading.
 
     Raises:
         OSError: if it cannot be read, or is no regular file.
         SafetensorError: if it is not a complete safetensors file.
+        VaultError: if it is encrypted and cannot be opened.
     """
+    if vault_of(path):
+        with open_file(path) as encrypted:
+            yield SealedModel(encrypted)
+        return
     open_file(path).close()  # on a pipe, the library would wait for the other end
     # No memory map: if somebody truncated the file meanwhile, it would end this process.
     with safe_open(path, "pt", backend="pread") as file:
         yield file
 
 
-def parts_of(file: safe_open, layout: Layout) -> Layout:
+def parts_of(file: ModelFile, layout: Layout) -> Layout:
     """Return the parts of a layout of which a file has tensors: what is trained, the constants, or both."""
     names = set(file.keys())
     shapes = layout.shapes if names & {name for name, _ in layout.shapes} else ()
@@ -56,7 +65,7 @@ def parts_of(file: safe_open, layout: Layout) -> Layout:
     return Layout(shapes, constants) if shapes or constants else layout
 
 
-def misfit(file: safe_open, layout: Layout) -> str:
+def misfit(file: ModelFile, layout: Layout) -> str:
     """Return the name of a tensor that is missing, unexpected, or of another type or shape; "" if there is none."""
     wanted = {name: (form["dtype"], form["shape"]) for name, form in _describe(layout).items()}
     if strange := set(file.keys()) ^ set(wanted):
@@ -68,7 +77,7 @@ def misfit(file: safe_open, layout: Layout) -> str:
     return ""
 
 
-def read_vector(file: safe_open, layout: Layout) -> NDArray[np.float32]:
+def read_vector(file: ModelFile, layout: Layout) -> NDArray[np.float32]:
     """Return the trained parameters, `(size,)`, from a file without a misfit."""
     vector, done = np.empty(layout.size, np.float32), 0
     for name, shape in layout.shapes:
@@ -78,7 +87,7 @@ def read_vector(file: safe_open, layout: Layout) -> NDArray[np.float32]:
     return vector
 
 
-def read_constants(file: safe_open, layout: Layout) -> Layout:
+def read_constants(file: ModelFile, layout: Layout) -> Layout:
     """Return the layout with the constants of a file without a misfit; constants that are not saved do not change."""
     constants = (
         Constant.of(constant.name, constant.dtype, constant.shape, bytes_of(file.get_tensor(constant.name)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from privacy.codec.update import Model
+    from privacy.codec.update import Model, Shapes
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
@@ -52,12 +52,17 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
 
 def shared(module: nn.Module, local: Sequence[str]) -> dict[str, Tensor]:
     """Return the trained parameters that are sent, by name."""
-    return {name: tensor for name, tensor in trained(module).items() if not _matches(name, local)}
+    return {name: tensor for name, tensor in trained(module).items() if not matches(name, local)}
 
 
 def kept(module: nn.Module, local: Sequence[str]) -> dict[str, Tensor]:
     """Return the trained parameters that stay at the site, by name."""
-    return {name: tensor for name, tensor in trained(module).items() if _matches(name, local)}
+    return {name: tensor for name, tensor in trained(module).items() if matches(name, local)}
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Return the names and shapes of all trained parameters."""
+    return tuple((name, tuple(tensor.shape)) for name, tensor in trained(module).items())
 
 
 def kept_values(module: nn.Module, local: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -83,7 +88,8 @@ def drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:
     return vector
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a parameter's name matches one of these patterns of `fnmatch`."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

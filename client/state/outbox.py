@@ -119,7 +119,7 @@ class _Note:
     def __init__(self, file: BinaryIO, run: str) -> None:
         self._file, self._values = file, json.loads(file.readline())
         self._sizes = [int(size) for size in self._values["chunks"]]
-        if not 0 <= min(self._sizes, default=0) <= sum(self._sizes) == os.fstat(file.fileno()).st_size - file.tell():
+        if not 0 <= min(self._sizes, default=0) <= sum(self._sizes) == _rest(file):
             msg = "its length differs from the length it states"
             raise MalformedError(msg)
         self.plan = read_plan(self._values["plan"].encode())
@@ -134,3 +134,11 @@ class _Note:
         chunks = tuple(self._file.read(size) for size in self._sizes)
         signature, commitments = (bytes.fromhex(self._values[name]) for name in ("signature", "commitments"))
         return OutboxEntry(self.plan, SignedUpdate(self.header, signature, chunks, commitments), self.mask)
+
+
+def _rest(file: BinaryIO) -> int:
+    """Return how many bytes follow."""
+    place = file.tell()
+    rest = file.seek(0, os.SEEK_END) - place
+    file.seek(place)
+    return rest

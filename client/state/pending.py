@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privacy.storage import move
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -30,7 +32,7 @@ class PendingFiles:
         """Once the round's sum is open, adopt the pending file, or drop it if the sum lacks this site's update."""
         pending = self._of(plan)
         if pending.exists() and contributed:
-            pending.replace(self.current(plan.run))
+            move(pending, self.current(plan.run))
         else:
             pending.unlink(missing_ok=True)
 

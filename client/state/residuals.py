@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.state.pending import PendingFiles
-from privacy.storage import open_file, write_atomically
+from privacy.storage import open_file, size_of, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +33,10 @@ class Residuals(PendingFiles):
     def add_to(self, vector: NDArray[np.float32], run: str) -> None:
         """Add the residual to a new update `(n,)`, in place."""
         path = self.current(run)
-        if path.exists() and path.stat().st_size == vector.nbytes:
+        if path.exists() and size_of(path) == vector.nbytes:
             with open_file(path) as file:
                 for start in range(0, vector.size, _STEP):
-                    vector[start : start + _STEP] += np.fromfile(file, dtype="<f4", count=_STEP)
+                    vector[start : start + _STEP] += np.frombuffer(file.read(4 * _STEP), dtype="<f4")
 
     def keep(self, plan: RoundPlan, vector: NDArray[np.float32]) -> None:
         """Keep an update's residual as pending, before the update is sent."""

@@ -12,6 +12,7 @@ number per value.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ from client.task.task import Task
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from client.data.inputs import Loaded
@@ -42,6 +43,10 @@ class TableTask(Task):
 
     target: ClassVar[AnyColumn | Sequence[AnyColumn]]
     """What to predict: a `Category`, as the places of its values `(n,)`; or flags and numbers, `(n, targets)`."""
+
+    subgroups: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Columns of which an evaluation may compare the values: `{"ward": (), "age": (40, 65)}`. A `Category` and a `Flag`
+    have their own values, `()`; a `Number` has bands between the cuts given."""
 
     person: ClassVar[str | None] = None
     """The column that says whom a record is about, where persons have several; it is no input."""
@@ -65,6 +70,34 @@ class TableTask(Task):
         """What the task declares of its table."""
         return Declared(self.columns, targets_of(self.target), self.person)
 
+    @property
+    @override
+    def subgroup_values(self) -> dict[str, tuple[str, ...]]:
+        return {name: bands(self._column(name)[0], cuts) for name, cuts in self.subgroups.items()}
+
+    @override
+    def subgroup_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        del targets
+        places = {}
+        for name, cuts in self.subgroups.items():
+            column, start = self._column(name)
+            places[name] = places_in(column, inputs[:, start : start + column.width], cuts)
+        return places
+
+    def _column(self, name: str) -> tuple[AnyColumn, int]:
+        """Return a column and the place of its first input.
+
+        Raises:
+            TaskError: if there is none of that name.
+        """
+        start = 0
+        for column in self.columns:
+            if column.name == name:
+                return column, start
+            start += column.width
+        msg = f"its subgroups name the column {name!r}, which there is not; name one of its columns"
+        raise TaskError(msg)
+
     @override
     def load(self, path: Path) -> Loaded:
         return self.load_from(Source(path))
@@ -85,6 +118,40 @@ class TableTask(Task):
         count = _FEWEST * max(1, *(column.width for column in (*self.columns, *self.declared.targets)))
         inputs = torch.cat([_made_up(column, count) for column in self.columns], 1)
         return inputs, made_up_targets(self.declared.targets, count)
+
+
+def bands(column: AnyColumn, cuts: Sequence[float]) -> tuple[str, ...]:
+    """Return the values of a column of subgroups.
+
+    >>> bands(Number("age", low=18, high=100), (40, 65))
+    ('below 40', '40 to below 65', '65 and above')
+
+    Raises:
+        TaskError: if the cuts do not suit the column.
+    """
+    if isinstance(column, Category) and not cuts:
+        return column.places
+    if isinstance(column, Flag) and not cuts:
+        return "no", "yes"
+    ascending = bool(cuts) and list(cuts) == sorted(set(cuts))
+    if isinstance(column, Number) and ascending and column.low < cuts[0] and cuts[-1] <= column.high:
+        between = [f"{low:g} to below {high:g}" for low, high in pairwise(cuts)]
+        return f"below {cuts[0]:g}", *between, f"{cuts[-1]:g} and above"
+    return column.refuse(
+        f"cannot have the subgroups {tuple(cuts)!r}; give a Category or a Flag (), and a Number ascending cuts within "
+        "its range"
+    )
+
+
+def places_in(column: AnyColumn, inputs: Tensor, cuts: Sequence[float]) -> Tensor:
+    """Return the place of each record's value in `bands`, `(n,)`, from the column's inputs `(n, width)`."""
+    if isinstance(column, Category):
+        return inputs.argmax(1)
+    if isinstance(column, Number):
+        scaled = [2 * (cut - column.low) / (column.high - column.low) - 1 for cut in cuts]
+        edges = torch.tensor(scaled, dtype=torch.float64).to(inputs)  # as values are scaled and rounded
+        return torch.bucketize(inputs[:, 0].contiguous(), edges, right=True)
+    return inputs[:, 0]
 
 
 def targets_of(target: AnyColumn | Sequence[AnyColumn]) -> Sequence[AnyColumn]:

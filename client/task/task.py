@@ -8,6 +8,7 @@
         def example(self):                  return torch.randn(4, 30), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
 
 Instead of a method, `metrics = ["accuracy", "auc"]` names metrics that Cloister computes: see `client.task.scoring`.
+`subgroups` says for which subgroups it can compute them: see `client.task.subgrouping`.
 
 A run names it as `module:Class`. A site imports it only from its own installed packages, and only if its policy lists
 that name: code never travels.
@@ -21,6 +22,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from client.task.scoring import NamedMetrics, check_names
+from client.task.subgrouping import Subgrouped, check_subgroups
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from client.data.sources.registry import Source
 
 
-class Task(NamedMetrics, ABC):
+class Task(NamedMetrics, Subgrouped, ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
 
     local: ClassVar[Sequence[str]] = ()
@@ -125,6 +127,7 @@ def import_task(name: str) -> Task:
     task = make(imported, name)
     try:
         check_names(task)
+        check_subgroups(task)
     except TaskError as error:
         msg = f"{name}: {error}"
         raise TaskError(msg) from error

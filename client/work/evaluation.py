@@ -4,10 +4,11 @@ In a run with `[evaluation]`, each held-out record contributes the vector
 
     (1, its metrics clamped to 0 … 1, its loss clamped to 0 … `loss_bound` and divided by `loss_bound` if requested)
 
-and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, each of norm at most 1. All of it
-is divided by the square root of the number of single numbers and blocks, so that no record changes the sum by more than
-1 in L2. With N(0, σ²) added to each number, this is one step of the Gaussian mechanism without sampling, as in a
-survey. Held-out records are never trained on, so releases about them are charged to a ledger of their own.
+and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, and for each column of subgroups
+those of `privacy.analytics.subgroups`, each of norm at most 1. All of it is divided by the square root of the number of
+single numbers and blocks, so that no record changes the sum by more than 1 in L2. With N(0, σ²) added to each number,
+this is one step of the Gaussian mechanism without sampling, as in a survey. Held-out records are never trained on, so
+releases about them are charged to a ledger of their own.
 
 Each site also computes the named metrics exactly, for itself alone, into `metrics/NAME-RUN.json`.
 """
@@ -18,16 +19,20 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from client.data.fitness import example_of
 from client.data.inputs import call
 from client.data.site_records import predictions
 from client.task.scoring import as_numbers
+from client.task.subgrouping import BY, places_of
 from client.task.user_code import foreign
 from client.work.scored import Scores
+from client.work.subgrouped import by_subgroup, held_out_places
 from client.work.sums import OWN, OneSum, noised, read_sum, write_report
 from privacy.analytics.readings import read
 from privacy.analytics.scores import Form
@@ -44,8 +49,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from client.context import SiteContext
+    from client.data.inputs import Batch
     from client.work.training import Study
     from privacy.analytics.scores import Prediction
+    from privacy.analytics.subgroups import BySubgroup
     from privacy.codec.update import Update
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
@@ -76,10 +83,11 @@ class HeldOutEvaluation(OneSum):
         study.check_usable()
         metrics = self._requested(settings)
         study.check_metrics(metrics.means)
-        if metrics.form:
-            self._check_scores(metrics.form)
+        if metrics.form or metrics.by:
+            self._check_scores(study.prediction)
+        self._check_places(metrics.by)
 
-    def _check_scores(self, form: Form) -> None:
+    def _check_scores(self, prediction: Prediction | None) -> None:
         """Check that the untrained model gives every held-out record a score, and that its label is one.
 
         Raises:
@@ -93,8 +101,8 @@ class HeldOutEvaluation(OneSum):
                 outputs = call(module, inputs)
                 for row in range(len(targets)):
                     row_slice = slice(row, row + 1)
-                    if problem := _problem(
-                        form.prediction, *as_numbers(study.task, outputs[row_slice], targets[row_slice])
+                    if prediction and (
+                        problem := _problem(prediction, *as_numbers(study.task, outputs[row_slice], targets[row_slice]))
                     ):
                         msg = (
                             f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
@@ -102,11 +110,28 @@ class HeldOutEvaluation(OneSum):
                         )
                         raise DataError(msg)
 
+    def _check_places(self, by: tuple[BySubgroup, ...]) -> None:
+        """Check that the task finds a value for every held-out record in each column of subgroups.
+
+        Raises:
+            DataError: names the record for which it does not.
+        """
+        study, path = self._study, self._site.records_path
+        with foreign(study.name, f"subgroup_of() of the records in {path}", DataError):
+            for column in by:
+                if len(missing := np.flatnonzero(held_out_places(study, column.name) < 0)):
+                    msg = (
+                        f"{path}: {study.name} cannot evaluate held-out record {missing[0] + 1}: its {column.name} is "
+                        f"none of {', '.join(column.values)}; correct the record, or leave it out"
+                    )
+                    raise DataError(msg)
+
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
         metrics = self._requested(settings)
         singles = tuple((name, (1,)) for name in ("count", *metrics.singles))
-        return Layout(singles + (metrics.form.shapes if metrics.form else ()))
+        form = metrics.form.shapes if metrics.form else ()
+        return Layout((*singles, *form, *(shape for by in metrics.by for shape in by.shapes)))
 
     def start(self, settings: RunSettings) -> Model:
         """Return zeros, to which the sum is added, having checked that the site has the model and the metrics.
@@ -142,22 +167,27 @@ class HeldOutEvaluation(OneSum):
             fraction = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
             known[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
+        blocks, parts = _divided(metrics, total[1 + len(metrics.singles) :])
         if metrics.form:
-            blocks = total[1 + len(metrics.singles) :]
             known |= read(metrics.form, np.concatenate([total[:1], blocks]), noise)
+        subgroups = {by.name: by.read(part, noise) for by, part in zip(metrics.by, parts, strict=True)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
             "count": _figure(float(total[0])),
             "count_error": _figure(noise),
             "metrics": known,
+            **({"subgroups": subgroups} if subgroups else {}),
         })  # fmt: skip
         for name, figures in known.items():
             log.info("over %d sites: %s", len(contributors), in_words(name, figures))
-        if metrics.form:
-            self._write_own(settings, run)
+        for column, table in subgroups.items():
+            for name, figures in table["gaps"].items():
+                log.info("over %d sites by %s: %s", len(contributors), column, in_words(name, figures))
+        if metrics.form or metrics.by:
+            self._write_own(settings, run, metrics.by)
 
-    def _write_own(self, settings: RunSettings, run: str) -> None:
+    def _write_own(self, settings: RunSettings, run: str, by: tuple[BySubgroup, ...]) -> None:
         """Compute the metrics that the task names from this site's records alone; a failure is only logged."""
         study, scores = self._study, Scores(self._study.task)
         try:
@@ -166,6 +196,10 @@ class HeldOutEvaluation(OneSum):
             path = self._site.place.folder / OWN / f"{settings.name}-{run[:8]}.json"
             make_folder(path.parent)
             report = {"run": run, "records": len(study.held_out), "metrics": figures}
+            if by and figures:
+                report["subgroups"] = {
+                    column.name: column.exact(held_out_places(study, column.name), *scores.joined()) for column in by
+                }
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
                 log.info("this site alone: %s", in_words(name, figure))
@@ -198,11 +232,13 @@ class HeldOutEvaluation(OneSum):
                 losses = torch.nan_to_num(losses, nan=metrics.loss_bound)
                 columns.append(losses.clamp(0, metrics.loss_bound) / metrics.loss_bound)
             total = np.array([float(column.sum()) for column in columns])
-            if metrics.form:
+            if metrics.form or metrics.by:
                 scores = Scores(study.task)
                 for record in single:
                     scores.add(*record)
-                total = np.concatenate([total, metrics.form.total(*scores.joined())])
+                blocks = [metrics.form.total(*scores.joined())] if metrics.form else []
+                parts = [by.total(held_out_places(study, by.name), *scores.joined()) for by in metrics.by]
+                total = np.concatenate([total, *blocks, *parts])
         return total / math.sqrt(metrics.parts)
 
     def _requested(self, settings: RunSettings) -> _Requested:
@@ -212,7 +248,8 @@ class HeldOutEvaluation(OneSum):
             TaskError: if the task lacks a metric.
         """
         study, evaluation = self._study, _evaluation(settings)
-        names = tuple(name for name in evaluation.metrics if name not in study.metrics)
+        others = tuple(name for name in evaluation.metrics if name not in study.metrics)
+        names = tuple(name for name in others if not name.startswith(BY))
         for name in names:
             if name not in study.task.named_metrics:
                 has = sorted({*study.metrics, *study.task.named_metrics})
@@ -226,7 +263,40 @@ class HeldOutEvaluation(OneSum):
                 f"{MOST_CLASSES} at most: leave out {', '.join(names)} in [evaluation]"
             )
             raise TaskError(msg)
-        return _Requested(tuple(name for name in evaluation.metrics if name not in names), evaluation.loss_bound, form)
+        by = tuple(self._by(name.removeprefix(BY), names) for name in others if name.startswith(BY))
+        means = tuple(name for name in evaluation.metrics if name not in others)
+        return _Requested(means, evaluation.loss_bound, form, by)
+
+    def _by(self, name: str, metrics: tuple[str, ...]) -> BySubgroup:
+        """Return what is measured for each value of a column of subgroups.
+
+        Raises:
+            TaskError: if the task has no such column, names no metric, or does not say where its own records belong.
+        """
+        study, values = self._study, self._study.task.subgroup_values
+        if name not in values:
+            near = did_you_mean(name, values)
+            msg = f"{study.name} has no subgroups {name!r}; {near or 'declare them in its `subgroups`'}"
+            raise TaskError(msg)
+        if study.prediction is None:
+            msg = f"{study.name} names no metrics, so there is nothing to compare by {name}; name some in its `metrics`"
+            raise TaskError(msg)
+        with foreign(study.name, "subgroup_of()"):
+            if (places_of(study.task, name, *self._example) < 0).any():
+                msg = f"{study.name}: its example has a record whose {name} is none of {', '.join(values[name])}"
+                raise TaskError(msg)
+        return by_subgroup(study, name, study.prediction, metrics)
+
+    @cached_property
+    def _example(self) -> Batch:
+        return example_of(self._study.task)
+
+
+def _divided(metrics: _Requested, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Divide the blocks of a sum into those of all records and those of each column of subgroups."""
+    sizes = [by.size for by in metrics.by]
+    blocks, *parts = np.split(sums, np.cumsum([sums.size - sum(sizes), *sizes])[:-1])
+    return blocks, parts
 
 
 def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
@@ -238,11 +308,12 @@ def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.flo
 
 @dataclass(frozen=True)
 class _Requested:
-    """What a run asks for: means of metrics, the loss's bound, and metrics that are read from scores."""
+    """What a run asks for: means of metrics, the loss's bound, metrics that are read from scores, and subgroups."""
 
     means: tuple[str, ...]
     bound: float | None
     form: Form | None
+    by: tuple[BySubgroup, ...] = ()
 
     @property
     def has_loss(self) -> bool:
@@ -260,13 +331,13 @@ class _Requested:
     @property
     def parts(self) -> int:
         """The squared norm of a record's vector, before the division: count, single numbers, and blocks."""
-        return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0)
+        return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0) + sum(by.parts for by in self.by)
 
 
 def in_words(name: str, figures: Mapping[str, Any]) -> str:
     """Return a metric in words, on one line.
 
-    >>> shown("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})
+    >>> in_words("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})
     'auc 0.957 ± 0.012, bins ± 0.002'
     """
     if "counts" in figures:

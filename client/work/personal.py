@@ -1,14 +1,21 @@
-"""Check whether a run suits a task that keeps parameters at its sites."""
+"""Check whether a run suits a task that keeps parameters at its sites, and a site's `[personal]` suits a task."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.errors import RefusedError
+from client.state.model_parts import matches, trained
+from privacy.errors import ConfigError, RefusedError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from client.settings import Personal
     from client.task.task import Task
     from privacy.run.settings import RunSettings
+
+
+_SHOWN = 8  # names in a message
 
 
 def check_local(task: Task, name: str, settings: RunSettings, site: str) -> None:
@@ -39,3 +46,19 @@ def check_local(task: Task, name: str, settings: RunSettings, site: str) -> None
     if wrong:
         msg = f"{site} cannot train {name}: {wrong}"
         raise RefusedError(msg)
+
+
+def check_layers(personal: Personal, module: nn.Module, name: str) -> None:
+    """Check that each pattern in `layers` names a trained parameter of the task called `name`.
+
+    Raises:
+        ConfigError: if one names none.
+    """
+    names = tuple(trained(module))
+    for pattern in personal.layers:
+        if not any(matches(parameter, (pattern,)) for parameter in names):
+            msg = (
+                f"`layers` in [personal] of site.toml has {pattern!r}, which no trained parameter of {name} matches; "
+                f"they are {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
+            )
+            raise ConfigError(msg)

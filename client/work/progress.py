@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.work.sums import OWN
 from privacy.failures import sentence
-from privacy.storage import make_folder, private
+from privacy.log_file import opened_log
+from privacy.storage import make_folder
 from transport.reports import LARGEST_METRIC
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
         if count:
             path = site.place.folder / OWN / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, metrics, personal)
-            summary = f"{_listed(metrics)} on {count} held-out records"
+            summary = f"{listed(metrics)} on {count} held-out records"
             if personal:
-                summary += f"; with this site's own parameters {_listed(personal)}"
+                summary += f"; with this site's own parameters {listed(personal)}"
             log.info("round %d of %d: %s", checkpoint.round, settings.rounds, summary)
     except Exception as error:
         reason = sentence(error)
@@ -71,7 +71,8 @@ def _of_personal(admitted: AdmittedRun, run: str, model: Model) -> dict[str, flo
     return admitted.work.measure(admitted.settings, personal)[1]
 
 
-def _listed(metrics: Mapping[str, float]) -> str:
+def listed(metrics: Mapping[str, float]) -> str:
+    """Return metrics in words, on one line."""
     return ", ".join(f"{name} {_number(value)}" for name, value in metrics.items())
 
 
@@ -88,20 +89,23 @@ def _number(value: float) -> str:
 def _append(
     path: Path, checkpoint: Checkpoint, count: int, metrics: Mapping[str, float], personal: Mapping[str, float]
 ) -> None:
-    """Add a round's line unless the file has it, since a sum may be delivered again."""
-    make_folder(path.parent)
-    entry: dict[str, object] = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
-    entry |= {"records": count, "metrics": _finite(metrics)}
+    entry: dict[str, object] = {"time": round(time.time(), 3), "model": checkpoint.digest}
+    entry |= {"records": count, "metrics": finite(metrics)}
     if personal:
-        entry["personal"] = _finite(personal)
-    line = json.dumps(entry, allow_nan=False)
-    with open(path, "a+b", opener=private) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        kept = file.read()
-        whole, _, torn = kept.rpartition(b"\n")  # a crash may have torn the last line
-        if f'{{"round": {checkpoint.round}, '.encode() not in whole:
-            file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+        entry["personal"] = finite(personal)
+    add_line(path, {"round": checkpoint.round}, entry)
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+def add_line(path: Path, key: Mapping[str, object], entry: Mapping[str, object]) -> None:
+    """Add an entry to a file of lines of JSON unless it has one with this key: a sum may be delivered again."""
+    make_folder(path.parent)
+    line = json.dumps({**key, **entry}, allow_nan=False)
+    with opened_log(path) as file:
+        whole, _, torn = file.data[-_TAIL:].rpartition(b"\n")  # a crash may have torn the last line
+        if f"{json.dumps(key)[:-1]}, ".encode() not in whole:
+            file.append(b"\n" * bool(torn) + line.encode() + b"\n", sync=False)
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics as JSON has them: None if not finite."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

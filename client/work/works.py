@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from client.context import SiteContext
 from client.task.task import import_class
 from client.work.evaluation import HeldOutEvaluation
+from client.work.personal import check_layers
 from client.work.survey import StatisticsQuery, Survey
 from client.work.training import Study
 
@@ -59,7 +60,12 @@ class Works(SiteContext):
 
         Raises:
             DataError: if a record cannot be used.
+            ConfigError: if `[personal]` names layers that a task lacks.
         """
+        if personal := self.settings.personal:
+            for task in self.settings.policy.tasks:
+                if not is_survey(task):
+                    check_layers(personal, self.study(task).module(0), task)
         return {
             task: self._work("statistics" if is_survey(task) else "training", task).count()
             for task in self.settings.policy.tasks

@@ -34,8 +34,10 @@ from simulations.tasks.digits import digits, write_digits
 from simulations.tasks.partition import dirichlet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from client.work.training import Study
+    from privacy.codec.update import Model
     from privacy.ledger.ledger import Charge
     from privacy.run.strategy import Parameter
 
@@ -174,14 +176,25 @@ def deal(seed: int, folder: Path) -> Federation:
 
 def learn(federation: Federation, name: str, way: Way, epsilon: float | None, seed: int, charge: Charge) -> list[float]:
     """Return the accuracy after each round of a run."""
+    studies, models = models_of(federation, settings_of(name, way, epsilon, sizes_of(federation)), seed, charge)
+    held_out, first = pooled([study.held_out for study in studies.values()]), next(iter(studies.values()))
+    return [accuracy(first, model, held_out) for model in models]
+
+
+def sizes_of(federation: Federation) -> dict[str, int]:
+    """Return the number of records that each site trains on."""
     sizes = {site: len((path / "records.csv").read_text().splitlines()) - 1 for site, path in federation.paths.items()}
-    sizes = {site: count - round(count * HELD_OUT) for site, count in sizes.items()}
-    federation.sign(settings_of(name, way, epsilon, sizes))
+    return {site: count - round(count * HELD_OUT) for site, count in sizes.items()}
+
+
+def models_of(
+    federation: Federation, settings: RunSettings, seed: int, charge: Charge
+) -> tuple[dict[str, Study], Iterator[Model]]:
+    """Return every site's study, and the shared model after each round of a run."""
+    federation.sign(settings)
     manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
     studies = studies_of(federation, manifest)
-    held_out = pooled([study.held_out for study in studies.values()])
     weights = {site: manifest.weight(site) for site in studies}
-    first = next(iter(studies.values()))
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
-    models = rounds_of(first.start(manifest.settings), manifest.settings.rounds, means, means.apply)
-    return [accuracy(first, model, held_out) for model in islice(models, 1, None)]
+    start = next(iter(studies.values())).start(manifest.settings)
+    return studies, islice(rounds_of(start, manifest.settings.rounds, means, means.apply), 1, None)

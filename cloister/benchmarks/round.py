@@ -9,7 +9,7 @@ their models.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import inf
 from pathlib import Path
 from socket import socket
@@ -22,8 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
+from privacy.at_rest.protection import protect
+from privacy.at_rest.secrets import KEY_FILE_VARIABLE, read_key_file
 from privacy.errors import RunError
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.storage import write_atomically
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.results import read_results
 from simulations.tasks.idle import PARAMETERS
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from simulations.engine.results import Results
 
+ENCRYPTED = "encrypted at rest"
 WARM_UP = 3  # rounds, for connections, caches and first use of memory pages
 _LARGEST_SIZE = 280  # records that the first site declares; the others declare fewer, so that weights differ
 _END_SECONDS = 60.0  # for a server to exit after its run
@@ -56,10 +60,25 @@ def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
     return report | {"unmasked_median_ms": unmasked["median_ms"], "masked_to_unmasked": ratio} | peaks
 
 
+def measure_at_rest(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
+    """Run two federations in turn, of which one has its sites' folders encrypted, for `rounds` rounds each.
+
+    Raises:
+        RunError: if a round failed, or the sites do not end with the same model.
+    """
+    kinds = {"in the clear": Encryption(update_bound=1.0), ENCRYPTED: Encryption(update_bound=1.0)}
+    reports, peaks = in_turn(kinds, parameters, rounds, sites)
+    plain, report = reports.values()
+    ratio = round(report["median_ms"] / plain["median_ms"], 3)
+    return report | {"clear_median_ms": plain["median_ms"], "encrypted_to_clear": ratio} | peaks
+
+
 def in_turn(
     kinds: Mapping[str, Encryption], parameters: int, rounds: int, sites: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int | None]]:
     """Run a federation with several encryption settings in turn; return a report of each, and peak memory.
+
+    The kind `ENCRYPTED` has a federation of its own, whose sites' folders are encrypted.
 
     Raises:
         RunError: if a round failed, or the sites do not end with the same model.
@@ -70,28 +89,50 @@ def in_turn(
         f"{' and '.join(kinds)} in turn, each with {WARM_UP} warm-up rounds, then {' and '.join(map(str, blocks))}: "
         f"{parameters:,} parameters, {sites} agents"
     )
-    with TemporaryDirectory(prefix="cloister-bench-") as folder, _model_size(parameters):
-        federation = _prepare(Path(folder), sites)
+    with TemporaryDirectory(prefix="cloister-bench-") as folder, _variable(PARAMETERS, parameters):
         total = len(kinds) * sum(size + WARM_UP for size in blocks)
-        with Processes() as processes, _bar(console, total) as advance:
-            bench = _Bench(federation, processes, advance)
+        with ExitStack() as stack:
+            key_file = Path(folder) / "sites.key"
+            write_atomically(key_file, os.urandom(32))
+            stack.enter_context(_variable(KEY_FILE_VARIABLE, key_file))
+            advance = stack.enter_context(_bar(console, total))
+            benches = {
+                encrypted: _Bench(
+                    _prepare(Path(folder) / str(encrypted), sites, encrypted=encrypted),
+                    stack.enter_context(Processes()),
+                    advance,
+                )
+                for encrypted in {kind == ENCRYPTED for kind in kinds}
+            }
             results: dict[str, list[Results]] = {kind: [] for kind in kinds}
             for size in blocks:
                 for kind, encryption in kinds.items():
-                    results[kind].append(bench.run(size, encryption))
-            reports = {kind: _summarise(runs, federation.sites, parameters) for kind, runs in results.items()}
-    return reports, bench.peaks
+                    results[kind].append(benches[kind == ENCRYPTED].run(size, encryption))
+            reports = {
+                kind: _summarise(runs, benches[kind == ENCRYPTED].sites, parameters) for kind, runs in results.items()
+            }
+    return reports, benches[max(benches)].peaks
 
 
 def table(report: dict[str, Any]) -> str:
     """Format a report as text."""
     spread = f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f}"
     site, server = (_megabytes(report[f"{who}_peak_bytes"]) for who in ("site", "server"))
+    if "clear_median_ms" in report:
+        compared = (
+            f"in the clear  {report['clear_median_ms']:.0f} ms; encrypted {report['encrypted_to_clear']:.2f} times as "
+            "long"
+        )
+    else:
+        compared = (
+            f"no masks      {report['unmasked_median_ms']:.0f} ms; masked {report['masked_to_unmasked']:.2f} times as "
+            "long"
+        )
     lines = [
         f"{report['parameters']:,} parameters, {report['sites']} agents, TLS, encryption and masks on, no training",
         "",
         f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
-        f"no masks      {report['unmasked_median_ms']:.0f} ms; masked {report['masked_to_unmasked']:.2f} times as long",
+        compared,
         f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
         f"memory        {site} at a site, {server} at the server: the peak, with libraries",
         f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
@@ -103,7 +144,7 @@ def _megabytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:,.0f} MB"
 
 
-def _prepare(folder: Path, sites: int) -> Federation:
+def _prepare(folder: Path, sites: int, *, encrypted: bool) -> Federation:
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     federation = Federation.create(folder, names, consortium="bench")
     # Runs follow each other, each with its own server, at an address that the agents know.
@@ -111,6 +152,8 @@ def _prepare(folder: Path, sites: int) -> Federation:
     settings.write_text(settings.read_text().replace(":0", f":{_free_port()}"))
     for path in federation.paths.values():
         (path / SiteTerms.file).write_text(_RECORDS, encoding="utf-8")
+        if encrypted:
+            protect(path, read_key_file(Path(os.environ[KEY_FILE_VARIABLE])), ())
     return federation
 
 
@@ -131,16 +174,16 @@ def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _model_size(parameters: int) -> Iterator[None]:
-    """Set the model's size for agents that start within this context."""
-    before = os.environ.get(PARAMETERS)
-    os.environ[PARAMETERS] = str(parameters)
+def _variable(name: str, value: object) -> Iterator[None]:
+    """Set a variable of the environment for agents that start within this context."""
+    before = os.environ.get(name)
+    os.environ[name] = str(value)
     try:
         yield
     finally:
-        del os.environ[PARAMETERS]
+        del os.environ[name]
         if before is not None:
-            os.environ[PARAMETERS] = before
+            os.environ[name] = before
 
 
 class _Bench:
@@ -149,6 +192,7 @@ class _Bench:
     def __init__(self, federation: Federation, processes: Processes, advance: Callable[[], None]) -> None:
         self._federation, self._processes, self._advance = federation, processes, advance
         self._started = False
+        self.sites = federation.sites
         self.peaks: dict[str, int | None] = {"site_peak_bytes": None, "server_peak_bytes": None}
 
     def run(self, rounds: int, encryption: Encryption) -> Results:

@@ -1,8 +1,9 @@
 """`cloister bench training`: the cost of privacy in training, for a site's own mode and optionally Opacus's modes.
 
 For each model and batch size, all modes take turns, one epoch each, so that a busy machine slows all alike. A mode's
-time is that of its fastest turn, because other load on the machine only slows turns down. All modes, plain training
-included, use one thread. Opacus's modes get whole batches, as in Opacus, and the same noise.
+time is the processor time of its fastest turn, because other load on the machine only slows turns down. All modes,
+plain training included, use one core; the noise is not drawn on another. Opacus's modes get whole batches, as in
+Opacus, and the same noise.
 
 Memory is measured by the system in a fresh process: the peak while training an epoch, minus the memory with libraries,
 model, records and one step of plain training.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cloister.benchmarks.training_times import MODES, Course, on_one_thread
+from cloister.benchmarks.training_times import MODES, Course, on_one_core
 from cloister.benchmarks.zoo import SPECIMENS
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def measure(repeats: int, modes: Sequence[Mode] = EVERY, models: Sequence[str] =
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True, highlight=False)
     rows = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, on_one_thread():
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, on_one_core():
         task = bar.add_task("training", total=len(courses) * repeats)
         for course in courses:
             bar.update(task, description=f"{course.specimen}, batch {course.batch}")
@@ -78,7 +79,7 @@ def _in_a_fresh_process(course: Course, mode: Mode) -> int:
 
 
 def _peak(specimen: str, batch: int, mode: Mode) -> int:
-    with on_one_thread():
+    with on_one_core():
         return Course(specimen, batch).peak_bytes(mode)
 
 
@@ -93,4 +94,6 @@ def table(report: dict[str, Any]) -> str:
         else:
             chosen = f"  {row['chosen']}" if "chosen" in row else ""
             lines.append(f"{name}{row['seconds']:>9.3f}{row['ratio']:>9.2f}{row['peak_mb']:>9.0f}{chosen}")
-    return "\n".join([*lines, "", f"seconds per epoch, one thread; the fastest of {report['repeats']} repetitions"])
+    return "\n".join(
+        [*lines, "", f"processor seconds per epoch, one core; the fastest of {report['repeats']} repetitions"]
+    )

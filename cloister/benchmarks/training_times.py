@@ -6,6 +6,7 @@ The timed code is a site's, `client.dpsgd.training_steps.train`: Poisson batches
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from client.dpsgd.training_steps import train
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
+
+    from client.task.task import Task
 
 Mode = Literal["plain", "auto", "hooks", "functorch"]
 MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch")
@@ -69,11 +73,12 @@ class Course:
     def _batches(self) -> list[Tensor]:
         """The batches that `train` draws from the randomness below."""
         randomness, batches = self._randomness(), []
+        noise = np.empty(sum(parameter.numel() for parameter in self._model.parameters()), np.float32)
         for _ in range(self.steps):
             batches.append(
                 (torch.from_numpy(randomness.uniform(len(self._records[0]))) < self.sample_rate).nonzero()[:, 0]
             )
-            randomness.gaussian(sum(parameter.numel() for parameter in self._model.parameters()))
+            randomness.fill_gaussian(noise)
         return batches
 
     @staticmethod
@@ -82,17 +87,7 @@ class Course:
 
     @cached_property
     def _manifest(self) -> Manifest:
-        count = SPECIMENS[self.specimen].records
-        settings = RunSettings(
-            name="times",
-            task="cloister.benchmarks.zoo:Classify",
-            rounds=1,
-            training=Training(steps_per_round=self.steps, sample_rate=self.sample_rate, learning_rate=_LEARNING_RATE),
-            privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-            encryption=Encryption(update_bound=1.0, collusion_resistant=False),
-            cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
-        )
-        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="", expires=0.0)
+        return manifest_of(Classify, SPECIMENS[self.specimen].records, self.steps, self.sample_rate)
 
     def chosen(self) -> Choice:
         """Return what `auto` chooses."""
@@ -110,9 +105,9 @@ class Course:
         return ""
 
     def seconds(self, mode: Mode) -> float:
-        """Train for an epoch and return the time that it took, in seconds."""
+        """Train for an epoch and return the processor time that it took, in seconds."""
         batches, manifest, records = self._batches, self._manifest, self._records
-        start = time.perf_counter()
+        start = time.process_time()
         if mode == "plain":
             self._train_plain(batches)
         else:
@@ -125,15 +120,15 @@ class Course:
                 self._randomness(),
                 computing=self._settings(mode),
             )
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def peak_bytes(self, mode: Mode) -> int:
         """Return the peak of additional memory during training, in bytes. Call it in a fresh process."""
         batches, _ = self._batches, self._manifest  # create them before measuring
         self._train_plain(batches[:1])
-        before = _peak(begin_anew=True)
+        before = peak_memory(begin_anew=True)
         self.seconds(mode)
-        return _peak() - before
+        return peak_memory() - before
 
     def _settings(self, mode: Gradients | Literal["plain"]) -> Computing:
         if mode == "auto" or mode == "plain":  # noqa: PLR1714 - narrows the type
@@ -149,6 +144,20 @@ class Course:
             optimizer.step()
 
 
+def manifest_of(task: type[Task], count: int, steps: int, sample_rate: float) -> Manifest:
+    """Return a run of one round of DP-SGD, with σ = 1, for sites with `count` records each."""
+    settings = RunSettings(
+        name="times",
+        task=f"{task.__module__}:{task.__name__}",
+        rounds=1,
+        training=Training(steps_per_round=steps, sample_rate=sample_rate, learning_rate=_LEARNING_RATE),
+        privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+        encryption=Encryption(update_bound=1.0, collusion_resistant=False),
+        cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
+    )
+    return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="", expires=0.0)
+
+
 @contextmanager
 def on_one_thread() -> Iterator[None]:
     """Limit torch to one thread within this context."""
@@ -160,12 +169,36 @@ def on_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _peak(*, begin_anew: bool = False) -> int:
-    """Return this process's peak memory, in bytes; on Linux, since the last call with `begin_anew`."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Limit torch to one thread within this context and, on Linux, this thread and those that it starts to one core.
+
+    On a second core, a site would draw the noise while torch computes gradients, which plain training cannot use.
+    """
+    with on_one_thread():
+        if sys.platform != "linux":
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(before)})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+def peak_memory(process: int | None = None, *, begin_anew: bool = False) -> int:
+    """Return a process's peak memory, in bytes; on Linux, since the last call with `begin_anew`.
+
+    Args:
+        process: its number, on Linux; None: this process.
+        begin_anew: forget the peak so far.
+    """
+    folder = Path(f"/proc/{process or 'self'}")
+    if not folder.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if begin_anew:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
-    (line,) = [text for text in status.read_text(encoding="utf-8").splitlines() if text.startswith("VmHWM:")]
+        (folder / "clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+    status = (folder / "status").read_text(encoding="utf-8")
+    (line,) = [text for text in status.splitlines() if text.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

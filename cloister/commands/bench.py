@@ -18,12 +18,15 @@ def bench_round(
     parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, both with and without masks.")] = 30,
     sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
+    at_rest: Annotated[
+        bool, typer.Option("--at-rest", help="Compare encrypted with unencrypted folders of the sites instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a round without training: server and agents as processes, with TLS and encryption."""
-    from cloister.benchmarks.round import measure, table  # noqa: PLC0415
+    from cloister.benchmarks.round import measure, measure_at_rest, table  # noqa: PLC0415
 
-    report = measure(parameters, rounds, sites)
+    report = (measure_at_rest if at_rest else measure)(parameters, rounds, sites)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
@@ -74,14 +77,32 @@ def bench_accuracy(
 
 @bench.command("training", epilog="Example:  cloister bench training --full --json")
 def bench_training(
+    model: Annotated[list[str] | None, typer.Option(help="Only this model, such as mlp; may be repeated.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions for every way to compute gradients.")] = 5,
     full: Annotated[bool, typer.Option("--full", help="Include Opacus's own ways. Takes minutes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure time and memory of an epoch of DP-SGD, and of plain training."""
     from cloister.benchmarks.training import EVERY, OURS, measure, table  # noqa: PLC0415
+    from cloister.benchmarks.zoo import SPECIMENS  # noqa: PLC0415
 
-    report = measure(repeats, EVERY if full else OURS)
+    if unknown := set(model or ()) - set(SPECIMENS):
+        msg = f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(SPECIMENS)}"
+        raise typer.BadParameter(msg)
+    report = measure(repeats, EVERY if full else OURS, model or tuple(SPECIMENS))
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("records", epilog="Example:  cloister bench records --full --json")
+def bench_records(
+    records: Annotated[int, typer.Option(min=64, help="Number of images; tables have 20 times as many rows.")] = 512,
+    full: Annotated[bool, typer.Option("--full", help="Also 100,000 images. Takes minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the share of a training step that reading records takes, and the memory, for several sources."""
+    from cloister.benchmarks.records import MANY, measure, table  # noqa: PLC0415
+
+    report = measure(records, MANY if full else 0)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
@@ -143,6 +164,18 @@ def bench_algorithms(
     from cloister.benchmarks.algorithms import measure, table  # noqa: PLC0415
 
     report = measure(1 if quick else seeds)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("personal", epilog="Example:  cloister bench personal --seeds 5 --json")
+def bench_personal(
+    seeds: Annotated[int, typer.Option(min=1, help="Number of different splits of the records, for every row.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Compare the shared model with those that each site trains for itself (`[personal]`), on its own records."""
+    from cloister.benchmarks.personal import measure, table  # noqa: PLC0415
+
+    report = measure(seeds)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

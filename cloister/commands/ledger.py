@@ -1,4 +1,4 @@
-"""`cloister ledger`: the privacy budget that a site has spent, and what a run would add. Only `adopt` writes."""
+"""`cloister ledger`: the privacy budget that a site has spent, and what a run would add. Two commands write."""
 
 from __future__ import annotations
 
@@ -83,6 +83,42 @@ def adopt(
         for account in report:
             checked = "verified with the old key" if old_key else "accepted as they were"
             typer.echo(f"✓ {account['ledger']}: {account['entries']} entries {checked}, signed with the new one")
+
+
+@ledger.command(
+    "recover", epilog="Example:  cloister ledger recover north --heads ledger-heads.json --run run.manifest"
+)
+def recover(
+    site: Site,
+    heads: Annotated[
+        Path | None, typer.Option(help="The server's ledger-heads.json, if its heads show that entries are missing.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="A signed run that may have charged the site since; name all of them.")
+    ] = None,
+    spent: Annotated[
+        bool, typer.Option("--spent", help="The runs are unknown: count the whole budget as spent, for good.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Charge what may be missing from a site's ledgers, if their newest copies are lost. Stop the agent first.
+
+    A run is charged with the most that the site's policy lets it spend. Nothing of this can be taken back.
+    """
+    from cloister.recovery import recover as recover_lost  # noqa: PLC0415
+
+    if bool(run) == spent:
+        msg = "name every run that may have charged the site since, each as --run; if they are unknown, use --spent"
+        raise ConfigError(msg)
+    with patience("counting what the runs may have charged"):
+        charges = recover_lost(site, heads, None if spent else run)
+    if as_json:
+        typer.echo(json.dumps({"charges": charges}))
+        return
+    for charge in charges:
+        what = "all that the budget allows" if spent else f"run {charge['run'][:8]}, the most that it may have cost"
+        typer.echo(f"✓ {charge['lineage']}: charged {what}")
+    typer.echo(f"next: cloister ledger show {site}")
 
 
 @ledger.command("plan", epilog="Example:  cloister ledger plan north run.toml")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from client.work.sums import FOLDER, OWN
+from cloister.views.subgroups import number, show_subgroups
 from privacy.config import read_toml, settings_file
 from privacy.errors import ConfigError, RunError
 from privacy.run.settings import RunSettings
@@ -129,10 +129,14 @@ def _show_evaluation(report: dict[str, Any], line: Callable[[str], None]) -> Non
                 f"  {row['low']:.1f} to {row['high']:.1f} {row['count']:8.0f} ± {figure['count_error']:.0f} records, "
                 f"true − said {row['gap']:+.2f} ± {row['gap_error']:.2f}"
             )
+    for column, table in report.get("subgroups", {}).items():
+        show_subgroups(column, table, line, report.get("own", {}).get("subgroups", {}).get(column))
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} held-out records at {len(report['sites'])} sites")
     line(f"  model     sha256 {report['model']}")
     line(_privacy(report))
     line("  ±         standard error of the noise, not of the sampling of records")
+    if report.get("subgroups"):
+        line("  gaps      largest minus smallest; noise only makes them larger")
     if any("bins" in metric for metric in report["metrics"].values()):
         line("  bins      how much the scores' order within their bins can change a metric, at most")
     if own:
@@ -163,18 +167,6 @@ def _alone(own: dict[str, Any] | None) -> str:
 def _privacy(report: dict[str, Any]) -> str:
     epsilon = "∞" if report["epsilon"] is None else f"{report['epsilon']:.2f}"
     return f"  privacy   ε {epsilon}, δ {report['delta']:g}, per person, at each site"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Format a number with `digits` significant digits, in seven characters.
-
-    >>> [number(value) for value in (0.0, 0.04567, 14.127, 654.9, 123456.0, 1.2e9)]
-    ['0', '0.0457', '14.1', '655', '123456', '1.2e+09']
-    """
-    if value == 0 or not 1e-4 <= abs(value) < 1e6:  # noqa: PLR2004
-        return f"{value:.1e}" if value else "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(places, 5)}f}"
 
 
 def _bars(column: dict[str, Any]) -> str:

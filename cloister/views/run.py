@@ -88,6 +88,8 @@ class RoundTable:
             self._print_problems(event)
         elif event["event"] == "epoch":
             self._print(f"       key epoch {event['epoch']}: made at {event['leader']}, sealed to every site", "")
+        elif event["event"] == "roster":
+            self._print(f"       roster {event['version']}: {len(event['sites'])} of the run's sites are members", "")
         elif event["event"] == "round":
             self._show_round(event)
             self._bar.advance(self._task)

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from contextlib import suppress
+from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,3 +79,13 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
         _PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode() for character in text
     )
     return known, error.end
+
+
+def ask_secretly(question: str) -> str | None:
+    """Ask for a passphrase without showing it; None if nobody is at a terminal."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return None
+    try:
+        return getpass(question, stream=sys.stderr)
+    except EOFError:
+        return None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-_CERTAIN = 2.0  # how many times its error a class's count must be
+CERTAIN = 2.0  # how many times its error a class's count must be
 _FURTHEST = -1.0, 2.0  # where noise may move a ratio
 _GAP_BIAS, _GAP_VARIANCE = 0.35, 1.26  # of √max((d + z)² − 1, 0), for every d, z standard normal
 _AT_ONCE = 1 << 21  # numbers to compute with at a time
@@ -94,7 +94,7 @@ class _Reader:
         if "totals" not in self._blocks:
             return np.ones(self._it.classes, bool)
         own, classes = self._blocks["totals"], self._it.classes
-        error = _CERTAIN * self._noise * math.sqrt(classes)
+        error = CERTAIN * self._noise * math.sqrt(classes)
         enough: NDArray[np.bool_] = own > max(error, 0.5)
         return enough & (np.sum(own) - own > max(error * math.sqrt(classes - 1), 0.5))
 
@@ -143,7 +143,7 @@ class _Reader:
             float(self._blocks[block][0] / self._blocks["count"][0]) for block in ("target", "target-squared")
         )
         error = self._noise * math.hypot(1.0, 2 * mean) / float(self._blocks["count"][0])
-        return square - mean**2 > _CERTAIN * error
+        return square - mean**2 > CERTAIN * error
 
     def _positive(self, block: str, parts: dict[str, Numbers]) -> Numbers:
         """Return a block without negative counts, moved as far as `parts` are from what was released."""
@@ -208,7 +208,7 @@ class _Reader:
 
     def _concordance(self) -> dict[str, Any]:
         times = self._blocks["times"]
-        events, all_, error = np.sum(times[:, 1]), np.sum(times), _CERTAIN * self._noise * math.sqrt(len(times))
+        events, all_, error = np.sum(times[:, 1]), np.sum(times), CERTAIN * self._noise * math.sqrt(len(times))
         if events <= max(error, 0.5) or all_ <= max(math.sqrt(2) * error, 1.5):
             return self._reading("c_index", math.nan, math.nan)
 

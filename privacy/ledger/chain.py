@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,14 +10,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError
-from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted
+from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted, write_lost
 from privacy.ledger.ledger_head import LastHead, SignedHead
-from privacy.storage import append, lost, make_folder, open_file, private
+from privacy.log_file import opened_log, read_log
+from privacy.storage import lost, make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
-    from typing import BinaryIO
+
+    from privacy.accounting.accounting import Mechanism
+    from privacy.ledger.entries import Release
+    from privacy.log_file import LogFile
 
 
 class Chain:
@@ -65,9 +67,7 @@ class Chain:
         """
         last = self.last_kept()  # read before the file, to which another process may append, so never ahead of it
         try:
-            with open_file(self.path) as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                data = file.read()
+            data = read_log(self.path)
         except FileNotFoundError:
             self._check_not_lost()
             data = b""
@@ -104,8 +104,13 @@ class Chain:
 
     def last_kept(self) -> str | None:
         """Return the last head that the site keeps apart from the file, or None if there is none for this ledger."""
+        kept = self.last_signed()
+        return kept.head if kept else None
+
+    def last_signed(self) -> SignedHead | None:
+        """Return the last head that the site keeps apart from the file, with its signature, or None."""
         kept = self._last.read() if self._last else None
-        return kept.head if kept and kept.is_of(self.owner, self.public_key) else None
+        return kept if kept and kept.is_of(self.owner, self.public_key) else None
 
     def check_holds(self, head: str, entries: Entries) -> None:
         """Check that the chain contains a head that this ledger once had.
@@ -117,7 +122,8 @@ class Chain:
             ends = f"ends on {entries.charges[-1].time}" if entries.charges else "is empty"
             msg = (
                 f"{self.path}: the ledger {ends} and lacks later charges of {self.site} (head {head[:12]}); "
-                "restore the newest copy; nothing is charged until then"
+                "restore the newest copy; nothing is charged until then; if it is lost, see `cloister ledger recover "
+                "--help`"
             )
             raise LedgerError(msg)
 
@@ -139,12 +145,38 @@ class Chain:
             if not entries.signature or signed_by(self.owner, entries.head, entries.signature, self.public_key):
                 msg = f"{self.path}: this ledger has no entry signed with a key other than {self.site}'s present one"
                 raise LedgerError(msg)
-            file.truncate(len(entries.data))
+            file.keep(len(entries.data))
             key = before.public_bytes_raw().hex() if before else ""
             self.append(file, write_adopted(entries, self.owner, self.signing_key, key, now()))
 
+    def accept_lost(self, heads: Iterable[SignedHead], charges: Sequence[tuple[Release, Mechanism]],
+                    records_per_person: int) -> None:  # fmt: skip
+        """Charge what lost lines may have cost, and accept their heads from now on.
+
+        Args:
+            heads: heads of this ledger, kept elsewhere; those of other ledgers are ignored. The last head that the site
+                keeps is accepted too.
+            charges: the most that the lost lines may have cost.
+            records_per_person: the most records of one person.
+
+        Raises:
+            LedgerError: if the ledger was edited, or cannot be written.
+        """
+        with self._locked() as (file, data):
+            entries = read_entries(data, self.path, self.owner, self.public_key)
+            lost = self.lost_heads(heads, entries)
+            if len(entries.data) != len(data):
+                file.keep(len(entries.data))
+            self.append(file, write_lost(entries, self.owner, self.signing_key, lost, charges,
+                                         records_per_person=records_per_person, time=now()))  # fmt: skip
+
+    def lost_heads(self, heads: Iterable[SignedHead], entries: Entries) -> set[str]:
+        """Return the heads of this ledger, among these and the last one that the site keeps, that its lines lack."""
+        own = [self.last_kept(), *(head.head for head in heads if head.is_of(self.owner, self.public_key))]
+        return {head for head in own if head} - entries.heads
+
     @contextmanager
-    def opened(self) -> Iterator[tuple[BinaryIO, Entries]]:
+    def opened(self) -> Iterator[tuple[LogFile, Entries]]:
         """Lock the file, read it, and cut off a torn last line.
 
         Raises:
@@ -153,10 +185,10 @@ class Chain:
         with self._locked() as (file, data):
             entries = self._read(data, self.last_kept())
             if len(entries.data) != len(data):
-                file.truncate(len(entries.data))
+                file.keep(len(entries.data))
             yield file, entries
 
-    def append(self, file: BinaryIO, lines: bytes) -> str:
+    def append(self, file: LogFile, lines: bytes) -> str:
         """Append lines and sync them to disk; return the new head."""
         self._write(file, lines)
         head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
@@ -164,13 +196,13 @@ class Chain:
             self._last.keep(SignedHead(head.decode(), bytes.fromhex(signature.decode())))
         return head.decode()
 
-    def sync(self, file: BinaryIO) -> None:
+    def sync(self, file: LogFile) -> None:
         """Sync the file to disk, including what other processes wrote."""
         self._write(file, b"")
 
-    def _write(self, file: BinaryIO, lines: bytes) -> None:
-        append(self.path, file.fileno(), lines)
-        if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+    def _write(self, file: LogFile, lines: bytes) -> None:
+        file.append(lines)
+        if not file.is_in_place():
             msg = (
                 f"{self.path}: another file replaced this ledger while it was being written; no update was sent; "
                 "try again"
@@ -178,14 +210,12 @@ class Chain:
             raise LedgerError(msg)
 
     @contextmanager
-    def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
+    def _locked(self) -> Iterator[tuple[LogFile, bytes]]:
         self._check_not_lost()  # opening a dangling link would create an empty ledger at its target
         try:
             make_folder(self.path.parent)
-            with open(self.path, "a+b", opener=private) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                yield file, file.read()
+            with opened_log(self.path) as file:
+                yield file, file.data
         except OSError as error:
             msg = f"{error.filename or self.path}: {error.strerror or error}; "
             raise LedgerError(msg + "no update is sent until the ledger can be written") from error

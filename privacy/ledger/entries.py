@@ -5,7 +5,8 @@ event names the ledger's site and lineage. Every other event is one of these:
 
 - a charge, of noisy steps or of a vote;
 - a departure: the digest of the result that is about to leave under a charge, or an empty string if it failed;
-- an adoption: the site has a new key.
+- an adoption: the site has a new key;
+- a loss: heads of entries that are lost, whose most possible cost is charged before this line.
 
 The digest covers the head and signature of the line before. So nobody without the site's signing key can change, remove
 or move a line, including the last one, and the last signature covers all lines. The chain does not show whether lines
@@ -16,6 +17,7 @@ never acknowledged; it is dropped.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -25,6 +27,7 @@ from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError, LedgerError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -45,6 +48,7 @@ _RECORDS: dict[str, set[type]] = {"records_per_person": {int}}  # only in charge
 _VOTED = _WHAT | {"purpose": {str}, "epsilon": _NUMBER}
 _LEFT = _WHAT | {"left": {str}, "purpose": {str}}
 _ADOPTED: dict[str, set[type]] = {"adopted": {str}, "time": {str}}
+_LOST: dict[str, set[type]] = {"lost": {list}, "time": {str}}
 _HEAD, _SIGNATURE = 64, 128  # hex digits
 
 
@@ -95,7 +99,7 @@ class Entries:
 
     charges: tuple[Entry, ...] = ()
     left: dict[Release, str] = field(default_factory=dict)  # digests of results that left; empty after a failure
-    heads: frozenset[str] = frozenset({GENESIS})  # all heads that the ledger has had
+    heads: frozenset[str] = frozenset({GENESIS})  # all heads that the ledger has had, also of lines that are lost
     adoptions: tuple[Adoption, ...] = ()
     head: str = GENESIS  # digest of all lines
     signature: bytes = b""  # the site's, of the head, in hex; empty if the ledger is
@@ -149,7 +153,7 @@ def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519Public
             if number == 1:
                 stated = event["site"], event["lineage"]
             else:
-                _take(event, head, charges, left, adoptions)
+                _take(event, head, charges, left, adoptions, heads)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path}:{number}: this version of Cloister cannot read this entry; use the version that wrote it"
             raise LedgerError(msg) from error
@@ -164,12 +168,24 @@ def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519Public
 def write_charge(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
                  *, records_per_person: int, time: str) -> bytes:  # fmt: skip
     """Return the lines that append a charge to a ledger."""
+    return _write(entries, owner, key, _charge(release, mechanism, records_per_person, time))
+
+
+def write_lost(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, heads: Iterable[str],
+               charges: Iterable[tuple[Release, Mechanism]], *, records_per_person: int,
+               time: str) -> bytes:  # fmt: skip
+    """Return the lines that charge what lost lines may have cost, and then name their heads."""
+    events = [_charge(release, mechanism, records_per_person, time) for release, mechanism in charges]
+    return _write(entries, owner, key, *events, {"lost": sorted(heads), "time": time})
+
+
+def _charge(release: Release, mechanism: Mechanism, records_per_person: int, time: str) -> dict[str, Any]:
     cost = asdict(mechanism)
     pure = cost.pop("pure")
     event = {**asdict(release), **({"epsilon": pure} if pure else cost), "time": time}
     if records_per_person > 1:
         event["records_per_person"] = records_per_person
-    return _write(entries, owner, key, event)
+    return event
 
 
 def write_left(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, release: Release, reason: str,
@@ -184,10 +200,10 @@ def write_adopted(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, 
     return _write(entries, owner, key, {"adopted": before, "time": time})
 
 
-def _write(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, event: dict[str, Any]) -> bytes:
+def _write(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, *events: dict[str, Any]) -> bytes:
     head, last, lines = entries.head, entries.signature, b""
-    first = [{"site": owner.site, "lineage": owner.lineage, "time": event["time"]}] if head == GENESIS else []
-    for entry in [*first, event]:
+    first = [{"site": owner.site, "lineage": owner.lineage, "time": events[0]["time"]}] if head == GENESIS else []
+    for entry in [*first, *events]:
         body = json.dumps(entry, sort_keys=True).encode()
         head = _chain(head, last, body)
         last = sign(key, KIND, owner.signed_part(head)).hex().encode()
@@ -196,7 +212,7 @@ def _write(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, event: 
 
 
 def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Release, str],
-          adoptions: list[Adoption]) -> None:  # fmt: skip
+          adoptions: list[Adoption], heads: set[str]) -> None:  # fmt: skip
     """Add an event to those read before it.
 
     Raises:
@@ -208,10 +224,26 @@ def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Rel
     elif "adopted" in event:
         _check(event, _ADOPTED)
         adoptions.append(Adoption(event["adopted"], event["time"], len(charges)))
+    elif "lost" in event:
+        _check(event, _LOST)
+        heads |= _lost_heads(event["lost"])
     else:
         charges.append(_entry(event, head))
         if left.get(charges[-1].release) == "":
             del left[charges[-1].release]  # charged again, for another try
+
+
+def _lost_heads(heads: list[Any]) -> set[str]:
+    """Return the heads of a line.
+
+    Raises:
+        ValueError: if they are not heads, or not in order.
+    """
+    if not all(isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) for head in heads):
+        raise ValueError(heads)
+    if heads != sorted(set(heads)):
+        raise ValueError(heads)
+    return set(heads)
 
 
 def signed_by(owner: LedgerOwner, head: str, signature: bytes, key: Ed25519PublicKey) -> bool:

@@ -79,6 +79,14 @@ class Ledger(Chain):
         """
         return self._most_records(self.entries())
 
+    def unchecked(self) -> Ledger:
+        """Return this ledger, to be read without comparing it with the last head that the site keeps."""
+        return self.at(self.path, None)
+
+    def at(self, path: Path, last: Path | None) -> Ledger:
+        """Return the same site's ledger of the same people, in another place."""
+        return Ledger(path, self.site, self.lineage, self._key, records_per_person=self._records_per_person, last=last)
+
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
         """Charge a release before any record is used for it. If it is charged and nothing has left, return that charge.
 

@@ -17,15 +17,13 @@ no worse than keeping none; it cannot keep a site with a complete ledger from ta
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.errors import MalformedError
+from privacy.errors import MalformedError, VaultError
 from privacy.ledger.entries import signed_by
-from privacy.storage import make_folder, naming, read_file
+from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,20 +80,12 @@ class LastHead:
             self.path.unlink()
 
     def _write(self, text: str) -> None:
-        make_folder(self.path.parent)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
-        with naming(self.path):
-            try:
-                beside.write_text(text)
-                beside.replace(self.path)
-            finally:
-                with suppress(OSError):
-                    beside.unlink(missing_ok=True)
+        write_atomically(self.path, text.encode(), sync=False)
 
     def read(self) -> SignedHead | None:
         """Return the head, or None if there is none or it cannot be read."""
         try:
             head, signature = read_file(self.path).decode("ascii").split()
             return SignedHead(head, bytes.fromhex(signature))
-        except (OSError, ValueError, MalformedError):
+        except (OSError, ValueError, MalformedError, VaultError):
             return None

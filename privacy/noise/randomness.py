@@ -15,8 +15,9 @@ module: each site takes a new key from the operating system for every round.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
@@ -32,8 +33,37 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 32
 _BLOCK = 1 << 16  # values drawn at a time
-_SPARE = 2  # words that the cipher requires behind its output: one AES block
+_SPARE = 16  # bytes that the cipher requires behind its output: one AES block
 _ZEROS = memoryview(bytes(8 * _BLOCK))
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Memory in which to draw n pairs of Gaussian samples."""
+
+    output: NDArray[np.uint8]  # the cipher's output, and its spare block
+    logarithms: NDArray[np.float64]  # (n,)
+    numbers: NDArray[np.float32] | NDArray[np.float64]  # (3, n)
+
+    @classmethod
+    def of(cls, number: type[np.float32 | np.float64], pairs: int) -> Self:
+        numbers: Any = np.empty((3, pairs), number)  # the type of numbers is one of two
+        return cls(np.empty(pairs * (8 + numbers.itemsize) + _SPARE, np.uint8), np.empty(pairs), numbers)
+
+    def part(self, pairs: int) -> _Room:
+        """Return the part of it that fewer pairs need."""
+        return _Room(self.output, self.logarithms[:pairs], self.numbers[:, :pairs])
+
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """The words from which radii are drawn, `(n,)`."""
+        return self.output[: 8 * self.logarithms.size].view("<i8")
+
+    @property
+    def angles(self) -> NDArray[np.int32] | NDArray[np.int64]:
+        """The words from which angles are drawn, `(n,)`, of as many bits as the numbers."""
+        size, width = self.logarithms.size, self.numbers.itemsize
+        return self.output[8 * size : (8 + width) * size].view(f"<i{width}")
 
 
 class Randomness:
@@ -41,7 +71,7 @@ class Randomness:
 
     def __init__(self, key: bytes) -> None:
         self._stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
-        self._words, self._numbers = np.empty(0, "<i8"), np.empty((3, 0))  # room to work in
+        self._kept: _Room | None = None
 
     @classmethod
     def fresh(cls) -> Self:
@@ -88,39 +118,47 @@ class Randomness:
         return drawn
 
     def fill_gaussian(self, drawn: NDArray[np.float32] | NDArray[np.float64], deviation: float = 1.0) -> None:
-        """Overwrite `(n,)` numbers with samples of N(0, deviation²), by Box and Muller (1958) in double precision.
+        """Overwrite `(n,)` numbers with samples of N(0, deviation²), by Box and Muller (1958).
 
-        Radii √(−2 ln u) use u in (0, 1] in steps of 2⁻⁶², as far as a double can resolve them. Cosine and sine of an
-        angle 2φ are computed from t = tan φ, as 2 / (1 + t²) − 1 and 2t / (1 + t²), because this takes only one
-        vectorised function. Only finished samples are rounded, if `drawn` has single precision.
+        Radii √(−2 ln u) use u in (0, 1] in steps of 2⁻⁶², as far as a double can resolve them, and logarithms in double
+        precision: no tail is cut off, and no sample is zero because its radius is. The rest is computed in the
+        precision of `drawn`, from angles of as many bits. In single precision, a sample is wrong by at most 2⁻²¹ of its
+        radius, of which rounding a finished sample makes up to 2⁻²⁴.
+
+        Cosine and sine of an angle 2φ are computed from t = tan φ, as 2 / (1 + t²) − 1 and 2t / (1 + t²), because this
+        takes only one vectorised function.
 
         The work is block by block, in memory that is kept from call to call: the system takes longer to provide new
-        memory than the processor takes to draw. On an AMD EPYC (Zen 4), a million samples take 4.5 ms, of which 1 ms
-        is the cipher's.
+        memory than the processor takes to draw. On an AMD EPYC (Zen 4), a million samples in single precision take
+        2.8 ms, of which 0.7 ms are the cipher's.
         """
+        number = drawn.dtype.type
         for start in range(0, drawn.size, _BLOCK):
             block = drawn[start : start + _BLOCK]
             half = (block.size + 1) // 2
-            words, (doubled, tangent, over) = self._room(half)
-            self._stream.update_into(_ZEROS[: 16 * half], words.data.cast("B"))
-            words[:half] |= 1  # never zero, and negative as often as positive
-            np.multiply(words[:half], 2.0**-63, out=doubled)
-            np.square(doubled, out=doubled)  # u²
-            np.log(doubled, out=doubled)
-            np.sqrt(np.multiply(doubled, -4.0, out=doubled), out=doubled)  # twice the radius
-            if deviation != 1.0:
-                doubled *= deviation
-            np.tan(np.multiply(words[half : 2 * half], np.pi * 2.0**-64, out=tangent), out=tangent)
+            room = self._room(number, half)
+            self._stream.update_into(_ZEROS[: half * (8 + drawn.itemsize)], room.output.data)
+            words, logarithms, (radius, tangent, over) = room.words, room.logarithms, room.numbers
+            words |= 1  # never zero, and negative as often as positive
+            np.multiply(words, 2.0**-63, out=logarithms)
+            np.log2(np.abs(logarithms, out=logarithms), out=logarithms)
+            np.multiply(logarithms, -2.0 * np.log(2.0), out=radius, casting="same_kind")
+            np.sqrt(radius, out=radius)
+            np.multiply(radius, number(deviation), out=radius)  # its square might be no number of single precision
+            np.copyto(tangent, room.angles, casting="same_kind")
+            np.multiply(tangent, number(np.pi * 2.0 ** (-8 * drawn.itemsize)), out=tangent)
+            np.tan(tangent, out=tangent)
             np.square(tangent, out=over)
-            over += 1.0
-            np.divide(doubled, over, out=over)
+            np.add(over, number(1.0), out=over)
+            np.divide(radius, over, out=over)
+            np.multiply(over, number(2.0), out=over)
             sines, cosines = block[half:], block[:half]
-            np.multiply(over[: sines.size], tangent[: sines.size], out=sines, casting="same_kind")
-            doubled *= 0.5
-            np.subtract(over, doubled, out=cosines, casting="same_kind")
+            np.multiply(over[: sines.size], tangent[: sines.size], out=sines)
+            np.subtract(over, radius, out=cosines)
 
-    def _room(self, half: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return `(2 half + 2,)` words and `(3, half)` numbers to work in; `half` is at most `_BLOCK / 2`."""
-        if self._words.size < 2 * half + _SPARE:
-            self._words, self._numbers = np.empty(2 * half + _SPARE, "<i8"), np.empty((3, half))
-        return self._words[: 2 * half + _SPARE], self._numbers[:, :half]
+    def _room(self, number: type[np.float32 | np.float64], half: int) -> _Room:
+        """Return memory in which to draw `half` pairs of samples, at most `_BLOCK / 2`."""
+        kept = self._kept
+        if kept is None or kept.numbers.dtype != number or kept.logarithms.size < half:
+            kept = self._kept = _Room.of(number, half)
+        return kept if kept.logarithms.size == half else kept.part(half)

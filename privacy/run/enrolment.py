@@ -1,8 +1,8 @@
-"""The three documents with which a site joins: invitation, request to join, welcome.
+"""The documents with which an invited site becomes a member: request and welcome.
 
-    invitation   coordinator → site   the authority's certificate, the server's address, and a secret that works once
-    request      site → coordinator   the site's public keys, authenticated with that secret
-    welcome      coordinator → site   the site's certificate and the roster, signed by the authority
+    request      site → coordinator   the site's public keys, signed with a key that is derived from the invitation
+    welcome      coordinator → site   the site's certificate and the roster, signed by the authority, whose certificate
+                                      stands before them
 
 Private keys never leave the folder in which they were made. Whoever carries the invitation must be trusted: the site
 learns from it which authority to trust. Request and welcome may travel any way.
@@ -10,86 +10,35 @@ learns from it which authority to trust. Request and welcome may travel any way.
 
 from __future__ import annotations
 
-import hmac
 import json
 import re
-import time
-from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, b64encode
 from dataclasses import asdict
-from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
-from privacy.crypto.signing import SignedDocument
+from privacy.crypto.signing import SignedDocument, sign, verify
 from privacy.errors import AuthenticityError, MalformedError
 from privacy.run.roster import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
     from privacy.crypto.signing import PrivateKey, PublicKey
+    from privacy.run.invitation import Invitation, InvitationRecord
 
 T = TypeVar("T")
 
-VALID_HOURS = 24.0
-"""How long an invitation is valid, unless the coordinator says otherwise."""
-
-_TOKEN, _REQUEST, _WELCOME = "cloister-invitation-1.", b"cloister-request-1", "welcome"
-_LARGEST = 64 << 10  # bytes of an invitation or a request
-_FIRST_LINE = re.compile(rb"cloister-request-1 ([0-9a-f]{16}) ([0-9a-f]{64})")
+LARGEST_REQUEST = 16 << 10  # bytes
+LARGEST_CERTIFICATE = 4 << 10  # bytes of the authority's, as DER
+_REQUEST, _WELCOME = "request", "welcome"
+_WELCOME_LINE = b"cloister-welcome-2"
+_HEX = re.compile(rb"(?:[0-9a-f]{2})+")
+_FIRST_LINE = re.compile(rb"cloister-request-2 ([0-9a-f]{64}) ([0-9a-f]{128})")
 
 Text = Annotated[str, Field(min_length=1, max_length=1 << 14)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class Invitation:
-    """What a site needs to ask for membership. It is secret, and works once."""
-
-    consortium: Text
-    site: SiteName
-    server: Text  # host:port, which agents dial
-    authority: Text  # the authority's certificate, as PEM
-    secret: Hex32
-    expires: float  # seconds since 1970
-
-    @property
-    def number(self) -> str:
-        """The public number of the invitation, by which the coordinator finds its secret."""
-        return sha256(b"cloister invitation" + bytes.fromhex(self.secret)).hexdigest()[:16]
-
-    def to_text(self) -> str:
-        """Return the invitation as one line without spaces."""
-        return _TOKEN + urlsafe_b64encode(json.dumps(asdict(self)).encode()).decode()
-
-    def check_valid(self) -> None:
-        """Check that it has not expired.
-
-        Raises:
-            AuthenticityError: if it has.
-        """
-        if self.expires < time.time():
-            msg = f"the invitation of {self.site} has expired; ask the coordinator for a new one"
-            raise AuthenticityError(msg)
-
-
-def read_invitation(text: str) -> Invitation:
-    """Read an invitation, whatever white space a mail program put into it.
-
-    Raises:
-        MalformedError: if it is none.
-    """
-    line = "".join(text.removeprefix("\ufeff").split())
-    if not line.startswith(_TOKEN) or len(line) > _LARGEST:
-        msg = f"this is not an invitation, which begins with {_TOKEN}; ask the coordinator for the original"
-        raise MalformedError(msg)
-    try:
-        data = urlsafe_b64decode(line.removeprefix(_TOKEN).encode("ascii"))
-    except ValueError as error:
-        msg = "the invitation is damaged; ask the coordinator for the original"
-        raise MalformedError(msg) from error
-    return _read(data, Invitation, "invitation")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -103,11 +52,10 @@ class JoinRequest:
 
 
 def write_request(request: JoinRequest, invitation: Invitation) -> bytes:
-    """Return a request, authenticated with the invitation's secret."""
+    """Return a request, signed with the invitation's key."""
     payload = json.dumps(asdict(request), indent=1).encode()
-    return b"%s %s %s\n%s" % (
-        _REQUEST, invitation.number.encode(), _code(payload, invitation.secret).encode(), payload
-    )  # fmt: skip
+    signature = sign(invitation.key, _REQUEST, payload).hex()
+    return b"cloister-request-2 %s %s\n%s" % (invitation.number.encode(), signature.encode(), payload)
 
 
 def number_of(data: bytes) -> str:
@@ -116,28 +64,36 @@ def number_of(data: bytes) -> str:
     Raises:
         MalformedError: if it is not a request.
     """
-    match = _FIRST_LINE.fullmatch(data.partition(b"\n")[0]) if len(data) <= _LARGEST else None
-    if match is None:
+    return _first_line(data)[0]
+
+
+def _first_line(data: bytes) -> tuple[str, bytes]:
+    matched = _FIRST_LINE.fullmatch(data.partition(b"\n")[0]) if len(data) <= LARGEST_REQUEST else None
+    if matched is None:
         msg = "this is not a request to join; ask the site for the file that `cloister join` wrote"
         raise MalformedError(msg)
-    return match[1].decode()
+    return matched[1].decode(), bytes.fromhex(matched[2].decode())
 
 
-def open_request(data: bytes, invitation: Invitation) -> JoinRequest:
+def open_request(data: bytes, invited: InvitationRecord) -> JoinRequest:
     """Check that a request was made with this invitation, then read it.
 
     Raises:
         AuthenticityError: if it was made with another, or altered.
-        MalformedError: if it does not fit this version of Cloister.
+        MalformedError: if it is not a request, or does not fit this version of Cloister.
     """
-    line, _, payload = data.partition(b"\n")
-    match = _FIRST_LINE.fullmatch(line)
-    if match is None or not hmac.compare_digest(match[2].decode(), _code(payload, invitation.secret)):
-        msg = f"this request does not come from the site that was invited as {invitation.site}, or was altered"
-        raise AuthenticityError(msg)
+    number, signature = _first_line(data)
+    payload = data.partition(b"\n")[2]
+    foreign = f"this request does not come from the site that was invited as {invited.site}, or was altered"
+    if number != invited.number:
+        raise AuthenticityError(foreign)
+    try:
+        verify(invited.request_key, _REQUEST, payload, signature)
+    except AuthenticityError as error:
+        raise AuthenticityError(foreign) from error
     request = _read(payload, JoinRequest, "request to join")
-    if request.site != invitation.site:
-        msg = f"{request.site} asks to join with the invitation of {invitation.site}; each site needs its own"
+    if request.site != invited.site:
+        msg = f"{request.site} asks to join with the invitation of {invited.site}; each site needs its own"
         raise AuthenticityError(msg)
     return request
 
@@ -147,7 +103,7 @@ class Welcome:
     """What makes a site a member."""
 
     site: SiteName
-    certificate: Text  # of its TLS key, as PEM
+    certificate: Text  # of the site's TLS key, as PEM
     roster: str  # the signed roster, in base64
 
     @property
@@ -164,24 +120,42 @@ class Welcome:
             raise MalformedError(msg) from error
 
 
-def write_welcome(site: str, certificate: str, roster: bytes, authority: PrivateKey) -> bytes:
-    """Return a welcome, signed by the authority."""
+def write_welcome(site: str, certificate: str, roster: bytes, authority: PrivateKey, authority_der: bytes) -> bytes:
+    """Return a welcome, signed by the authority, behind a line with the authority's certificate."""
     welcome = Welcome(site, certificate, b64encode(roster).decode())
-    return SignedDocument.make(authority, _WELCOME, json.dumps(asdict(welcome)).encode()).to_bytes()
+    document = SignedDocument.make(authority, _WELCOME, json.dumps(asdict(welcome)).encode())
+    return _WELCOME_LINE + b" " + authority_der.hex().encode() + b"\n" + document.to_bytes()
 
 
-def open_welcome(data: bytes, authority: PublicKey) -> Welcome:
-    """Check the authority's signature, then read a welcome.
+def is_welcome(data: bytes) -> bool:
+    """Return whether a file claims to be a welcome."""
+    return data.startswith(_WELCOME_LINE)
+
+
+def authority_in(data: bytes) -> tuple[bytes, bytes]:
+    """Return the authority's certificate that a welcome carries, as DER, and the signed rest.
+
+    Nothing of either is trusted yet: first compare the certificate's SHA-256 with that in the invitation.
+
+    Raises:
+        MalformedError: if it is not a welcome.
+    """
+    line, _, document = data.partition(b"\n")
+    name, _, certificate = line.partition(b" ")
+    if name == _WELCOME_LINE and len(certificate) <= 2 * LARGEST_CERTIFICATE and _HEX.fullmatch(certificate):
+        return bytes.fromhex(certificate.decode()), document
+    msg = "this is not a welcome; ask the coordinator for the file that `cloister roster approve` wrote"
+    raise MalformedError(msg)
+
+
+def open_welcome(document: bytes, authority: PublicKey) -> Welcome:
+    """Check the authority's signature of a welcome's signed part, then read it.
 
     Raises:
         AuthenticityError: if the authority did not sign it.
         MalformedError: if it is none.
     """
-    return _read(SignedDocument.open(data, _WELCOME, authority).payload, Welcome, "welcome")
-
-
-def _code(payload: bytes, secret: str) -> str:
-    return hmac.new(bytes.fromhex(secret), _REQUEST + payload, sha256).hexdigest()
+    return _read(SignedDocument.open(document, _WELCOME, authority).payload, Welcome, "welcome")
 
 
 def _read(data: bytes, into: type[T], kind: str) -> T:

@@ -9,11 +9,12 @@ from transport.grid import ReplyGrid
 from transport.parcel import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from collections.abc import Set as AbstractSet
 
     from flwr.app import Message
 
+    from privacy.run.roster import Roster
     from server.hub.mailboxes import Mailboxes
 
 _GRACE = 2.0  # seconds after an agent's last call during which it still counts as online
@@ -22,14 +23,28 @@ _GRACE = 2.0  # seconds after an agent's last call during which it still counts 
 class GrpcGrid(ReplyGrid):
     """Sends through mailboxes that agents pull from."""
 
-    def __init__(self, run_id: int, mailboxes: Mailboxes) -> None:
+    def __init__(
+        self,
+        run_id: int,
+        mailboxes: Mailboxes,
+        nodes: AbstractSet[int] | None = None,
+        newer: Callable[[], Roster | None] = lambda: None,
+    ) -> None:
+        """Take the nodes of the run's roster, None for every node that comes; and what tells a newer roster."""
         super().__init__(run_id)
+        self._newer = newer
+        self._nodes = nodes
         self._mailboxes = mailboxes
         self._sent: dict[str, Message] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the sites that are online."""
-        return sorted(self._mailboxes.online(_GRACE))
+        online = self._mailboxes.online(_GRACE)
+        return sorted(online if self._nodes is None else online & self._nodes)
+
+    def newer_roster(self) -> Roster | None:
+        """Return a newer roster, which is offered to the agents before their next message."""
+        return self._newer()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and return their ids. Withdraw earlier messages that have expired."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ import grpc.aio
 from cryptography import x509
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
+from privacy.failures import sentence
 from server.hub.listening import check_free
 from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
 from transport.address import read_address
 from transport.channel import OPTIONS, SERVICE, server_credentials
-from transport.framing import PROTOCOL, Assembly, to_frames
+from transport.framing import PROTOCOL, Assembly, read_roster_request, to_frames
 from transport.pki import public_key_digest
 
 if TYPE_CHECKING:
@@ -47,8 +48,19 @@ _START_SECONDS = 10.0
 class Hub:
     """Serves the mailboxes on one port, in its own thread."""
 
-    def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        mailboxes: Mailboxes,
+        max_body_bytes: int,
+        roster_file: bytes = b"",
+        renewed: Callable[[Member, bytes], bytes] = lambda *_: b"",
+    ) -> None:
+        """Take the run's roster, the mailboxes, the most that a reply may have, and what renews certificates."""
+        self._renewed = renewed
         self._members = {member.tls_key: member for member in roster.members}
+        self._version, self._roster_file = roster.version, roster_file
+        self._streams = set[asyncio.Event]()  # one for each stream, which ends when a newer roster is offered
         self._mailboxes, self._limit = mailboxes, max_body_bytes
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
@@ -72,6 +84,27 @@ class Hub:
             msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
             raise UnreachableError(msg) from error
 
+    def admit(self, roster: Roster) -> None:
+        """Serve the members of a newer roster, and nobody else: also cut the open calls of those that left."""
+        self._loop.call_soon_threadsafe(self._admit, {member.tls_key: member for member in roster.members})
+
+    def offer(self, version: int, roster_file: bytes) -> None:
+        """Have the agents take a newer roster before their next message."""
+        asyncio.run_coroutine_threadsafe(self._offer(version, roster_file), self._loop).result(_START_SECONDS)
+
+    async def _offer(self, version: int, roster_file: bytes) -> None:
+        self._version, self._roster_file = version, roster_file
+        for changed in self._streams:
+            changed.set()
+
+    def _admit(self, members: dict[str, Member]) -> None:
+        self._mailboxes.admit({member.node_id for member in members.values()})
+        self._members = members
+        stay = {member.site for member in members.values()}
+        for site in self._calls.keys() - stay:
+            for ends in self._calls[site]:
+                ends.reschedule(0.0)
+
     def stop(self, grace: float = 2.0) -> None:
         """Let open calls finish, then close the port. Safe to call more than once."""
         if self._loop.is_closed():
@@ -84,8 +117,9 @@ class Hub:
         self._loop.close()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
-        self._pulls = {member.site: deque[asyncio.Timeout]() for member in self._members.values()}
+        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(1))
+        self._pulls = defaultdict[str, deque[asyncio.Timeout]](deque)
+        self._calls = defaultdict[str, set[asyncio.Timeout]](set)
         self._bodies = Slots(_BODIES_AT_ONCE)
         server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -93,6 +127,12 @@ class Hub:
                 self._pull,
                 request_deserializer=pb.PullRequest.FromString,
                 response_serializer=pb.Chunk.SerializeToString,
+            ),
+            "Roster": grpc.unary_stream_rpc_method_handler(
+                self._roster, request_deserializer=None, response_serializer=pb.Chunk.SerializeToString
+            ),
+            "Renew": grpc.unary_unary_rpc_method_handler(
+                self._renew, request_deserializer=None, response_serializer=None
             ),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self._push, request_deserializer=pb.Chunk.FromString, response_serializer=pb.Receipt.SerializeToString
@@ -117,9 +157,46 @@ class Hub:
         with suppress(TimeoutError):
             await self._send_messages(member, seconds, context)
             return
+        await self._caller(context)  # which refuses a site that has left
         # By now the message is free. This may take as long as the member wants: it has to read first.
         msg = f"a message must be read in {_BODY_SECONDS:g} s, and the oldest of more than {_PULLS} streams ends"
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, msg)
+
+    async def _roster(self, request: bytes, context: Context) -> None:
+        """Send the roster with which the server runs, if it is newer than the agent's."""
+        await self._caller(context)
+        try:
+            known = read_roster_request(request)
+        except MalformedError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if self._roster_file and self._version > known:
+            async with asyncio.timeout(_LONGEST_WAIT):
+                for frame in to_frames((self._roster_file,)):
+                    await context.write(frame)
+
+    async def _renew(self, _: bytes, context: Context) -> bytes:
+        """Return a newer certificate for the caller's key, as PEM; nothing if there is none."""
+        member = await self._caller(context)
+        try:
+            async with self._turns[member.site]:
+                return await asyncio.to_thread(self._renewed, member, _presented(context))
+        except (CloisterError, OSError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, sentence(error))
+        raise AssertionError  # abort always raises
+
+    @asynccontextmanager
+    async def _until_it_leaves(self, member: Member) -> AsyncGenerator[None]:
+        """Let a member's call go on until its membership ends.
+
+        Raises:
+            TimeoutError: as soon as the roster does not list it any more.
+        """
+        async with asyncio.timeout(None) as ends:
+            self._calls[member.site].add(ends)
+            try:
+                yield
+            finally:
+                self._calls[member.site].discard(ends)
 
     async def _send_messages(self, member: Member, seconds: float, context: Context) -> None:
         """Send a member its messages.
@@ -127,7 +204,11 @@ class Hub:
         Raises:
             TimeoutError: if it does not read one in time, or has opened too many other streams since.
         """
-        async with self._newest(member.site), aclosing(self._messages(member.node_id, seconds)) as messages:
+        async with (
+            self._until_it_leaves(member),
+            self._newest(member.site),
+            aclosing(self._messages(member.node_id, seconds)) as messages,
+        ):
             async for parts in messages:
                 async with asyncio.timeout(_BODY_SECONDS):
                     for frame in to_frames(parts):
@@ -153,15 +234,16 @@ class Hub:
 
     async def _messages(self, node: int, seconds: float) -> AsyncGenerator[tuple[bytes, ...]]:
         """Yield the messages to a site as they come: each once, after the one before it was answered or withdrawn."""
-        changed, loop, sent = asyncio.Event(), asyncio.get_running_loop(), ""
+        changed, loop, sent, roster = asyncio.Event(), asyncio.get_running_loop(), "", self._version
         deadline = loop.time() + seconds
 
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
         self._mailboxes.watch(node, wake)
+        self._streams.add(changed)
         try:
-            while True:
+            while self._version == roster:
                 changed.clear()
                 message_id, parts = self._mailboxes.peek(node) or ("", ())
                 if message_id not in {"", sent}:
@@ -175,13 +257,14 @@ class Hub:
         except TimeoutError:
             return
         finally:
+            self._streams.discard(changed)
             self._mailboxes.unwatch(node, wake)
 
     async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:
         member = await self._caller(context)
         try:
             # One body per member at a time: a member that stalls keeps nobody else out.
-            async with asyncio.timeout(_BODY_SECONDS), self._turns[member.site]:
+            async with self._until_it_leaves(member), asyncio.timeout(_BODY_SECONDS), self._turns[member.site]:
                 await self._bodies.acquire()
                 free = self._release_once()
                 try:
@@ -190,6 +273,7 @@ class Hub:
                     free()
                     raise
         except TimeoutError:
+            await self._caller(context)  # which refuses a site that has left
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
         except ProtocolError as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
@@ -226,13 +310,17 @@ class Hub:
 
     async def _caller(self, context: Context) -> Member:
         """Return the calling member; abort the call of anyone else."""
-        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
-        member = self._members.get(_key_digest(bytes(pem)))
+        member = self._members.get(_key_digest(_presented(context)))
         if member is None:
             msg = "the owner of this certificate is not a member of the roster; ask the coordinator to add this site"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
             raise AssertionError  # abort always raises
         return member
+
+
+def _presented(context: Context) -> bytes:
+    """Return the caller's certificate, as PEM."""
+    return bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
 
 
 @lru_cache(maxsize=4096)

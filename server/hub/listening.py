@@ -1,4 +1,4 @@
-"""Check whether the server can listen on an address, and explain failures: gRPC gives no reason."""
+"""Listen on an address, or check whether gRPC can, which gives no reason if not."""
 
 from __future__ import annotations
 
@@ -32,9 +32,35 @@ def check_free(address: Address) -> None:
     here = None in refusals
     for refusal in refusals:
         if refusal is not None and not (here and refusal.errno in _ELSEWHERE):
-            cause = _CAUSES.get(refusal.errno or 0, refusal.strerror or str(refusal))
-            msg = f"cannot listen on {address}: {cause} (`listen` in consortium.toml)"
+            msg = f"cannot listen on {address}: {_cause(refusal)} (`listen` in consortium.toml)"
             raise UnreachableError(msg) from refusal
+
+
+def sockets(address: Address, backlog: int) -> list[socket.socket]:
+    """Listen on a port at all addresses of the host that this machine has.
+
+    Raises:
+        UnreachableError: if it can listen on none of them.
+    """
+    listening, port, refusal = list[socket.socket](), address.port, None
+    for family, place in _places(address):
+        try:
+            opened = socket.create_server(
+                (place[0], place[1] or port), family=family, backlog=backlog, dualstack_ipv6=False
+            )
+        except OSError as error:
+            refusal = error
+        else:
+            listening.append(opened)
+            port = opened.getsockname()[1]
+    if not listening:
+        msg = f"cannot listen on {address}: {_cause(refusal)}"
+        raise UnreachableError(msg) from refusal
+    return listening
+
+
+def _cause(error: OSError | None) -> str:
+    return _CAUSES.get(error.errno or 0, error.strerror or str(error)) if error else "it has no address"
 
 
 def _places(address: Address) -> list[tuple[socket.AddressFamily, Any]]:

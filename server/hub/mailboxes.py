@@ -45,6 +45,15 @@ class Mailboxes:
         self._replies: dict[str, tuple[bytes | bytearray, Callable[[], None]]] = {}
         self._answered: OrderedDict[str, bytes] = OrderedDict()
 
+    def admit(self, nodes: AbstractSet[int]) -> None:
+        """Have a mailbox for these sites, and nothing in any other."""
+        with self._changed:
+            for node in nodes:
+                self._boxes.setdefault(node, _Box())
+            for node in self._boxes.keys() - nodes:
+                self._boxes[node].waiting.clear()
+                self._boxes[node].seen = 0.0
+
     def put(self, node: int, message_id: str, parts: tuple[bytes, ...]) -> None:
         """Leave a message for a site.
 

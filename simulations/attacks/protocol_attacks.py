@@ -116,9 +116,9 @@ def malformed_keys(server: MaliciousServer) -> bool:
     rng = server.rng
     drawn = np.frombuffer(DecryptionKey.generate().to_bytes(), dtype="<u8", count=RING_DEGREE).copy()
     drawn[rng.integers(RING_DEGREE)] ^= 1
-    nought, one = np.zeros(RING_DEGREE, dtype="<u8"), np.ones(RING_DEGREE, dtype="<u8")  # polynomials 0 and 1
+    zero, one = np.zeros(RING_DEGREE, dtype="<u8"), np.ones(RING_DEGREE, dtype="<u8")  # polynomials 0 and 1
     anything = rng.integers(0, COEFF_MODULUS, RING_DEGREE, dtype=np.uint64)
-    words = [drawn, nought, one, one * (COEFF_MODULUS - 1), anything][rng.integers(5)].astype("<u8").tobytes()
+    words = [drawn, zero, one, one * (COEFF_MODULUS - 1), anything][rng.integers(5)].astype("<u8").tobytes()
     key = DecryptionKey.from_bytes(words + sha256(words).digest())
     return _led_by_one(server, EpochKeys(server.epoch + 1, key, rng.bytes(KEY_BYTES)))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from client.joining import begin, finish
 from privacy.run.new_manifest import sign_manifest
 from privacy.storage import write_atomically
-from server.coordinator import create_consortium
+from server.founding import create_consortium
 from strategies.registry import completed
 from transport.address import Address, read_address, read_host
 from transport.pki import read_signing_key

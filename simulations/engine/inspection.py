@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PEM_PREFIX = 48  # characters at the start of a PEM key that only encode its kind
 _WINDOW = 16  # bytes: long enough never to occur by chance, short enough to find a piece
 _WORD = _WINDOW // 2
+_MODELS = "models", "local", "personal"
 
 
 def site_secrets(federation: Federation) -> dict[str, bytes]:
@@ -34,7 +35,7 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
             for other, secret in json.loads(file.read_bytes())["secrets"].items():
                 secrets[f"{file}, {other}"] = bytes.fromhex(secret)
                 secrets[f"{file}, {other}, in hex"] = secret.encode()
-        for file in (*path.glob("models/*.safetensors"), *path.glob("local/*.safetensors")):
+        for file in (file for folder in _MODELS for file in path.glob(f"{folder}/*.safetensors")):
             values = [np.ravel(tensor) for tensor in load(file.read_bytes()).values()]
             secrets[str(file)] = np.concatenate(values).astype("<f4").tobytes()
     return secrets

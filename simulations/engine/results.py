@@ -6,10 +6,11 @@ import json
 import math
 from dataclasses import dataclass
 from hashlib import sha256
-from os import SEEK_END
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
+from privacy.log_file import read_log
+from privacy.storage import read_file
 from server.settings import read_consortium, read_run
 from strategies.event_log import EVENTS
 
@@ -83,7 +84,7 @@ def read_results(federation: Federation) -> Results:
         for site, folder in federation.paths.items()
         for file in folder.glob(f"models/{path.parent.name}.safetensors")
     }
-    digests = {site: sha256(file.read_bytes()).hexdigest() for site, file in paths.items()}
+    digests = {site: sha256(read_file(file)).hexdigest() for site, file in paths.items()}
     return Results(events[0]["run"], events[-1]["rounds"], events[-1]["model"], events, paths, digests)
 
 
@@ -91,8 +92,7 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
     """Return the entries in a file's last complete lines; skip lines that a crash cut off."""
     if not path.exists():
         return []
-    with path.open("rb") as file:
-        start = max(0, file.seek(0, SEEK_END) - _TAIL)
-        file.seek(start)
-        lines = file.read().split(b"\n")[bool(start) : -1]
+    data = read_log(path)
+    start = max(0, len(data) - _TAIL)
+    lines = data[start:].split(b"\n")[bool(start) : -1]
     return [json.loads(line) for line in lines if line.endswith(b"}}")]

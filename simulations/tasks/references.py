@@ -213,7 +213,8 @@ REFERENCES = (
         "chest", "simulations.tasks.chest:Chest", "accuracy", _right, lambda: chest.patients()[0],
         chest.write_radiographs,
         Recipe(0.1, 30, steps=10, sample_rate=0.05),
-        {epsilon: Recipe(1.5, 16, max_grad_norm=0.3, averaging=0.5) for epsilon in EPSILONS},
+        {8.0: Recipe(2.0, 16, max_grad_norm=0.3), 3.0: Recipe(2.0, 16, max_grad_norm=0.3),
+         1.0: Recipe(1.5, 16, max_grad_norm=0.3, averaging=0.5)},
         source="dicom", records_per_person=2,
     ),
 )  # fmt: skip

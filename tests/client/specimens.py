@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,7 +42,7 @@ from tests.client.models import (
     two_dimensions,
 )
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 OURS = ("bookkeeping", "vmap", "autograd")
 RECORDS = 6

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,22 +21,25 @@ from privacy.run.tables import Start
 from tests.federations import NOISY, FederationMaker, run_with, task_name
 from tests.trainings import signed
 
-pytest.importorskip("peft")
-pytest.importorskip("transformers")
-
-from tests.language import Base, Intents
-
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of transformers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # of transformers
+    pytest.mark.skipif(not (find_spec("peft") and find_spec("transformers")), reason="needs the extra `text`"),
+    pytest.mark.xdist_group("language"),  # so that one process loads them
+]
 MASKED = Encryption(update_bound=1.0, collusion_resistant=True)
 
 
 def trained_names() -> set[str]:
+    from tests.language import Intents  # noqa: PLC0415 - loads transformers
+
     return {name for name, parameter in Intents().model().named_parameters() if parameter.requires_grad}
 
 
 def test_adapters_and_head_alone_are_trained_under_noise_masks_and_encryption(
     make_federation: FederationMaker,
 ) -> None:
+    from tests.language import Intents  # noqa: PLC0415 - loads transformers
+
     federation = make_federation(replace(NOISY, task=task_name(Intents), encryption=MASKED))
     torch.manual_seed(7)
     public = Intents().model()
@@ -62,6 +66,8 @@ def test_adapters_and_head_alone_are_trained_under_noise_masks_and_encryption(
 
 
 def test_book_keeping_computes_their_gradients() -> None:
+    from tests.language import Intents  # noqa: PLC0415 - loads transformers
+
     task = Intents()
     choice = way_to_train(task, make_model(task, 0), Computing())
     assert choice.gradients == "bookkeeping"
@@ -69,6 +75,8 @@ def test_book_keeping_computes_their_gradients() -> None:
 
 @pytest.mark.soak
 def test_a_hundred_million_frozen_parameters_cost_their_own_memory_and_an_update_of_a_megabyte_and_a_half() -> None:
+    from tests.language import Base  # noqa: PLC0415 - loads transformers
+
     task = Base()
     module = make_model(task, 0)
     sizes = [

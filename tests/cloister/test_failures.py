@@ -27,15 +27,21 @@ QUOTE = "Mrs Smith, 1961"
 
 SEAMS = {  # what each command calls, and how it is called
     ("demo",): ("cloister.commands.demo.run_demo", []),
-    ("init",): ("server.coordinator.found", ["lungs", "--host", "localhost"]),
+    ("init",): ("server.founding.create_consortium", ["lungs", "--host", "localhost"]),
     ("invite",): ("server.coordinator.Coordinator", ["north"]),
-    ("join",): ("cloister.commands.joining._read", ["north.invitation"]),
+    ("join",): ("cloister.commands.joining.read", ["north.invitation"]),
+    ("revoke",): ("server.coordinator.Coordinator", ["north"]),
+    ("renew",): ("server.coordinator.Coordinator", []),
     ("roster", "show"): ("server.coordinator.Coordinator", []),
     ("roster", "approve"): ("server.coordinator.Coordinator", ["north.request"]),
     ("roster", "remove"): ("server.coordinator.Coordinator", ["north"]),
     ("roster", "renew"): ("server.coordinator.Coordinator", []),
     ("roster", "take"): ("client.settings.read_site", ["roster", "--site", "north"]),
     ("check",): ("client.checks.check_site", ["north"]),
+    ("protect",): ("client.settings.read_site", ["north"]),
+    ("backup",): ("client.settings.read_site", ["north", "north.backup"]),
+    ("restore",): ("client.backup.restore", ["north.backup", "north"]),
+    ("export",): ("client.settings.read_site", ["north", "models/a", "a"]),
     ("data", "check"): ("cloister.own_records.report", ["north"]),
     ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
     ("server",): ("server.process.serve", ["server", "run.manifest"]),
@@ -49,7 +55,9 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
     ("bench", "algorithms"): ("cloister.benchmarks.algorithms.measure", []),
+    ("bench", "personal"): ("cloister.benchmarks.personal.measure", []),
     ("bench", "results"): ("cloister.benchmarks.results.measure", []),
+    ("bench", "records"): ("cloister.benchmarks.records.measure", []),
     ("bench", "training"): ("cloister.benchmarks.training.measure", []),
     ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
     ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),
@@ -58,6 +66,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("ledger", "show"): ("cloister.accounts.report", ["north"]),
     ("ledger", "verify"): ("cloister.accounts.verify", ["north"]),
     ("ledger", "adopt"): ("cloister.accounts.adopt", ["north", "--unverified"]),
+    ("ledger", "recover"): ("cloister.recovery.recover", ["north", "--spent"]),
     ("ledger", "plan"): ("cloister.accounts.plan", ["north", "run.toml"]),
 }
 
@@ -282,7 +291,7 @@ def test_a_full_disk_under_standard_output_is_reported_and_a_closed_pipe_is_not(
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
-    output = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
+    output = _start("ledger", "verify", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
     for text in (unread, output):
         assert text.returncode == 1

@@ -25,6 +25,7 @@ from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import read_plan
 from privacy.run.roster import open_roster, sign_roster
 from tests.fuzz.files import file_parsers
+from tests.fuzz.joining import joining_parsers
 from tests.fuzz.messages import message_parsers
 from tests.privacy.consortium import (
     PARAMETERS,
@@ -60,7 +61,7 @@ class Parser:
 @cache
 def parsers() -> dict[str, Parser]:
     """Return all of them; making the seeds takes a moment."""
-    entries = (*_documents(), *_updates(), *_keys(), *message_parsers(), *file_parsers())
+    entries = (*_documents(), *_updates(), *_keys(), *message_parsers(), *file_parsers(), *joining_parsers())
     return {name: Parser(parse, seeds) for name, parse, seeds in entries}
 
 

@@ -216,6 +216,8 @@ def _ledger() -> dict[str, object]:
         charge | {"run": other, "purpose": "vote", "left": "56" * 32},
         charge | {"run": other, "round": 2} | cost | {"records_per_person": 3},
         charge | {"run": other, "round": 2, "purpose": "vote", "epsilon": 0.5, "records_per_person": 3},
+        charge | {"run": other, "round": 0, "attempt": 0} | cost | {"steps": 500},
+        {"lost": ["78" * 32, "9a" * 32]},
     ]
     bodies = [
         json.dumps(event | {"time": f"2026-01-01T00:{minute:02}:00+00:00"}, sort_keys=True).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ _CHARGE = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps":
 _VOTE = _WHAT | {"epsilon": _NUMBER}
 _LINES: list[dict[str, set[type]]] = [
     _CHARGE, _VOTE, *(charge | {"records_per_person": {int}} for charge in (_CHARGE, _VOTE)),
-    _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}},
+    _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}}, {"lost": {list}, "time": {str}},
 ]  # fmt: skip
 _PURPOSES = {"training", "statistics", "evaluation", "vote"}
 
@@ -46,6 +47,9 @@ def read_lines(data: bytes, site: str, lineage: str, key: bytes) -> list[Line]:
             votes = "left" in event or (event.get("purpose") == "vote") == ("epsilon" in event)
             need(votes, LEDGER, "a vote, or none")
             need(event.get("records_per_person", 2) >= 2, LEDGER, "records of a person")
+            lost = event.get("lost", [])
+            heads = all(type(head) is str and re.fullmatch("[0-9a-f]{64}", head) for head in lost)
+            need(heads and lost == sorted(set(lost)), LEDGER, "lost heads")
         else:
             need([event.get(name) for name in ("site", "lineage")] == [site, lineage], LEDGER, "whose")
         lines.append(Line(head, signature.decode("ascii", "replace"), event))

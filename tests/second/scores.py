@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -86,3 +87,26 @@ def _placed(values: list[float], row: int, score: float, size: int, divisor: flo
     for number, weight in enumerate(kernel(size)):
         values[row * size + number] += weight[place] / divisor
     return values
+
+
+def by_subgroup(
+    column: str, values: Sequence[str], names: Sequence[str], kind: str, count: int, threshold: float, bins: int,
+    ends: Sequence[float],
+) -> list[Any]:  # fmt: skip
+    """Return names and shapes of a column of subgroups: the counts, then the metrics' blocks, once per value."""
+    by = f"by {column} {json.dumps(list(values))}"
+    asked = [*names, "confusion"] if kind == "classes" else names
+    blocks = layout(asked, kind, count, threshold, bins, ends)
+    return [[f"count {by}", [len(values)]], *([f"{name} {by}", [len(values), *shape]] for name, shape in blocks)]
+
+
+def record_by_subgroup(
+    named: Sequence[Any], place: int, score: Any, label: Any, threshold: float, ends: Sequence[float]  # noqa: ANN401 - of each kind
+) -> list[float]:  # fmt: skip
+    """Return what one record with this value adds to the blocks of a column of subgroups."""
+    numbers = list[float]()
+    for name, (values, *shape) in named:
+        own = record(name, shape, score, label, threshold, ends) if shape else [1.0]
+        for value in range(values):
+            numbers += own if value == place else [0.0] * len(own)
+    return numbers

@@ -17,6 +17,8 @@ class Relay:
         self._listener = socket.create_server(("localhost", 0))
         self.port: int = self._listener.getsockname()[1]
         self.sent = 0  # bytes of the agent
+        self.record = False
+        self.seen = bytearray()  # what passed in both directions, if it is recorded
         self.most: int | None = None  # of them, that are let through
         self.full = threading.Event()
         self._closed = threading.Event()
@@ -53,6 +55,8 @@ class Relay:
                 if not passes(len(piece)):
                     self._closed.wait()
                     break
+                if self.record:
+                    self.seen += piece
                 target.sendall(piece)
         for side in (source, target):
             with suppress(OSError):

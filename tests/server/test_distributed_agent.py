@@ -1,5 +1,6 @@
-"""An agent of two processes, started by torchrun, among two ordinary ones: its worker dies, and is started again."""
+"""An agent of two processes among two ordinary ones: its worker dies, and torchrun starts it again."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tests.federations import (
     rounds_of,
     task_name,
 )
-from tests.forked import ForkedAgents
+from tests.forked import Forked, ForkedAgents, run_command
 from tests.studies import DYING, Mortal
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
@@ -54,6 +55,27 @@ def torchrun(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(SECONDS)
 
 
+@contextmanager
+def two_forked(path: Path, log: Path) -> Iterator[tuple[Forked, Forked]]:
+    """Fork the two processes that torchrun would start, the agent's first, in its environment."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    usual = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+             "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
+    first, worker = (
+        Forked(log.with_stem(f"{log.stem}-{rank}"), run_command, "agent", str(path),
+               env={**usual, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    )  # fmt: skip
+    try:
+        yield first, worker
+    finally:
+        for process in (first, worker):
+            process.kill()
+            process.wait(SECONDS)
+        log.write_text(first.log.read_text() + worker.log.read_text())
+
+
 @dataclass(frozen=True)
 class Trained:
     """What was left of a run."""
@@ -77,7 +99,7 @@ def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             federation.write_settings(site, address, replace(TERMS, tasks=(RUN.task,)))
         for site in ("south", "east"):
             processes.start(site, federation.folder / f"{site}.log", "agent", str(federation.paths[site]))
-        with torchrun(north, logs[0]) as first:
+        with two_forked(north, logs[0]) as (first, _):
             code = first.wait(SECONDS)
         charged, updates = charges_of(federation, "north"), list(north.glob("outbox/*.update"))
         (north / DYING).unlink()

@@ -189,7 +189,7 @@ class HostileGrid(InlineGrid):
 
 
 @pytest.mark.slow
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     st.lists(st.sampled_from([*HARMLESS, *HARMFUL]), min_size=1, max_size=6),
     st.lists(st.sampled_from(sorted(HARMLESS)), min_size=1, max_size=4),

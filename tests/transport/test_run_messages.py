@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from privacy.codec.envelope import Contribution, SignedUpdate
@@ -221,6 +221,7 @@ def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
+@settings(max_examples=40)
 @given(content=contents)
 def test_any_records_are_read_or_refused(reader: str, content: RecordDict) -> None:
     _read(READERS[reader], content)
@@ -247,6 +248,7 @@ anything = st.one_of(
 
 
 @pytest.mark.parametrize("reader", READERS)
+@settings(max_examples=50)
 @given(content=written, data=st.data())
 def test_records_with_one_mistake_are_read_or_refused(reader: str, content: RecordDict, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(content)))

@@ -108,7 +108,7 @@ def test_processes_read_ahead_the_same_records_in_the_same_order(tmp_path: Path)
 def test_inputs_of_several_tensors_are_stacked_tensor_by_tensor(task: Named, count: int) -> None:
     inputs, targets = task._records(count)
 
-    class Each(Dataset[Any]):
+    class ByIndex(Dataset[Any]):
         def __len__(self) -> int:
             return count
 
@@ -117,7 +117,7 @@ def test_inputs_of_several_tensors_are_stacked_tensor_by_tensor(task: Named, cou
                 return {name: tensor[index].numpy() for name, tensor in reversed(inputs.items())}, int(targets[index])
             return [tensor[index] for tensor in inputs], targets[index]
 
-    records = stored(Each(), task)
+    records = stored(ByIndex(), task)
     order = torch.tensor([3, 1, 1])
     selected, chosen = records.select(order)
     assert torch.equal(chosen, targets[order])

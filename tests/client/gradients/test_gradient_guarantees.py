@@ -153,11 +153,12 @@ def test_an_empty_batch_counts_and_gets_its_noise_with_every_layer(name: str, mo
     before, randomness, steps = vector(model), Randomness.seeded(6), 2
     run = manifest(steps, 1e-9, 1.5)
     train(Scores(name), model, records, RECORDS, run, randomness, computing=computing(mode))
-    stream, expected = Randomness.seeded(6), torch.zeros(before.numel(), dtype=torch.float64)
+    stream, noise, expected = Randomness.seeded(6), torch.empty(before.numel()), torch.zeros_like(before)
     for _ in range(steps):
         assert not (stream.uniform(RECORDS) < 1e-9).any()
-        expected -= 0.5 * 1.5 * 0.5 * torch.from_numpy(stream.gaussian(before.numel()))  # rate, σ, C; the size is one
-    torch.testing.assert_close(vector(model), before + expected.float(), rtol=1e-5, atol=1e-5)
+        stream.fill_gaussian(noise.numpy())
+        expected -= 0.5 * 1.5 * 0.5 * noise.to(expected)  # rate, σ, C; the size is one
+    torch.testing.assert_close(vector(model), before + expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_site_without_records_sends_noise() -> None:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from client.flower import open_site
 from cloister import load_model, save_frozen
 from cloister.local import follow, start_agents, start_server
-from cloister.processes import Processes
 from privacy.errors import RefusedError
 from privacy.run.settings import Encryption, Evaluation, Privacy, RunSettings
 from privacy.run.tables import Start
@@ -28,6 +27,7 @@ from tests.federations import (
     signed_run,
     task_name,
 )
+from tests.forked import ForkedAgents
 from tests.pictures import LocalNorm, Net, Transfer
 
 RUN = replace(
@@ -127,6 +127,7 @@ def test_a_backbone_with_another_name_or_only_a_part_of_it_is_refused_by_name(ma
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_over_grpc_a_backbone_under_local_normalisation_gives_the_bits_of_an_inline_run(
     make_federation: FederationMaker,
 ) -> None:
@@ -135,7 +136,7 @@ def test_over_grpc_a_backbone_under_local_normalisation_gives_the_bits_of_an_inl
     started(inline, settings)
     run_with(inline)
     started(grpc, settings)
-    with Processes() as processes:
+    with ForkedAgents() as processes:
         start_agents(processes, grpc, start_server(processes, grpc), replace(TERMS, tasks=(settings.task,)))
         follow(processes, grpc, lambda _: None)
     for site in SITES:

@@ -87,11 +87,11 @@ def test_a_commitment_is_on_disk_before_the_action_also_if_it_was_recorded_befor
 ) -> None:
     synced = list[bytes]()
 
-    def watched(path: Path, descriptor: int, data: bytes) -> None:
-        append(path, descriptor, data)
+    def watched(path: Path, descriptor: int, data: bytes, *, sync: bool) -> None:
+        append(path, descriptor, data, sync=sync)
         synced.append(data)
 
-    monkeypatch.setattr("client.state.commitments.append", watched)
+    monkeypatch.setattr("privacy.log_file.append", watched)
     once.note(RUN, DEED, "1")
     once.note(RUN, DEED, "1")
     assert synced == [b"revealing round 1: 1\n", b""]

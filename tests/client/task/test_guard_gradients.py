@@ -398,7 +398,7 @@ ATTACKS: dict[str, Task] = {
     "cut to the longest, nearly all of which are whole": Toy(ToTheLongest, example=whole_words),
     "less the mean where a value is rare": if_any(lambda x: x > 50, lambda x: x - x.mean(0)),
     "softer where a value is rare": if_any(lambda x: x < -900, lambda x: x / 2),
-    "softer where a record is nought": if_any(lambda x: (x == 0).any(1), lambda x: x / 2),
+    "softer where a record is zero": if_any(lambda x: (x == 0).any(1), lambda x: x / 2),
     "softer where records are the same": if_any(lambda x: (x == x[:1]).all(), lambda x: x / len(x)),
     "over how many differ": Toy(lambda: Through(lambda x: x / len(torch.unique(x, dim=0)), head())),
     "each record once": Toy(lambda: Through(lambda x: x / (x == x.unsqueeze(1)).all(2).sum(1, keepdim=True), head())),

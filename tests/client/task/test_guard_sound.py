@@ -126,7 +126,7 @@ SOUND: dict[str, Task] = {
     "tied weights": Toy(tied),
     "frozen parts and buffers": Toy(Constants),
     "an unused parameter": Toy(lambda: Through(lambda x: x, head(), Unused())),
-    "weights that begin at nought": Toy(lambda: Zeroed(WIDTH, CLASSES)),
+    "weights that begin at zero": Toy(lambda: Zeroed(WIDTH, CLASSES)),
     "a domain of its own": Toy(
         lambda: Through(torch.log, head()), example=lambda: (torch.rand(8, 4) + 1, vectors()[1])),
     "activations computed again": Toy(

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from client.data.site_records import InMemory
 from client.flower import open_site
 from cloister.commands import stats
+from cloister.views.subgroups import number
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import DataError, RunError
 from privacy.noise.randomness import Randomness
@@ -191,7 +192,7 @@ def test_with_noise_they_are_within_the_stated_error_and_charged_as_one_release(
     alone = own_report(federation, "north")["metrics"]["auc"]["value"]
     assert auc.split()[2] == "±"
     assert "bins ±" in auc
-    assert auc.endswith(f"alone {stats.number(alone)}")
+    assert auc.endswith(f"alone {number(alone)}")
     assert "it has not left it" in text_
 
 

@@ -178,6 +178,8 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 # Each of these takes as long as a whole audit; tests/cloister/audit/test_audit_checks.py has every check by itself.
 SLOW = {
     "half the noise",
+    "no clipping",
+    "no noise on the model's own parameters",
     "no noise on one of the model's layers",
     "clipping by layer",
     "the same noise in canaries and in the model",

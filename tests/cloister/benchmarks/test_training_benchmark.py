@@ -9,8 +9,9 @@ import torch
 from cloister.benchmarks.training import measure, table
 from cloister.benchmarks.training_times import MODES, Course, Mode
 from cloister.benchmarks.zoo import SPECIMENS
+from tests.forked import start_forking
 
-pytestmark = pytest.mark.timeout(600)  # a process for each row
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]  # a process for each row
 
 PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642, "gru": 2_210}
 
@@ -26,6 +27,7 @@ def modes(request: pytest.FixtureRequest) -> tuple[Mode, ...]:
 
 @pytest.fixture(scope="module")
 def report(modes: tuple[Mode, ...]) -> dict[str, Any]:
+    start_forking()
     return measure(1, modes, models=["mlp"])
 
 

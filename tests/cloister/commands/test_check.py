@@ -17,7 +17,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
+from client.joining import begin
 from cloister.cli import app
+from server.founding import create_consortium
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
@@ -232,3 +234,14 @@ def test_the_report_has_one_line_per_check(lungs: Federation) -> None:
     assert [line.split()[:2] for line in output.splitlines()] == [
         ["✓", name] for name in ("keys", "roster", "validity", "port", "disk")
     ]
+
+
+def test_a_joining_port_is_checked_with_the_coordinators_folder(tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        coordinator = create_consortium(tmp_path, "lungs", "localhost", joining_port=port, online=True)
+        coordinator.approve([begin(tmp_path / "north", coordinator.invite("north"))])
+        assert "another program uses the port" in text_of(check("--server", tmp_path / "server"), "joining", "failed")
+    assert "sites are answered at once" in text_of(check("--server", tmp_path / "server"), "joining", "ok")
+    (tmp_path / "coordinator").rename(tmp_path / "away")
+    assert "coordinator: No such file" in text_of(check("--server", tmp_path / "server"), "joining", "failed")

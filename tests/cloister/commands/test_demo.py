@@ -5,13 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from cloister.cli import app
+from tests.cloister.in_process import Run
+from tests.federations import await_condition
+from tests.forked import ForkedAgents
 
 SITES = {"north", "south", "east"}
 
@@ -27,33 +33,47 @@ def _running(folder: Path) -> list[str]:
     return lines
 
 
-def _await_nothing_running(folder: Path, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while (left := _running(folder)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
+def _await_nothing_running(folder: Path) -> None:
+    await_condition(lambda: not _running(folder), 10.0)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+@dataclass(frozen=True)
+class Demo:
+    """What a demo printed and left."""
+
+    folder: Path
+    code: int
+    stdout: str
+    stderr: str
+    left: set[str]  # agents that still ran at its end
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        assert self.code == 0, self.stderr
+        summary: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
+        return summary
+
+
+@pytest.fixture(scope="module", params=["forked", pytest.param("alone", marks=pytest.mark.soak)])
+def demo(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Demo:
+    """A demo whose agents are forked; with soak, also one whose processes all load what they need."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "cloister", "demo", "--folder", str(folder), "--json"]
-    return folder, subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-
-
-def _summary(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]:
-    finished = demo[1]
-    assert finished.returncode == 0, finished.stderr
-    summary: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return summary
+    arguments = ["demo", "--folder", str(folder), "--json"]
+    if request.param == "alone":
+        command = [sys.executable, "-m", "cloister", *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        return Demo(folder, ended.returncode, ended.stdout, ended.stderr, set())
+    processes = ForkedAgents()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloister.commands.demo.Processes", lambda: processes)
+        shown = CliRunner().invoke(app, arguments)
+    return Demo(folder, shown.exit_code, shown.stdout, shown.stderr, processes._children.keys() - processes.ended())
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
-def test_the_demo_trains_one_model_within_every_hospitals_budget(
-    demo: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    summary = _summary(demo)
+@pytest.mark.xdist_group("processes")
+def test_the_demo_trains_one_model_within_every_hospitals_budget(demo: Demo) -> None:
+    summary = demo.summary
 
     assert summary["accuracy"] >= 0.93
     assert set(summary["epsilon"]) == set(summary["delta"]) == set(summary["accuracy_alone"]) == SITES
@@ -69,12 +89,10 @@ def test_the_demo_trains_one_model_within_every_hospitals_budget(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
-def test_the_demo_shows_metrics_that_no_hospital_sent(
-    demo: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, finished = demo
-    rounds, rows = _summary(demo)["rounds"], [line.split() for line in finished.stderr.splitlines() if " 3/3 " in line]
+@pytest.mark.xdist_group("processes")
+def test_the_demo_shows_metrics_that_no_hospital_sent(demo: Demo) -> None:
+    folder, rounds = demo.folder, demo.summary["rounds"]
+    rows = [line.split() for line in demo.stderr.splitlines() if " 3/3 " in line]
     (event_log,) = (folder / "server" / "runs").glob("*/events.jsonl")
     events = [json.loads(line) for line in event_log.read_text().splitlines()]
     assert [event["metrics"] for event in events if event["event"] == "round"] == [{}] * rounds
@@ -87,22 +105,20 @@ def test_the_demo_shows_metrics_that_no_hospital_sent(
         for place, name in ((2, "loss"), (3, "accuracy")):
             mean = sum(line["records"] * line["metrics"][name] for line in lines) / records
             assert row[place] == f"{mean:.3f}"
-    assert "they never left it" in finished.stderr
+    assert "they never left it" in demo.stderr
     for site in SITES:
         assert 'disclose = ["epsilon"] ' in (folder / site / "site.toml").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
-def test_the_demo_shows_one_row_per_round_and_leaves_nothing_running(
-    demo: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, finished = demo
-    rows = [line for line in finished.stderr.splitlines() if " 3/3 " in line]
+@pytest.mark.xdist_group("processes")
+def test_the_demo_shows_one_row_per_round_and_leaves_nothing_running(demo: Demo) -> None:
+    rows = [line for line in demo.stderr.splitlines() if " 3/3 " in line]
 
-    assert len(rows) == _summary(demo)["rounds"]
+    assert len(rows) == demo.summary["rounds"]
     assert all(len(line) <= 80 for line in rows)
-    _await_nothing_running(folder)
+    assert not demo.left
+    _await_nothing_running(demo.folder)
 
 
 @pytest.mark.slow
@@ -115,19 +131,15 @@ def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: sign
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        deadline = time.monotonic() + 60
-        while not (folder / "east" / "agent.log").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        await_condition((folder / "east" / "agent.log").exists, 60.0)
         process.send_signal(number)
         assert process.wait(timeout=30) == 130
     _await_nothing_running(folder)
 
 
-def test_the_demo_does_not_replace_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+def test_the_demo_does_not_replace_a_folder_that_is_not_its_own(tmp_path: Path, cloister: Run) -> None:
     (tmp_path / "thesis.tex").write_text("twelve years of work", encoding="utf-8")
-    command = [sys.executable, "-m", "cloister", "demo", "--folder", str(tmp_path)]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
+    refused = cloister("demo", "--folder", tmp_path)
     assert refused.returncode == 1
     assert "--folder" in refused.stderr
     assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "twelve years of work"

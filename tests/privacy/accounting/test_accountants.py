@@ -26,7 +26,7 @@ mechanisms = st.builds(Mechanism, st.floats(0.8, 4), st.floats(0.01, 1), st.inte
 
 
 @ACCOUNTANTS
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(of=mechanisms, delta=st.sampled_from([1e-5, 1e-7]), more=st.sampled_from(["σ", "q", "n", "δ"]))
 def test_less_noise_a_higher_rate_more_steps_or_a_smaller_delta_never_cost_less(
     accountant: Accountant, of: Mechanism, delta: float, more: str

@@ -48,7 +48,8 @@ def test_an_older_copy_is_refused_with_what_to_do(tmp_path: Path) -> None:
         ledger.check_head(known)
     assert str(caught.value) == (
         f"{ledger.path}: the ledger ends on {ledger.entries().charges[-1].time} and lacks later charges of north "
-        f"(head {known.head[:12]}); restore the newest copy; nothing is charged until then"
+        f"(head {known.head[:12]}); restore the newest copy; nothing is charged until then; "
+        "if it is lost, see `cloister ledger recover --help`"
     )
     charged(ledger.path, 1, first=4)  # whatever is charged since then does not make it whole
     with pytest.raises(LedgerError, match="lacks later charges of north"):

@@ -97,8 +97,70 @@ def test_memory_is_filled_with_the_same_values_whatever_was_drawn_before(number:
     one, other = Randomness.seeded(13), Randomness.seeded(13)
     for count in (3, 0, _BLOCK + 5, 2, 2 * _BLOCK, 7):
         drawn: Any = np.full(count, np.nan, number)
+        expected: Any = np.full(count, np.nan, number)
         one.fill_gaussian(drawn, 0.5)
-        np.testing.assert_array_equal(drawn, (0.5 * other.gaussian(count)).astype(number))
+        other._kept = None
+        other.fill_gaussian(expected, 0.5)
+        np.testing.assert_array_equal(drawn, expected)
+
+
+def by_definition(words: bytes, pairs: int, number: type[np.float32 | np.float64]) -> tuple[Any, Any]:
+    """Return the samples that the cipher's bytes make, in double precision, and the radius of each."""
+    width = np.dtype(number).itemsize
+    lengths, turns = np.frombuffer(words[: 8 * pairs], "<i8"), np.frombuffer(words[8 * pairs :], f"<i{width}")
+    radius = np.sqrt(-2 * np.log(np.abs((lengths | 1).astype(np.float64)) * 2.0**-63))
+    angle = turns.astype(np.float64) * np.pi * 2.0 ** (1 - 8 * width)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]), np.tile(radius, 2)
+
+
+@pytest.mark.parametrize(("number", "error"), [(np.float32, 2.0**-21), (np.float64, 2.0**-48)])
+def test_samples_are_those_of_their_bytes_except_for_rounding(
+    number: type[np.float32 | np.float64], error: float
+) -> None:
+    drawn: Any = np.empty(_BLOCK, number)
+    for seed in range(20):
+        Randomness.seeded(seed, "bytes").fill_gaussian(drawn)
+        words = Randomness.seeded(seed, "bytes").bytes((8 + drawn.itemsize) * _BLOCK // 2)
+        expected, radius = by_definition(words, _BLOCK // 2, number)
+        assert (np.abs(drawn - expected) <= error * radius).all()
+
+
+@pytest.mark.parametrize("deviation", [1e-30, 1e30])
+def test_samples_scale_with_a_deviation_whose_square_single_precision_lacks(deviation: float) -> None:
+    drawn, plain = np.empty((2, 100_000), np.float32)
+    Randomness.seeded(15).fill_gaussian(drawn, deviation)
+    Randomness.seeded(15).fill_gaussian(plain)
+    np.testing.assert_allclose(drawn / np.float32(deviation), plain, rtol=1e-5, atol=1e-6)
+
+
+class Written:
+    """A stand-in for the cipher, which writes the given bytes: extreme ones are never drawn in a test."""
+
+    def __init__(self, written: bytes) -> None:
+        self._written = written
+
+    def update_into(self, zeros: memoryview, into: memoryview) -> None:
+        assert len(zeros) == len(self._written)
+        into[: len(zeros)] = self._written
+
+
+@pytest.mark.parametrize(("number", "error"), [(np.float32, 2.0**-21), (np.float64, 2.0**-48)])
+def test_tails_and_centre_are_as_fine_as_the_words(number: type[np.float32 | np.float64], error: float) -> None:
+    bits = 8 * np.dtype(number).itemsize
+    lengths = [0, 1, -1, 2, 3, 1 << 20, -(1 << 40), (1 << 62) + 1, -(1 << 63), (1 << 63) - 1, (1 << 63) - (1 << 30)]
+    turns = [0, 1, -1, 1 << (bits - 2), 3 - (1 << (bits - 2)), -(1 << (bits - 1)), (1 << (bits - 1)) - 1]
+    pairs = [(length, turn) for length in lengths for turn in turns]
+    written = np.array([length for length, _ in pairs], "<i8").tobytes()
+    written += np.array([turn for _, turn in pairs], f"<i{bits // 8}").tobytes()
+    stream = Randomness.seeded(1)
+    drawn: Any = np.empty(2 * len(pairs), number)
+    stream.__dict__["_stream"] = Written(written)
+    stream.fill_gaussian(drawn)
+    expected, radius = by_definition(written, len(pairs), number)
+    assert np.isfinite(drawn).all()
+    assert (np.abs(drawn - expected) <= error * radius).all()
+    assert np.abs(drawn).max() > 9.3  # √(−2 ln 2⁻⁶³)
+    assert np.hypot(*drawn.reshape(2, -1))[pairs.index(((1 << 63) - (1 << 30), 0))] > 1e-5  # no float32 holds this u
 
 
 @pytest.mark.parametrize("millions", [5, pytest.param(1_000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])

@@ -9,28 +9,34 @@ from hypothesis import strategies as st
 
 from privacy.errors import AuthenticityError, CloisterError, MalformedError
 from privacy.run.enrolment import (
-    Invitation,
     JoinRequest,
+    authority_in,
     number_of,
     open_request,
     open_welcome,
-    read_invitation,
     write_request,
     write_welcome,
 )
+from privacy.run.invitation import Invitation, read_invitation, read_record
 
 AUTHORITY = ec.generate_private_key(ec.SECP256R1())
-INVITATION = Invitation("lungs", "north", "fed.example.org:9440", "a certificate", "ab" * 32, time.time() + 60)
+SOON = int(time.time()) + 60
+INVITATION = Invitation("north", "fed.example.org:9440", 9441, "0f" * 32, "ab" * 32, SOON)
+RECORD = INVITATION.record
 REQUEST = JoinRequest("north", "a certificate request", "cd" * 32, "a sealing key")
 SIGNED = write_request(REQUEST, INVITATION)
-WELCOME = write_welcome("north", "a certificate", b"a roster", AUTHORITY)
+WELCOME = write_welcome("north", "a certificate", b"a roster", AUTHORITY, b"the authority's certificate")
 
 
 def test_documents_are_read_back_as_written() -> None:
     assert read_invitation(INVITATION.to_text()) == INVITATION
     assert number_of(SIGNED) == INVITATION.number
-    assert open_request(SIGNED, INVITATION) == REQUEST
-    assert open_welcome(WELCOME, AUTHORITY.public_key()).roster_file == b"a roster"
+    assert open_request(SIGNED, RECORD) == REQUEST
+    certificate, document = authority_in(WELCOME)
+    assert certificate == b"the authority's certificate"
+    assert open_welcome(document, AUTHORITY.public_key()).roster_file == b"a roster"
+    assert read_record(RECORD.to_bytes(), "here") == RECORD
+    assert RECORD.proved_by(INVITATION.proof)
 
 
 @pytest.mark.parametrize("around", ["\ufeff{}", "  {}\r\n", "\n{}\n\n"])
@@ -44,7 +50,7 @@ def _opened(data: bytes) -> JoinRequest:
     """Open a request as the coordinator does: by its number, find the invitation."""
     if number_of(data) != INVITATION.number:
         raise AuthenticityError
-    return open_request(data, INVITATION)
+    return open_request(data, RECORD)
 
 
 @given(place=st.integers(0, len(SIGNED) - 1), bit=st.integers(0, 7))
@@ -60,31 +66,68 @@ def test_a_flipped_bit_of_a_welcome_is_noticed(place: int, bit: int) -> None:
     damaged = bytearray(WELCOME)
     damaged[place] ^= 1 << bit
     with pytest.raises((AuthenticityError, MalformedError)):
-        open_welcome(bytes(damaged), AUTHORITY.public_key())
+        _welcomed(bytes(damaged))
 
 
-@given(st.text() | st.text().map("cloister-invitation-1.".__add__))
+def _welcomed(data: bytes) -> None:
+    """Open a welcome as a site does: it knows the digest of the authority's certificate."""
+    certificate, document = authority_in(data)
+    if certificate != b"the authority's certificate":
+        raise AuthenticityError
+    open_welcome(document, AUTHORITY.public_key())
+
+
+@given(place=st.integers(0, len(INVITATION.to_text()) - 1), other=st.characters(codec="ascii"))
+def test_a_changed_character_of_an_invitation_is_noticed(place: int, other: str) -> None:
+    text = INVITATION.to_text()
+    damaged = text[:place] + other + text[place + 1 :]
+    if "".join(damaged.split()) == text:
+        return
+    with pytest.raises(MalformedError):
+        read_invitation(damaged)
+
+
+@given(end=st.integers(0, len(INVITATION.to_text()) - 1))
+def test_a_cut_invitation_is_noticed(end: int) -> None:
+    with pytest.raises(MalformedError):
+        read_invitation(INVITATION.to_text()[:end])
+
+
+def test_an_invitation_of_another_version_says_so() -> None:
+    with pytest.raises(MalformedError, match="of another version of Cloister"):
+        read_invitation(INVITATION.to_text().replace("-2.", "-1."))
+
+
+def test_what_is_kept_of_an_invitation_lets_nobody_join() -> None:
+    kept = RECORD.to_bytes()
+    for secret in (bytes.fromhex(INVITATION.secret), INVITATION.proof, INVITATION.key.private_bytes_raw()):
+        assert secret not in kept
+        assert secret.hex().encode() not in kept
+
+
+@given(st.text() | st.text().map("cloister-invitation-2.".__add__))
 def test_other_text_is_no_invitation(text: str) -> None:
     with pytest.raises(CloisterError):
         read_invitation(text)
 
 
-@given(st.binary() | st.binary().map(b"cloister-request-1 ".__add__))
+@given(st.binary() | st.binary().map(b"cloister-request-2 ".__add__))
 def test_other_bytes_are_no_request(data: bytes) -> None:
     with pytest.raises(CloisterError):
         number_of(data)
 
 
 def test_a_request_needs_its_own_invitation() -> None:
-    other = Invitation("lungs", "south", "fed.example.org:9440", "a certificate", "ef" * 32, time.time() + 60)
+    other = Invitation("south", "fed.example.org:9440", 9441, "0f" * 32, "ef" * 32, SOON)
     with pytest.raises(AuthenticityError, match="does not come from the site that was invited as south"):
-        open_request(SIGNED, other)
+        open_request(SIGNED, other.record)
     renamed = write_request(JoinRequest("south", "a request", "cd" * 32, "a"), INVITATION)
     with pytest.raises(AuthenticityError, match="each site needs its own"):
-        open_request(renamed, INVITATION)
+        open_request(renamed, RECORD)
 
 
 def test_an_invitation_expires() -> None:
-    old = Invitation("lungs", "north", "fed.example.org:9440", "a certificate", "ab" * 32, time.time() - 1)
-    with pytest.raises(AuthenticityError, match="has expired; ask the coordinator"):
-        old.check_valid()
+    old = Invitation("north", "fed.example.org:9440", 9441, "0f" * 32, "ab" * 32, int(time.time()) - 1)
+    for check in (old.check_valid, old.record.check_open):
+        with pytest.raises(AuthenticityError, match="has expired; ask the coordinator"):
+            check()

@@ -20,7 +20,7 @@ from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.results import read_results
 from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.hospitals import write_hospital_records
-from tests.federations import await_condition
+from tests.federations import await_condition, share_keys
 
 ROOT = Path(__file__).parents[3]
 BUNDLE = ROOT / "deploy" / "flower"
@@ -98,6 +98,8 @@ def supernode_key(path: Path) -> Path:
 )
 def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path, *, masks: bool) -> None:
     federation = Federation.create(tmp_path / "federation", SITES)
+    if not masks:  # sites make their keys in the run with masks; each message of theirs takes five seconds
+        share_keys(federation)
     write_hospital_records(federation.paths)
     task = f"{Diagnosis.__module__}:{Diagnosis.__name__}"
     terms = SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1, minimum_cohort=2, colluding_sites=0,

@@ -113,11 +113,11 @@ def test_real_files_are_read(tmp_path: Path, name: str) -> None:
     assert isinstance(file, str)
     shutil.copy(file, tmp_path / "a.dcm")
 
-    class Whatever(Picture):
+    class AnyModality(Picture):
         values = (-1000, 1000)
         size = (16, 16)
 
-    images, _ = read(labels(tmp_path, "a.dcm,benign"), Dicom(), Whatever())
+    images, _ = read(labels(tmp_path, "a.dcm,benign"), Dicom(), AnyModality())
     assert images.shape == (1, 1, 16, 16)
     assert images.std() > 0.01
 

@@ -1,0 +1,134 @@
+"""Ask a running server to let this site join.
+
+Nothing is sent before the server has shown a certificate for its name, issued by the authority that the invitation
+names: first its authority's certificate is fetched and compared, then a second connection trusts this authority alone.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from privacy.errors import AuthenticityError, MalformedError, UnreachableError
+from privacy.untrusted_text import quoted
+from transport.address import Address, read_address
+from transport.channel import authority_context, unaccepted
+from transport.joining import Line, State, read_answer, read_greeting, read_standing, request_bytes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from privacy.run.invitation import Invitation
+    from transport.joining import Answer
+
+_SECONDS = 30.0  # of one connection; approving may take a moment
+_CONNECT_SECONDS = 4.0
+
+
+class Asking:
+    """One connection to the joining port, over which a site may make one request."""
+
+    def __init__(self, invitation: Invitation) -> None:
+        """Connect, check the server, and show the invitation.
+
+        Raises:
+            AuthenticityError: if the server is not the consortium's, or does not know the invitation.
+            UnreachableError: if no joining port answers.
+        """
+        self._invitation = invitation
+        self._place = Address(read_address(invitation.server).host, invitation.joining_port)
+        authority = self._authority()
+        self._line = self._connect(authority_context(authority))
+        try:
+            self._greeted(self._line)
+            self._line.send(invitation.proof)
+            self.used_by = self._standing()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._line.__exit__(None, None, None)
+
+    def ask(self, request: bytes) -> Answer:
+        """Send the request, and return the answer.
+
+        Raises:
+            MalformedError: if it is no answer.
+            UnreachableError: if the connection breaks.
+        """
+        self._line.send(request_bytes(request))
+        return read_answer(self._line)
+
+    def _standing(self) -> str | None:
+        standing, site = read_standing(self._line), self._invitation.site
+        if standing.state is State.EXPIRED:
+            msg = f"the invitation of {site} has expired; ask the coordinator for a new one"
+            raise AuthenticityError(msg)
+        if standing.state is State.UNKNOWN:
+            msg = f"the server at {self._place} does not know this invitation of {site}; ask the coordinator to copy "
+            raise AuthenticityError(msg + "its invitations/ to the server, or for a new invitation")
+        return standing.used_by
+
+    def _authority(self) -> bytes:
+        """Return the authority's certificate, DER, having compared it with the invitation."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent, and the answer is checked
+        with self._connect(context) as line:
+            authority = self._greeted(line)
+        if sha256(authority).hexdigest() != self._invitation.authority:
+            msg = (
+                f"the server at {self._place} belongs to another consortium than this invitation; check with the "
+                "coordinator that the invitation is for this server"
+            )
+            raise AuthenticityError(msg)
+        return authority
+
+    def _greeted(self, line: Line) -> bytes:
+        try:
+            return read_greeting(line)
+        except MalformedError as error:
+            msg = f"{self._place}: {error}; check address and port with the coordinator"
+            raise UnreachableError(msg) from error
+        except UnreachableError as error:
+            msg = f"the joining port at {self._place} closed the connection; wait a minute, and try again"
+            raise UnreachableError(msg) from error
+
+    def _connect(self, context: ssl.SSLContext) -> Line:
+        place = self._place
+        try:
+            plain = socket.create_connection((place.host, place.port), timeout=_CONNECT_SECONDS)
+            try:
+                return Line(context.wrap_socket(plain, server_hostname=place.host), _SECONDS)
+            except BaseException:
+                plain.close()
+                raise
+        except ssl.SSLCertVerificationError as error:
+            what = unaccepted(str(place), "the authority in the invitation", error)
+            msg = f"{what}; if a proxy of your own network inspects TLS, have it pass {place} on untouched"
+            raise AuthenticityError(msg) from error
+        except ssl.SSLError as error:
+            msg = (
+                f"something answers at {place}, but not with the TLS of a joining port "
+                f"({quoted(error.reason or str(error))}); check address and port with the coordinator"
+            )
+            raise UnreachableError(msg) from error
+        except OSError as error:
+            why = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+            msg = (
+                f"cannot reach the joining port at {place}: {why}; have the coordinator start the server and your "
+                "network team allow this connection, or join with files: --files"
+            )
+            raise UnreachableError(msg) from error

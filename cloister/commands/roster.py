@@ -1,0 +1,158 @@
+"""`cloister roster`: who belongs to a consortium."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cloister.commands import Json
+from cloister.commands.joining import Folder, date, read
+from privacy.storage import write_atomically
+
+if TYPE_CHECKING:
+    from privacy.run.roster import Roster
+    from server.coordinator import Coordinator
+
+roster = typer.Typer(help="Who belongs to a consortium: approve, remove, renew.", no_args_is_help=True)
+
+
+@roster.command("show", epilog="Example:  cloister roster show --json")
+def show(folder: Folder = Path(), as_json: Json = False) -> None:
+    """Show the members of a consortium, and until when the roster is valid."""
+    from rich.table import Table  # noqa: PLC0415
+
+    from cloister.views.run import make_console  # noqa: PLC0415
+    from server.coordinator import Coordinator  # noqa: PLC0415
+
+    coordinator = Coordinator(folder / "coordinator")
+    current = coordinator.roster()
+    if as_json:
+        typer.echo(json.dumps(_report(current) if current else {"version": 0, "members": []}))
+        return
+    if current is None:
+        typer.echo(f"{coordinator.settings.consortium} has no members yet; invite one: cloister invite SITE")
+        return
+    table = Table("site", "signing key", "TLS key")
+    for member in current.members:
+        table.add_row(member.site, f"{member.signing_key[:16]}…", f"{member.tls_key[:16]}…")
+    console = make_console(json=False)
+    console.print(f"{current.consortium}, roster {current.version}, valid until {date(current.expires)}")
+    console.print(table)
+
+
+@roster.command("approve", epilog="Example:  cloister roster approve    (or: cloister roster approve north.request)")
+def approve(
+    requests: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files that `cloister join` wrote at the sites; by default, all that wait at the server."),
+    ] = None,
+    folder: Folder = Path(),
+    as_json: Json = False,
+) -> None:
+    """Make sites members: certify their keys, and write a new roster and each site's welcome.
+
+    Sites that asked the server get their welcome from it; the others need the file SITE.welcome.
+    """
+    from server.coordinator import Coordinator  # noqa: PLC0415
+
+    coordinator = Coordinator(folder / "coordinator")
+    waiting = [read(path) for path in requests] if requests else coordinator.requests_at_server()
+    if not waiting:
+        _report_none(coordinator, as_json=as_json)
+        return
+    current, approvals = coordinator.approve(waiting)
+    for approval in approvals:
+        coordinator.leave_at_server(approval)
+        if requests:
+            write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
+    if as_json:
+        typer.echo(json.dumps({"version": current.version, "sites": [approval.site for approval in approvals]}))
+        return
+    for approval in approvals:
+        how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
+        typer.echo(f"✓ {approval.site} is a member; {how}")
+    _tell(coordinator.roster_path, current)
+
+
+@roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
+def remove(
+    site: Annotated[str, typer.Argument(help="The site that leaves.")],
+    folder: Folder = Path(),
+    as_json: Json = False,
+) -> None:
+    """End a site's membership: a running server cuts its connections within seconds, and the others make new keys."""
+    from server.coordinator import Coordinator  # noqa: PLC0415
+
+    coordinator = Coordinator(folder / "coordinator")
+    _changed(coordinator.roster_path, coordinator.remove(site), f"{site} is no longer a member", as_json=as_json)
+
+
+@roster.command("renew", epilog="Example:  cloister roster renew    (the same as: cloister renew)")
+def renew(folder: Folder = Path(), as_json: Json = False) -> None:
+    """Sign the same members and the server's certificate, and those that sites want renewed, for another 90 days.
+
+    A running server and its agents take all of it without a restart.
+    """
+    from server.coordinator import Coordinator  # noqa: PLC0415
+
+    coordinator = Coordinator(folder / "coordinator")
+    signed, sites = coordinator.renew(), coordinator.recertify_waiting()
+    if as_json:
+        typer.echo(json.dumps({**_report(signed), "certificates": sites}))
+        return
+    typer.echo(f"✓ valid until {date(signed.expires)}")
+    if sites:
+        typer.echo(f"✓ new certificates for {', '.join(sites)}, whose agents take them from the server")
+    _tell(coordinator.roster_path, signed)
+
+
+@roster.command("take", epilog="Example:  cloister roster take roster --site north")
+def take(
+    document: Annotated[Path, typer.Argument(help="The roster that the coordinator sent.")],
+    site: Annotated[Path, typer.Option(help="site.toml, or its folder.")],
+    as_json: Json = False,
+) -> None:
+    """Take in a newer roster at a site, as its agent does by itself when it reaches the server."""
+    from client.joining import take_roster  # noqa: PLC0415
+    from client.settings import read_site  # noqa: PLC0415
+
+    place = read_site(site)
+    current = take_roster(place.folder, place.settings.keys, place.settings.site, read(document))
+    if as_json:
+        typer.echo(json.dumps(_report(current)))
+    else:
+        typer.echo(f"✓ {place.settings.site} has roster {current.version}, of {len(current.members)} sites")
+        typer.echo(f"  if its agent runs, restart it: cloister agent {site}")
+
+
+def _report_none(coordinator: Coordinator, *, as_json: bool) -> None:
+    if as_json:
+        known = coordinator.roster()
+        typer.echo(json.dumps({"version": known.version if known else 0, "sites": []}))
+    else:
+        typer.echo("no site waits to be approved")
+
+
+def _changed(path: Path, current: Roster, message: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_report(current)))
+        return
+    typer.echo(f"✓ {message}")
+    _tell(path, current)
+
+
+def _tell(path: Path, current: Roster) -> None:
+    typer.echo(f"✓ {path}: roster {current.version} of {len(current.members)} sites")
+    typer.echo("  a running server and its agents take it by themselves")
+
+
+def _report(current: Roster) -> dict[str, Any]:
+    return {
+        "consortium": current.consortium,
+        "version": current.version,
+        "expires": current.expires,
+        "members": [member.site for member in current.members],
+    }

@@ -1,0 +1,1 @@
+"""Encryption of what a site keeps on its disk."""

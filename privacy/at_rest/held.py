@@ -1,0 +1,32 @@
+"""Which files of a site's folder are kept encrypted.
+
+Not: `site.toml`, the records, `models/public/` and `statements/`, which people write and read; a request to join, which
+goes to the coordinator; and locks and reserved space, which have no content.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+FOLDERS = frozenset({
+    "keys", "ledger", "ledger-heads", "outbox", "models", "local", "personal", "metrics", "statistics", "receipts",
+})  # fmt: skip
+FILES = frozenset({"refused-tasks.json", "audit.json"})
+_PUBLIC = "models", "public"
+_SPACE = ".space"
+
+
+def holds(relative: str) -> bool:
+    """Return whether the file with this path, relative to the site's folder, is kept encrypted."""
+    parts = PurePosixPath(relative).parts
+    if len(parts) < 2:  # noqa: PLR2004 - a folder and a name
+        return relative in FILES
+    return parts[0] in FOLDERS and parts[:2] != _PUBLIC and parts[-1] != _SPACE
+
+
+def is_log(relative: str) -> bool:
+    """Return whether entries are appended to this file, so that it is encrypted entry by entry."""
+    path = PurePosixPath(relative)
+    if path.parts[0] == "ledger" and len(path.parts) == 2:  # noqa: PLR2004 - a folder and a name
+        return True
+    return path.parts[0] in {"outbox", "metrics"} and path.suffix in {".commitments", ".jsonl"}

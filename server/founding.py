@@ -1,0 +1,102 @@
+"""Found a consortium: its authority, the coordinator's signing key and the server's certificate."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from privacy.errors import ConfigError
+from privacy.storage import write_atomically
+from server.coordinator import Coordinator, printable
+from transport.address import Address, read_host
+from transport.pki import Authority, certificate_pem, key_pem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PORT = 9440
+"""The port on which a server listens, unless the coordinator says otherwise."""
+
+JOINING_PORT = 9441
+"""The port at which sites ask to join, unless the coordinator says otherwise."""
+
+
+def create_consortium(
+    folder: Path,
+    consortium: str,
+    host: str,
+    port: int = PORT,
+    listen: Address | None = None,
+    *,
+    joining_port: int = 0,
+    online: bool = False,
+) -> Coordinator:
+    """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
+
+    Args:
+        folder: where `coordinator/` and `server/` are made.
+        consortium: the consortium's name, for people.
+        host: the name or address that agents dial.
+        port: the port that agents dial.
+        listen: where the server listens; by default on the same port, on all addresses of its machine.
+        joining_port: where sites ask to join, on all addresses of its machine; 0: with files only.
+        online: whether the server's machine has the coordinator's folder, so that sites are answered at once.
+
+    Raises:
+        ConfigError: if the name is not one, or the folder holds a consortium already.
+        MalformedError: if the host is malformed.
+    """
+    try:
+        printable(consortium)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    host = read_host(host)
+    coordinator, server = folder / "coordinator", folder / "server"
+    for path in (coordinator / "authority.key", server / "tls.key"):
+        if path.exists():
+            msg = f"{path} exists already; a new consortium would replace it: name another folder with --folder"
+            raise ConfigError(msg)
+    authority, key = Authority.create(consortium), ec.generate_private_key(ec.SECP256R1())
+    ca, name = certificate_pem(authority.certificate), f"consortium = {json.dumps(consortium)}\n"
+    _write(coordinator, {
+        "authority.pem": ca,
+        "authority.key": key_pem(authority.key),
+        "signing.key": key_pem(Ed25519PrivateKey.generate()),
+        "coordinator.toml": (
+            f"{name}server = {json.dumps(str(Address(host, port)))}   # which agents dial\n"
+            f"joining_port = {joining_port}   # of the same host, where sites ask to join; 0: with files only\n"
+        ).encode(),
+    })  # fmt: skip
+    listening = listen or _everywhere(port)
+    _write(server, {
+        "authority.pem": ca,
+        "tls.pem": certificate_pem(authority.issue_server(host, key.public_key())),
+        "tls.key": key_pem(key),
+        "consortium.toml": (
+            f"{name}listen = {json.dumps(str(listening))}\n{_joining_text(joining_port, online=online)}"
+        ).encode(),
+    })  # fmt: skip
+    return Coordinator(coordinator)
+
+
+def _everywhere(port: int) -> Address:
+    return Address("0.0.0.0", port)  # noqa: S104 - a server is there to be reached
+
+
+def _joining_text(port: int, *, online: bool) -> str:
+    if not port:
+        return ""
+    mark = "" if online else "# "
+    return f"""
+[joining]                       # where invited sites ask to join; without it, they join with files only
+listen = "{_everywhere(port)}"
+{mark}authority = "../coordinator"   # the coordinator's folder: with it on this machine, sites are answered at once
+"""
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        write_atomically(folder / name, data)

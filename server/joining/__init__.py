@@ -1,0 +1,1 @@
+"""The port at which invited sites ask to join."""

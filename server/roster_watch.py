@@ -1,0 +1,87 @@
+"""Notice a newer roster while the server runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from privacy.errors import CloisterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from privacy.run.roster import Roster
+    from server.hub.hub import Hub
+    from server.settings import ServerFolder
+
+log = logging.getLogger("cloister.roster")
+
+_SECONDS = 0.5  # between two looks at the file
+
+
+class NewRosters:
+    """Hands a newer roster to the hub at once, for who may call, and to the run between two rounds."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub, self._lock = hub, threading.Lock()
+        self._newest: tuple[Roster, bytes] | None = None
+
+    def take(self, roster: Roster, roster_file: bytes) -> None:
+        """Serve its members, and nobody else, from now on."""
+        with self._lock:
+            self._newest = roster, roster_file
+        self._hub.admit(roster)
+
+    def next(self) -> Roster | None:
+        """Return the roster under which the next rounds go on, having offered it to the agents; None if none is new."""
+        with self._lock:
+            newest, self._newest = self._newest, None
+        if newest is None:
+            return None
+        self._hub.offer(newest[0].version, newest[1])
+        return newest[0]
+
+
+class RosterWatch:
+    """Looks at the roster's file, in a thread of its own, and reports each newer roster."""
+
+    def __init__(self, place: ServerFolder, taken: Callable[[Roster, bytes], None], version: int = 0) -> None:
+        self._place, self._taken = place, taken
+        self.version = version  # of the latest roster
+        self.looks = 0  # how often the file has been read
+        self._seen: tuple[int, int] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SECONDS):
+            with suppress(FileNotFoundError):
+                state = (self._place.folder / self._place.settings.roster).stat()
+                if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
+                    self._seen = now
+                    self._look()
+                    self.looks += 1
+
+    def _look(self) -> None:
+        try:
+            roster, data = self._place.signed_roster()
+        except (CloisterError, OSError) as error:
+            log.warning("the server goes on with roster %d: %s", self.version, error)
+            return
+        if roster.version > self.version:
+            self.version = roster.version
+            log.info("took roster %d, of %d sites", roster.version, len(roster.members))
+            self._taken(roster, data)
+        elif roster.version < self.version:
+            log.warning("the server goes on with roster %d, as its file now has only %d", self.version, roster.version)

@@ -1,0 +1,148 @@
+"""A site whose folder is encrypted trains as any other, and a copy of its folder gives nothing away."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from shutil import copytree
+
+import pytest
+
+from client.flower import open_site
+from client.protection import protect, ready, unprotect
+from client.settings import read_site
+from client.turn import TURN, locked
+from privacy.at_rest.held import is_log
+from privacy.at_rest.sealed import MAGIC
+from privacy.at_rest.vault import FILE, Secret
+from privacy.at_rest.vaults import forget, header_of
+from privacy.errors import VaultError
+from privacy.log_file import read_log
+from privacy.run.settings import Encryption
+from privacy.storage import read_file
+from simulations.engine.federation import Federation
+from tests import studies
+from tests.federations import NOISY, TERMS, FederationMaker, rounds_of, run_with, task_name
+
+SITE, PHRASE = "north", "correct horse battery staple"
+CANARIES, BYTES = 1000, 12
+OPEN = {"site.toml", "records.csv", FILE, TURN}
+
+
+@pytest.fixture(scope="module")
+def run(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A federation after a run with masks and a mean of models, in which one site's folder was encrypted before."""
+    assert NOISY.training
+    settings = replace(
+        NOISY,
+        task=task_name(studies.Wide),
+        rounds=3,
+        training=replace(NOISY.training, averaging=0.5),
+        encryption=Encryption(update_bound=1.0, collusion_resistant=True),
+    )
+    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("protected"))(
+        settings, {site: replace(TERMS, tasks=(settings.task,), collusion_resistant=True) for site in ("north",)}
+    )
+    place = read_site(federation.paths[SITE])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLOISTER_PASSPHRASE", PHRASE)
+        protect(place, Secret.of_passphrase(PHRASE))
+        open_site.cache_clear()
+        run_with(federation)
+        yield federation
+    forget(federation.paths[SITE])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What is in the encrypted files of a folder."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - OPEN
+    return {name: read_log(folder / name) if is_log(name) else read_file(folder / name) for name in sorted(names)}
+
+
+def test_every_round_has_the_site_s_update_and_all_sites_have_one_model(run: Federation) -> None:
+    assert [event["released"] for event in rounds_of(run)] == [True] * 3
+    assert {len(event["sites"]) for event in rounds_of(run)} == {4}
+    models = {read_file(file) for path in run.paths.values() for file in path.glob("models/*")}
+    assert len(models) == 1
+
+
+def test_none_of_a_thousand_canaries_is_in_a_copy_of_the_folder(run: Federation, tmp_path: Path) -> None:
+    folder = run.paths[SITE]
+    kept, random = contents(folder), Random(7)  # noqa: S311 - chooses what to look for
+    kinds = {name.partition("/")[0] for name in kept}
+    assert kinds >= {"keys", "ledger", "ledger-heads", "models", "outbox", "metrics"}
+    canaries = set[bytes]()
+    for kind in kinds:
+        own = b"\0".join(content for name, content in kept.items() if name.startswith(kind))
+        for _ in range(CANARIES // 2):
+            start = random.randrange(max(1, len(own) - BYTES))
+            canaries.add(own[start : start + BYTES])
+    # Weights, keys, charges, and what was written in hexadecimal; bytes that repeat (zeros, JSON's words) are none.
+    canaries = {each for each in canaries if len(set(each)) >= BYTES - 4}
+    assert len(canaries) >= CANARIES
+    copy = Path(copytree(folder, tmp_path / "copy"))
+    for path in copy.rglob("*"):
+        if path.is_file() and path.name not in {"site.toml", "records.csv"}:  # which people wrote
+            data = path.read_bytes()
+            assert not [each for each in canaries if each in data], path.name
+            assert path.name in OPEN or data.startswith(MAGIC)
+
+
+def test_names_of_files_are_all_that_a_copy_shows(run: Federation) -> None:
+    names = {path.name for path in run.paths[SITE].rglob("*") if path.is_file()} - OPEN
+    assert {re.sub(r"[0-9a-f]{8,}", "RUN", name) for name in names} >= {"signing.key", "study-RUN.safetensors"}
+
+
+def test_without_its_secret_the_folder_does_not_open(
+    run: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(copytree(run.paths[SITE], tmp_path / "copy"))
+    monkeypatch.delenv("CLOISTER_PASSPHRASE")
+    with pytest.raises(VaultError, match=r"copy is encrypted; run this at a terminal, or set CLOISTER_PASSPHRASE"):
+        ready_and_open(copy)
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", "wrong horse battery")
+    with pytest.raises(VaultError, match="this passphrase does not open the site's encrypted folder; check it and try"):
+        ready_and_open(copy)
+
+
+def ready_and_open(folder: Path) -> bytes:
+    place = read_site(folder)
+    ready(place)
+    return read_file(folder / "keys" / "signing.key")
+
+
+def test_decrypted_it_is_as_it_was(run: Federation, tmp_path: Path) -> None:
+    folder = Path(copytree(run.paths[SITE], tmp_path / "copy"))
+    before = contents(folder)
+    place = read_site(folder)
+    unprotect(place)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    place.ledger.check_writable()
+
+
+def test_while_an_agent_runs_nothing_is_encrypted(make_federation: FederationMaker) -> None:
+    place = read_site(make_federation().paths[SITE])
+    with (place.folder / TURN).open("ab") as file:
+        assert locked(file)
+        with pytest.raises(VaultError, match="an agent of this site is running; stop it"):
+            protect(place, Secret.of_passphrase(PHRASE))
+    assert not (place.folder / FILE).exists()
+
+
+def test_keys_elsewhere_in_the_folder_are_encrypted_too(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_federation().paths[SITE]
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", PHRASE)
+    protect(read_site(folder), Secret.of_passphrase(PHRASE))
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text() + '\n[keys]\ntls_key = "own/tls.key"\n')
+    (folder / "own").mkdir()
+    (folder / "own" / "tls.key").write_bytes(read_file(folder / "keys" / "tls.key"))
+    with pytest.raises(VaultError, match=r"own/tls.key: .*; run cloister protect"):
+        ready(read_site(folder))
+    assert protect(read_site(folder), None) == 1
+    assert (folder / "own" / "tls.key").read_bytes().startswith(MAGIC)
+    assert header_of(folder).files == ("own/tls.key",)
+    ready(read_site(folder))

@@ -1,0 +1,108 @@
+"""The parsers of joining: tokens, requests, welcomes, and what passes at the joining port."""
+
+from __future__ import annotations
+
+import io
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from typing_extensions import override
+
+from privacy.crypto.signing import SignedDocument, sign
+from privacy.errors import UnreachableError
+from privacy.run.enrolment import (
+    JoinRequest,
+    authority_in,
+    number_of,
+    open_request,
+    open_welcome,
+    write_request,
+    write_welcome,
+)
+from privacy.run.invitation import Invitation, read_invitation, read_record
+from transport.framing import read_roster_request, roster_request
+from transport.joining import (
+    Answer,
+    Outcome,
+    Standing,
+    State,
+    greeting,
+    read_answer,
+    read_greeting,
+    read_request,
+    read_standing,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Entry = tuple[str, Callable[[bytes], object], list[bytes]]
+
+_INVITATION = Invitation("north", "fed.example.org:9440", 9441, "0f" * 32, "ab" * 32, 2_000_000_000)
+_RECORD = _INVITATION.record
+
+
+class _Bytes(io.BytesIO):
+    def exactly(self, count: int) -> bytes:
+        data = self.read(count)
+        if len(data) < count:
+            msg = "the other side closed the connection; try again"
+            raise UnreachableError(msg)
+        return data
+
+    @override
+    def __repr__(self) -> str:
+        return f"{len(self.getvalue())} bytes"
+
+
+def joining_parsers() -> Iterator[Entry]:
+    """Yield name, parser and seeds of each."""
+    authority = ec.generate_private_key(ec.SECP256R1())
+    request = write_request(JoinRequest("north", "a request", "cd" * 32, "a key"), _INVITATION)
+    welcome = write_welcome("north", "a certificate", b"a roster", authority, b"a certificate")
+
+    def signed_request(payload: bytes) -> object:
+        signature = sign(_INVITATION.key, "request", payload).hex().encode()
+        data = b"cloister-request-2 " + _INVITATION.number.encode() + b" " + signature + b"\n" + payload
+        return open_request(data, _RECORD)
+
+    def signed_welcome(payload: bytes) -> object:
+        document = SignedDocument.make(authority, "welcome", payload).to_bytes()
+        return open_welcome(document, authority.public_key()).roster_file
+
+    yield "invitation", lambda data: read_invitation(data.decode("latin-1")), [_INVITATION.to_text().encode()]
+    yield "invitation, right check", _checked, [_raw(_INVITATION)]
+    yield "invitation's record", lambda data: read_record(data, "here"), [_RECORD.to_bytes()]
+    yield "number of a request", number_of, [request]
+    yield "request", lambda data: open_request(data, _RECORD), [request]
+    yield "request, rightly signed", signed_request, [request.partition(b"\n")[2]]
+    yield "authority in a welcome", authority_in, [welcome]
+    yield (
+        "welcome",
+        signed_welcome,
+        [SignedDocument.open(authority_in(welcome)[1], "welcome", authority.public_key()).payload],
+    )
+    yield "request for a roster", read_roster_request, [roster_request(3)]
+    yield "greeting of a joining port", lambda data: read_greeting(_Bytes(data)), [greeting(b"a certificate")]
+    yield "standing of an invitation", lambda data: read_standing(_Bytes(data)), [Standing(State.OPEN).to_bytes()]
+    yield "request at a joining port", lambda data: read_request(_Bytes(data)), [request_bytes(request)]
+    yield ("answer of a joining port", lambda data: read_answer(_Bytes(data)),
+           [Answer(Outcome.WELCOME, welcome).to_bytes(), Answer(Outcome.REFUSED, b"no").to_bytes()])  # fmt: skip
+
+
+def _raw(invitation: Invitation) -> bytes:
+    """What a token encodes, without its check."""
+
+    text = invitation.to_text().partition(".")[2]
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))[:-4]
+
+
+def _checked(data: bytes) -> object:
+    """Read a token whose check is right."""
+
+    return read_invitation(
+        "cloister-invitation-2." + urlsafe_b64encode(data + sha256(data).digest()[:4]).decode().rstrip("=")
+    )
