@@ -65,17 +65,9 @@ class EncryptedStrategy(Strategy):
     """Federated averaging over ciphertexts, weighted by the sizes that the manifest declares."""
 
     def __init__(
-        self,
-        run: SignedRun,
-        roster: Roster,
-        event_log: EventLog,
-        letters: SealedKeys,
-        heads: LedgerHeads,
-        tls: TlsFiles,
-        *,
-        new_epoch: bool,
-        newer: Callable[[], Roster | None] = lambda: None,
-    ) -> None:
+        self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,
+        tls: TlsFiles, *, new_epoch: bool, newer: Callable[[], Roster | None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Take a function that returns the roster under which the next rounds go on, if there is a newer one."""
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._newer_roster, self._event_log, self._tls = newer, event_log, tls

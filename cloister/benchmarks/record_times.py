@@ -242,7 +242,8 @@ def _opened(task: Scans | Measurements, source: str, workers: int, path: Path, c
     }
     loaded = task.load_from(Source(path, options[source], path.parent))
     data = Data(file=path, lineage="benchmark", loader_workers=workers)
-    return check_loaded(loaded, type(task).__name__, Example.of(task), path, data).records
+    records: Records = check_loaded(loaded, type(task).__name__, Example.of(task), path, data).records
+    return records
 
 
 def _train(task: Task, model: nn.Module, records: Records, steps: int) -> None:

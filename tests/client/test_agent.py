@@ -189,6 +189,7 @@ def test_an_agent_that_gets_through_the_probe_and_no_further_waits_longer_each_t
         with agent_of(federation, server) as agent:
             # After a success, it would be half of this at most.
             await_condition(lambda: any(later - earlier > 0.8 for earlier, later in pairwise(attempts)))
+            await_condition(lambda: "retrying until it answers" in caplog.text)
         assert agent.errors == []
     assert caplog.text.count("retrying until it answers") == 1
     assert "online at" not in caplog.text

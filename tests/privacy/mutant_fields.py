@@ -38,7 +38,7 @@ class FieldMutant:
 
     module: str
     change: str
-    source: str
+    tree: ast.Module
     reader: tuple[str, str]  # its module, and its name among the readers
 
     @property
@@ -50,12 +50,12 @@ class FieldMutant:
     def in_place(self) -> Iterator[None]:
         """Have the reader use it."""
         module, name = self.reader
-        with _instead(self.module, self.source):
+        with _instead(self.module, self.tree):
             reader = importlib.import_module(module)
             if module != self.module:
                 with ExitStack() as stack:
                     for module_name in (*_BETWEEN.get(self.module, ()), module):
-                        reader = stack.enter_context(_instead(module_name, ast.unparse(parsed(module_name))))
+                        reader = stack.enter_context(_instead(module_name, parsed(module_name)))
         forget()
         with patch.object(readers, name, getattr(reader, name)):
             yield
@@ -74,9 +74,9 @@ def field_mutants(module: str, reader: tuple[str, str]) -> list[FieldMutant]:
                         mutants.append(FieldMutant(module, name, changed(tree, {field.annotation: annotation}), reader))
             for decorator in owner.decorator_list:
                 for change in ("extra='ignore'", "strict=False"):
-                    source = changed(tree, {decorator: _configured(decorator, change)}) if _is_strict(decorator) else ""
-                    if source:
-                        mutants.append(FieldMutant(module, f"{owner.name}: {change}", source, reader))
+                    if _is_strict(decorator):
+                        other = changed(tree, {decorator: _configured(decorator, change)})
+                        mutants.append(FieldMutant(module, f"{owner.name}: {change}", other, reader))
     return mutants
 
 
@@ -105,9 +105,9 @@ def _unbounded(inner: ast.expr, words: list[ast.keyword]) -> Iterator[tuple[str,
     """Yield `Annotated` types without one of their bounds."""
     for word in words:
         rest = [part for part in words if part is not word]
-        yield ast.unparse(word), _subscript("Annotated", inner, ast.Call(ast.Name("Field"), [], rest))
+        yield ast.unparse(word), _subscript("Annotated", inner, ast.Call(ast.Name("Field", ast.Load()), [], rest))
     for relaxation, other in _relaxed(inner):
-        yield relaxation, _subscript("Annotated", other, ast.Call(ast.Name("Field"), [], words))
+        yield relaxation, _subscript("Annotated", other, ast.Call(ast.Name("Field", ast.Load()), [], words))
 
 
 def _expression(text: str) -> ast.expr:
@@ -115,7 +115,7 @@ def _expression(text: str) -> ast.expr:
 
 
 def _subscript(outer: str, *inner: ast.expr) -> ast.expr:
-    return ast.Subscript(ast.Name(outer), ast.Tuple(list(inner)))
+    return ast.Subscript(ast.Name(outer, ast.Load()), ast.Tuple(list(inner), ast.Load()), ast.Load())
 
 
 def _is_strict(decorator: ast.expr) -> bool:
@@ -127,9 +127,9 @@ def _configured(decorator: ast.expr, relaxation: str) -> ast.expr:
 
 
 @contextmanager
-def _instead(name: str, source: str) -> Iterator[ModuleType]:
-    """Have a module's name mean one of another source."""
+def _instead(name: str, tree: ast.Module) -> Iterator[ModuleType]:
+    """Have a module's name mean one of another syntax tree."""
     module = ModuleType(name)
     with patch.dict(sys.modules, {name: module}):
-        exec(compile(source, f"<{name}>", "exec"), vars(module))  # noqa: S102 - our own source
+        exec(compile(tree, f"<{name}>", "exec"), vars(module))  # noqa: S102 - our own source
         yield module

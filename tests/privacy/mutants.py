@@ -39,7 +39,7 @@ class Mutant:
     module: str
     function: str
     check: str
-    source: str  # of the whole module
+    tree: ast.Module
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Mutant:
         """Have it take its function's place."""
         original = _function(self.module, self.function)
         code = original.__code__
-        original.__code__ = _code(compile(self.source, f"<{self.check}>", "exec"), self.function)
+        original.__code__ = _code(compile(self.tree, f"<{self.check}>", "exec"), self.function)
         forget()
         try:
             yield
@@ -90,30 +90,41 @@ def parsed(module: str) -> ast.Module:
     return ast.parse(getsource(importlib.import_module(module)))
 
 
-def changed(tree: ast.Module, change: Change) -> str:
-    """Return the source of a tree in which one node replaces another."""
-    places = {id(node): number for number, node in enumerate(ast.walk(tree))}
-    copied = copy.deepcopy(tree)
-    others = {places[id(old)]: new for old, new in change.items()}
-    replacements = {id(node): others[number] for number, node in enumerate(ast.walk(copied)) if number in others}
-    return ast.unparse(ast.fix_missing_locations(_Replaced(replacements).visit(copied)))
+def changed(tree: ast.Module, change: Change) -> ast.Module:
+    """Return a tree in which one node replaces another; they share all others."""
+    for old, new in change.items():
+        ast.fix_missing_locations(ast.copy_location(new, old))
+    other = _replaced(tree, {id(old): new for old, new in change.items()})
+    assert isinstance(other, ast.Module)
+    return other
+
+
+def _replaced(node: ast.AST, others: dict[int, ast.AST]) -> ast.AST:
+    """Return what takes a node's place: another one, the node itself, or a copy if something in it is replaced."""
+    if id(node) in others:
+        return others[id(node)]
+    parts: dict[str, Any] = {}
+    for name, value in ast.iter_fields(node):
+        if isinstance(value, ast.AST):
+            part = _replaced(value, others)
+            if part is not value:
+                parts[name] = part
+        elif isinstance(value, list):
+            several = [_replaced(inner, others) if isinstance(inner, ast.AST) else inner for inner in value]
+            if any(new is not old for new, old in zip(several, value, strict=True)):
+                parts[name] = several
+    if not parts:
+        return node
+    copied = copy.copy(node)
+    for name, part in parts.items():
+        setattr(copied, name, part)
+    return copied
 
 
 def forget() -> None:
     """Clear what was read, so that it is read again."""
     for cached in (header._read, roster._read, encryption._key, read_plan):
         cached.cache_clear()
-
-
-class _Replaced(ast.NodeTransformer):
-    def __init__(self, others: dict[int, ast.AST]) -> None:
-        self._others = others
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        """Replace a node, or what is in it."""
-        other = self._others.get(id(node))
-        visited: ast.AST = other if other is not None else super().visit(node)
-        return visited
 
 
 class _Checks:

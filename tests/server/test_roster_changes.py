@@ -78,7 +78,7 @@ def changed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         run.hold("north")
         run.join(*SITES)
         run.held("north")  # in round 1
-        run.made("south", 1)
+        run.wait_for_update("south", 1)
         coordinator.renew()
         processes.wait_for_line("server", "took roster 2", LONG)
         run.hold("south")

@@ -89,7 +89,7 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(
         missing = subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False, timeout=60)
         assert b"ModuleNotFoundError" in missing.stderr
 
-    command = [python, "-m", "cloister"]
+    command = [str(python), "-m", "cloister"]
     signed = subprocess.run(
         [*command, "sign", str(run), "--coordinator", str(federation.folder / "coordinator"), "--roster",
          str(federation.server / "roster"), "--out", "run.manifest"],

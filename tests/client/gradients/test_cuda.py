@@ -17,7 +17,7 @@ from client.gradients.mode import quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Gradients
 from privacy.noise.randomness import Randomness
-from tests.client.specimens import MODES, RECORDS, SPECIMENS, Scores, clipped_sum, computing, made, manifest
+from tests.client.specimens import MODES, RECORDS, SPECIMENS, Scores, clipped_sum, computing, make_specimen, manifest
 
 if not torch.cuda.is_available():
     pytest.skip("this machine has no CUDA device", allow_module_level=True)
@@ -30,17 +30,18 @@ CASES = [(name, mode) for name, specimen in SPECIMENS.items() for mode in MODES 
 @pytest.mark.parametrize("physical_batch", [RECORDS, 4])
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_a_mode_gives_the_clipped_sum_that_the_processor_gives(name: str, mode: Gradients, physical_batch: int) -> None:
-    here, there = (
-        clipped_sum(mode, Scores(), *made(name, device), 0.3, physical_batch).cpu() for device in ("cpu", "cuda")
-    )
-    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
+    sums = []
+    for device in ("cpu", "cuda"):
+        model, records = make_specimen(name, device)
+        sums.append(clipped_sum(mode, Scores(), model, records, 0.3, physical_batch).cpu())
+    torch.testing.assert_close(sums[1], sums[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_round_draws_the_same_noise_from_the_cipher_on_every_device(mode: Gradients) -> None:
     models = []
     for device in ("cpu", "cuda"):
-        model, records = made("mlp", device)
+        model, records = make_specimen("mlp", device)
         run = manifest(4, 0.6, 1.0)
         train(Scores(), model, records, RECORDS, run, Randomness.seeded(5), computing=computing(mode))
         models.append(torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()]))
@@ -53,7 +54,7 @@ def test_in_a_step_noise_goes_to_the_device_once_and_one_answer_per_part_comes_b
     name: str, physical_batch: int
 ) -> None:
     """The answer is whether all norms are finite: only then do all records count."""
-    model, records = made(name, "cuda")
+    model, records = make_specimen(name, "cuda")
     mode = make_mode("bookkeeping", model, RecordLoss(Scores(name)), 0.3, torch.float32)
     optimizer = CipherOptimizer(
         torch.optim.SGD(trainable(model), lr=0.1),

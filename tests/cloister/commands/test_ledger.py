@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -27,6 +26,7 @@ from privacy.errors import BudgetError, ConfigError, KeyFileError, LedgerError
 from privacy.ledger.balance import excessive
 from privacy.ledger.ledger import Budget, Ledger, Release
 from simulations.engine.federation import Federation, SiteTerms
+from tests.federations import await_condition
 from tests.privacy.consortium import chained, signing_key
 from transport.pki import key_pem, read_signing_key
 
@@ -319,11 +319,15 @@ def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch
 
 
 def test_a_wait_of_more_than_a_second_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = list[str]()
+
+    def is_explained() -> bool:
+        parts.append(capsys.readouterr().err)
+        return bool(parts[-1])
+
     with patience("thinking"):
-        deadline = time.monotonic() + 30
-        while not (message := capsys.readouterr().err) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    assert message == "thinking …\n"
+        await_condition(is_explained, 30)
+    assert "".join(parts) == "thinking …\n"
     with patience("hurrying"):
         pass
     assert capsys.readouterr().err == ""

@@ -152,7 +152,8 @@ def test_tails_and_centre_are_as_fine_as_the_words(number: type[np.float32 | np.
     pairs = [(length, turn) for length in lengths for turn in turns]
     written = np.array([length for length, _ in pairs], "<i8").tobytes()
     written += np.array([turn for _, turn in pairs], f"<i{bits // 8}").tobytes()
-    stream, drawn = Randomness.seeded(1), np.empty(2 * len(pairs), number)
+    stream = Randomness.seeded(1)
+    drawn: Any = np.empty(2 * len(pairs), number)
     stream.__dict__["_stream"] = Written(written)
     stream.fill_gaussian(drawn)
     expected, radius = by_definition(written, len(pairs), number)
