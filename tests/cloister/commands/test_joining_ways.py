@@ -1,4 +1,4 @@
-"""A site joins through an HTTP proxy with a password, and its agent's settings name the proxy."""
+"""A site joins through an HTTP proxy with a password, which its agent's settings then name; and over IPv6."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,3 +66,14 @@ def test_a_proxy_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pyt
         CliRunner().invoke(
             app, ["join", token(tmp_path / "lungs"), "--proxy", "http://a:b@proxy:1"], catch_exceptions=False
         )
+
+
+def test_a_site_joins_over_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cloister("init", "lungs", "--host", "::1", "--joining-port", str(unused_port()), "--folder", "lungs", "--online")
+    text = token(tmp_path / "lungs")
+    assert read_invitation(text).server == "[::1]:9440"
+    with ExitStack() as stack:
+        open_joining_port(read_consortium(tmp_path / "lungs" / "server"), stack)
+        assert "✓ north is a member" in cloister("join", text)
+    assert read_site(Path("north")).settings.server == "[::1]:9440"
