@@ -31,9 +31,8 @@ class Measured:
     round_trip: float  # seconds
     up: float  # megabytes per second, to the server
     down: float  # megabytes per second, to the site
-    sent: float  # the site's clock before the fastest round trip, in seconds since 1970
-    there: float  # the server's clock in its middle
-    received: float  # the site's clock after it
+    here: float  # the site's clock in the middle of the fastest round trip, in seconds since 1970
+    there: float  # the server's clock in it
 
 
 class LineChecks:
@@ -71,8 +70,9 @@ class LineChecks:
         measured = self._measured
         if measured is None:
             raise Worrying(_OLD)
-        check_clock("the server", measured.there, measured.sent, measured.received, _LONGEST)
-        apart = (measured.sent + measured.received) / 2 - measured.there
+        here, there, error = measured.here, measured.there, measured.round_trip / 2
+        check_clock(self._place.settings.site, here, there - error, there + error, _LONGEST)
+        apart = here - there
         text = f"this clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the server's"
         if abs(apart) > _WORRYING:
             msg = (
@@ -90,14 +90,14 @@ class LineChecks:
                 exchange.measure()  # which also connects
             except ProtocolError:
                 return None
-            fastest, at = float("inf"), (0.0, 0.0, 0.0)
+            fastest, here, at = float("inf"), 0.0, 0.0
             for _ in range(_TIMES):
                 sent = time.time()
                 there, seconds = exchange.measure()
                 if seconds < fastest:
-                    fastest, at = seconds, (sent, there, sent + seconds)
+                    fastest, here, at = seconds, sent + seconds / 2, there
             up, down = (_rate(exchange, fastest, *way) for way in ((FRAME_BYTES, 0), (0, FRAME_BYTES)))
-            return Measured(fastest, up, down, *at)
+            return Measured(fastest, up, down, here, at)
 
 
 _OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"

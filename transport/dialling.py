@@ -34,7 +34,7 @@ def places(address: Address) -> list[Place]:
         OSError: if the name has no address.
     """
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    known = list(dict.fromkeys((family, place) for family, *_, place in found))
+    known: list[Place] = list(dict.fromkeys((family, place) for family, *_, place in found))
     first = [place for place in known if place[0] == known[0][0]]
     others = [place for place in known if place[0] != known[0][0]]
     mixed = [place for pair in zip(first, others, strict=False) for place in pair]
@@ -58,7 +58,8 @@ def connect(candidates: list[Place], seconds: float) -> socket.socket:
                 if wait <= 0:
                     break
                 for key, _ in selector.select(min(wait, _NEXT_SECONDS) if left else wait):
-                    attempt: Any = key.fileobj
+                    attempt = key.fileobj
+                    assert isinstance(attempt, socket.socket)  # noqa: S101 - what `_start` registered
                     selector.unregister(attempt)
                     if not (code := attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                         attempt.settimeout(seconds)

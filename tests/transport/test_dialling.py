@@ -85,7 +85,7 @@ def test_without_an_answer_it_ends_at_its_deadline() -> None:
 def test_families_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     six, four = socket.AF_INET6, socket.AF_INET
     given = [(six, 1, 6, "", (f"2001:db8::{n}", 9440)) for n in range(3)] + [(four, 1, 6, "", ("192.0.2.1", 9440))]
-    monkeypatch.setattr(dialling.socket, "getaddrinfo", lambda *_, **__: given)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: given)
     assert [family for family, _ in places(Address("fed.example.org", 9440))] == [six, four, six, six]
 
 

@@ -93,7 +93,7 @@ def test_through_a_proxy_a_server_must_still_show_its_own_name(federation: Feder
 def test_what_a_proxy_refuses_is_said_in_one_sentence(
     federation: Federation, status: str, login: tuple[str, str] | None, said: str
 ) -> None:
-    with TunnelProxy({SERVER: port}, login, status) as proxy:
+    with TunnelProxy(login=login, refusal=status) as proxy:
         through = proxy_for("fed.example.test", proxy.place, {})
         with pytest.raises(UnreachableError) as caught:
             probe(SERVER, tls_of(federation, "north"), proxy=through)

@@ -104,7 +104,7 @@ def test_a_password_in_the_settings_is_refused_with_its_line(distant: Federation
 
 
 @pytest.mark.parametrize(("seconds", "state", "said"), [
-    (600.0, "failed", "the server's clock is 600 s ahead of the server's"),
+    (600.0, "failed", "north's clock is 600 s behind the server's: it shows"),
     (-20.0, "warning", "ahead of the server's; a run whose round_deadline_seconds is below 4"),
 ])  # fmt: skip
 def test_a_clock_that_is_off_is_reported(
