@@ -18,7 +18,7 @@ from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import ConfigError, DataError
 from simulations.tasks.references import EPSILONS, FAST, REFERENCES, Recipe, Reference
 
-SOURCES = {"csv": Csv(), "images": Images(), "dicom": Dicom()}
+SOURCES: dict[str, Csv | Images | Dicom] = {"csv": Csv(), "images": Images(), "dicom": Dicom()}
 EACH = pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: reference.name)
 
 
