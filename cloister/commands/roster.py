@@ -10,11 +10,12 @@ import typer
 
 from cloister.commands import Json
 from cloister.commands.joining import Folder, date, read
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
-    from server.coordinator import Coordinator
+    from server.coordinator import Approval, Coordinator
 
 roster = typer.Typer(help="Who belongs to a consortium: approve, remove, renew.", no_args_is_help=True)
 
@@ -54,7 +55,8 @@ def approve(
 ) -> None:
     """Make sites members: certify their keys, and write a new roster and each site's welcome.
 
-    Sites that asked the server get their welcome from it; the others need the file SITE.welcome.
+    Sites that asked the server get their welcome from it; the others need the file SITE.welcome. A request at the
+    server that cannot be approved is named, and does not keep the others waiting; the command then exits with 1.
     """
     from server.coordinator import Coordinator  # noqa: PLC0415
 
@@ -63,18 +65,39 @@ def approve(
     if not waiting:
         _report_none(coordinator, as_json=as_json)
         return
-    current, approvals = coordinator.approve(waiting)
+    approvals, refused = _approved(coordinator, waiting, together=bool(requests))
     for approval in approvals:
         coordinator.leave_at_server(approval)
         if requests:
             write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
+    current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps({"version": current.version, "sites": [approval.site for approval in approvals]}))
-        return
-    for approval in approvals:
-        how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
-        typer.echo(f"✓ {approval.site} is a member; {how}")
-    _tell(coordinator.roster_path, current)
+        typer.echo(json.dumps({"version": current.version if current else 0, "refused": refused,
+                               "sites": [approval.site for approval in approvals]}))  # fmt: skip
+    else:
+        for approval in approvals:
+            how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
+            typer.echo(f"✓ {approval.site} is a member; {how}")
+        for why in refused:
+            typer.echo(f"! not approved: {why}", err=True)
+        if current and approvals:
+            _tell(coordinator.roster_path, current)
+    if refused:
+        raise typer.Exit(1)
+
+
+def _approved(coordinator: Coordinator, waiting: list[bytes], *, together: bool) -> tuple[list[Approval], list[str]]:
+    """Approve requests, all or none, or each by itself; return the approvals, and why others were refused."""
+    if together:
+        return coordinator.approve(waiting)[1], []
+    approvals: list[Approval] = []
+    refused: list[str] = []
+    for request in waiting:
+        try:
+            approvals += coordinator.approve([request])[1]
+        except (AuthenticityError, MalformedError, KeyFileError) as error:
+            refused.append(str(error))
+    return approvals, refused
 
 
 @roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
