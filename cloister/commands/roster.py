@@ -72,8 +72,7 @@ def approve(
             write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
     current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps({"version": current.version if current else 0, "refused": refused,
-                               "sites": [approval.site for approval in approvals]}))  # fmt: skip
+        typer.echo(json.dumps({"version": current.version if current else 0, "sites": [approval.site for approval in approvals], **({"refused": refused} if refused else {})}))  # fmt: skip
     else:
         for approval in approvals:
             how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
