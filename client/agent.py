@@ -26,7 +26,7 @@ from client.turn import TURN, locked
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
-from transport.channel import probe, unused_proxy
+from transport.channel import probe
 from transport.flower import answer
 from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
@@ -64,8 +64,6 @@ def attend(path: Path, stop: Event) -> None:
         return
     line = _Line(place)
     line.check()
-    if proxy := unused_proxy():
-        log.info("%s names a proxy, which an agent does not use: it dials %s itself", proxy, place.settings.server)
     return_memory()
     # Torch reads this when it loads. Otherwise its idle threads would spin, and slow down everything else here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -105,7 +103,7 @@ def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callabl
                 continue
             line.status = _limits(site)
             try:
-                with Exchange(place.settings.server, place.tls) as exchange:
+                with Exchange(place.settings.server, place.tls, place.proxy) as exchange:
                     look = partial(upkeep.look, exchange)
                     answer_all(exchange, app, _context(site), stop, line, waiting, look=look)
             except (UnreachableError, MalformedError) as error:
@@ -129,7 +127,7 @@ class _Line:
             AuthenticityError: if the server or this site fails authentication; trying again would not help.
         """
         try:
-            probe(self._place.settings.server, self._place.tls)
+            probe(self._place.settings.server, self._place.tls, proxy=self._place.proxy)
         except UnreachableError as error:
             self.broke(error)
             return False
@@ -137,7 +135,8 @@ class _Line:
 
     def stands(self) -> None:
         """Log that the connection is up. It may not last, so the delay is not reset."""
-        log.info("online at %s; %s", self._place.settings.server, self.status)
+        way = f" through {proxy}" if (proxy := self._place.proxy) else ""
+        log.info("online at %s%s; %s", self._place.settings.server, way, self.status)
         self._announced = False
 
     def works(self) -> None:

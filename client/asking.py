@@ -6,7 +6,6 @@ names: first its authority's certificate is fetched and compared, then a second 
 
 from __future__ import annotations
 
-import socket
 import ssl
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -15,7 +14,9 @@ from privacy.errors import AuthenticityError, MalformedError, UnreachableError
 from privacy.untrusted_text import quoted
 from transport.address import Address, read_address
 from transport.channel import authority_context, unaccepted
+from transport.dialling import dial
 from transport.joining import Line, State, read_answer, read_greeting, read_standing, request_bytes
+from transport.proxies import proxy_for
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,8 +32,12 @@ _CONNECT_SECONDS = 4.0
 class Asking:
     """One connection to the joining port, over which a site may make one request."""
 
-    def __init__(self, invitation: Invitation) -> None:
+    def __init__(self, invitation: Invitation, proxy: str | None = None) -> None:
         """Connect, check the server, and show the invitation.
+
+        Args:
+            invitation: the site's.
+            proxy: as in `[network]` of a site's settings.
 
         Raises:
             AuthenticityError: if the server is not the consortium's, or does not know the invitation.
@@ -40,6 +45,7 @@ class Asking:
         """
         self._invitation = invitation
         self._place = Address(read_address(invitation.server).host, invitation.joining_port)
+        self._proxy = proxy_for(self._place.host, proxy)
         authority = self._authority()
         self._line = self._connect(authority_context(authority))
         try:
@@ -109,7 +115,7 @@ class Asking:
     def _connect(self, context: ssl.SSLContext) -> Line:
         place = self._place
         try:
-            plain = socket.create_connection((place.host, place.port), timeout=_CONNECT_SECONDS)
+            plain = dial(place, _CONNECT_SECONDS, self._proxy)
             try:
                 return Line(context.wrap_socket(plain, server_hostname=place.host), _SECONDS)
             except BaseException:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from client.line_checks import LineChecks
 from client.settings import SiteFolder, read_site
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import BudgetError, ConfigError, KeyFileError, StorageError
 from privacy.storage import read_file, set_aside
-from transport.diagnosis import check_name, check_port, check_private, check_tls, days_left, findings
+from transport.diagnosis import check_name, check_port, check_private, check_proxy, check_tls, days_left, findings
 from transport.pki import key_digest, read_certificate, read_roster, read_signing_key, read_tls_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from client.site import Site
     from transport.diagnosis import Finding
 
 _ROOM = 256 << 20  # bytes that should be free for models and updates in transit
@@ -29,22 +31,32 @@ def check_site(path: Path) -> Iterator[Finding]:
         ConfigError: if there is no usable `site.toml`.
     """
     place = read_site(path)
-    server = place.settings.server
+    server, proxy, line = place.settings.server, place.proxy, LineChecks(place)
+    way = [("name", partial(check_name, server)), ("port", partial(check_port, server))]
+    if proxy:
+        way = [("proxy", partial(check_proxy, server, proxy))]
     yield from findings(
         [
             ("keys", partial(_keys, place)),
             ("validity", partial(_validity, place)),
-            ("name", partial(check_name, server)),
-            ("port", partial(check_port, server)),
-            ("TLS", partial(check_tls, server, place.tls)),
+            *way,
+            ("TLS", partial(check_tls, server, place.tls, proxy)),
+            ("line", line.speed),
+            ("clock", line.clock),
         ],
-        until=("keys", "name", "port"),
+        until=("keys", "name", "port", "proxy", "TLS", "line"),
     )
-    yield from findings([
-        ("disk", partial(_disk, place)),
-        ("budget", partial(_budget, place)),
-        ("records", partial(_records, place)),
-    ])  # fmt: skip
+    tasks = _Tasks(place)
+    yield from findings(
+        [
+            ("disk", partial(_disk, place)),
+            ("budget", partial(_budget, place)),
+            ("records", tasks.records),
+            ("loader", tasks.loader),
+            ("memory", tasks.memory),
+        ],
+        until=("records",),
+    )
 
 
 def _keys(place: SiteFolder) -> str:
@@ -96,12 +108,37 @@ def _budget(place: SiteFolder) -> str:
     return f"ε {spent:.2f} of {limit.epsilon:g} is spent at δ {limit.delta:g}"
 
 
-def _records(place: SiteFolder) -> str:
-    """Import every task of the policy, try it, and read the records for it."""
-    from client.site import Site  # noqa: PLC0415 - loads torch
+class _Tasks:
+    """Tries the tasks of the policy on the site's records."""
 
-    if not place.settings.policy.tasks:
-        msg = f"{place.folder / 'site.toml'}: [policy] lists no tasks, so this site takes part in nothing; list some"
-        raise ConfigError(msg)
-    counts = Site(place).check_records()
-    return ", ".join(f"{count} for {task}" for task, count in counts.items())
+    def __init__(self, place: SiteFolder) -> None:
+        self._place = place
+
+    @cached_property
+    def _site(self) -> Site:
+        from client.site import Site  # noqa: PLC0415 - loads torch
+
+        return Site(self._place)
+
+    def records(self) -> str:
+        """Import every task of the policy, try it, and read the records for it."""
+        if not self._place.settings.policy.tasks:
+            msg = (
+                f"{self._place.folder / 'site.toml'}: [policy] lists no tasks, so this site takes part in nothing; "
+                "list some"
+            )
+            raise ConfigError(msg)
+        counts = self._site.check_records()
+        return ", ".join(f"{count} for {task}" for task, count in counts.items())
+
+    def loader(self) -> str:
+        """Say how fast records are read that stay where they are."""
+        from client.work.room import reading  # noqa: PLC0415 - loads torch
+
+        return reading(self._site)
+
+    def memory(self) -> str:
+        """Check that a step of every task fits in memory."""
+        from client.work.room import memory  # noqa: PLC0415 - loads torch
+
+        return memory(self._site)

@@ -11,7 +11,15 @@ from privacy.errors import AuthenticityError, MalformedError, ProtocolError, Unr
 from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
-from transport.framing import FRAME_BYTES, PROTOCOL, assemble, roster_request, to_frames
+from transport.framing import (
+    FRAME_BYTES,
+    PROTOCOL,
+    assemble,
+    measurement_request,
+    read_measurement,
+    roster_request,
+    to_frames,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,11 +27,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from transport.channel import TlsFiles
+    from transport.proxies import Proxy
 
 WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
 _MAX_BODY = 4 << 30
 _ROSTER_SECONDS, _LARGEST_ROSTER = 60.0, 64 << 20
+_MEASURE_SECONDS = 20.0
 
 _REFUSALS = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 _MISFITS = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS,
@@ -33,9 +43,9 @@ _MISFITS = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMEN
 class Exchange:
     """One site's connection to the server."""
 
-    def __init__(self, address: str, tls: TlsFiles) -> None:
+    def __init__(self, address: str, tls: TlsFiles, proxy: Proxy | None = None) -> None:
         self._address = address
-        self._channel = open_channel(address, tls)
+        self._channel = open_channel(address, tls, proxy)
         self._pull = self._channel.unary_stream(
             f"/{SERVICE}/Pull",
             request_serializer=pb.PullRequest.SerializeToString,
@@ -47,6 +57,7 @@ class Exchange:
             response_deserializer=pb.Chunk.FromString,
         )
         self._renew = self._channel.unary_unary(f"/{SERVICE}/Renew", bytes, bytes)
+        self._measure = self._channel.unary_unary(f"/{SERVICE}/Measure", bytes, bytes)
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
         self._until = 0.0
         self._push = self._channel.stream_unary(
@@ -116,6 +127,24 @@ class Exchange:
             return self._renew(b"", timeout=_ROSTER_SECONDS) or None
         except grpc.RpcError as error:
             raise self._named(error) from error
+
+    def measure(self, send: int = 0, receive: int = 0) -> tuple[float, float]:
+        """Send and receive so many random bytes, at most a frame each.
+
+        Returns:
+            The server's clock, in seconds since 1970, and the seconds that it all took.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not know this site.
+            ProtocolError: if the server's version has no measurements.
+        """
+        request, start = measurement_request(send, receive), time.perf_counter()
+        try:
+            answer = self._measure(request, timeout=_MEASURE_SECONDS)
+        except grpc.RpcError as error:
+            raise self._named(error) from error
+        return read_measurement(answer), time.perf_counter() - start
 
     def push(self, parts: tuple[bytes, ...], reply_to: str) -> bool:
         """Deliver a reply; return whether the server still waited for it.

@@ -96,7 +96,7 @@ def begin(folder: Path, invitation: Invitation) -> bytes:
     return write_request(JoinRequest(invitation.site, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 
-def prepare(folder: Path, invitation: Invitation) -> bytes:
+def prepare(folder: Path, invitation: Invitation, proxy: str | None = None) -> bytes:
     """Make a site's keys, and a `site.toml` to fill in, unless they are there; return its request to join.
 
     Raises:
@@ -104,7 +104,7 @@ def prepare(folder: Path, invitation: Invitation) -> bytes:
     """
     request = begin(folder, invitation)
     if not (folder / "site.toml").exists():
-        write_atomically(folder / "site.toml", _settings_text(invitation).encode())
+        write_atomically(folder / "site.toml", _settings_text(invitation, proxy).encode())
     return request
 
 
@@ -120,10 +120,15 @@ def _new_sealing_key() -> bytes:
     return SealingKey.generate().to_bytes()
 
 
-def ask(folder: Path, invitation: Invitation) -> int | None:
+def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int | None:
     """Ask the running server; return the version of the roster that now lists the site, or None if it has to wait.
 
     Nothing is written before the server has accepted the invitation.
+
+    Args:
+        folder: the site's.
+        invitation: the site's.
+        proxy: as in `[network]` of a site's settings.
 
     Raises:
         AuthenticityError: if the server is another's, or the invitation has expired or was used by other keys.
@@ -132,14 +137,14 @@ def ask(folder: Path, invitation: Invitation) -> int | None:
     """
     invitation.check_valid()
     _check_same(folder, invitation)
-    with Asking(invitation) as asking:
+    with Asking(invitation, proxy) as asking:
         if asking.used_by not in {None, own_key(folder)}:
             msg = (
                 f"the invitation of {invitation.site} was used before, by other keys than those in {folder}; if this "
                 "site did that in another folder, name it with --folder; otherwise tell the coordinator at once"
             )
             raise AuthenticityError(msg)
-        answer = asking.ask(prepare(folder, invitation))
+        answer = asking.ask(prepare(folder, invitation, proxy))
     if answer.outcome is Outcome.REFUSED:
         msg = (
             f"the server refused the request of {invitation.site}: {quoted(answer.content.decode('utf-8', 'replace'))}"
@@ -248,8 +253,9 @@ def _public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
         raise KeyFileError(msg) from error
 
 
-def _settings_text(invitation: Invitation) -> str:
+def _settings_text(invitation: Invitation, proxy: str | None) -> str:
     """Return a `site.toml` to fill in: whoever joins decides what the site takes part in."""
+    network = f"\n[network]\nproxy = {json.dumps(proxy)}\n" if proxy else ""
     return f"""\
 # {invitation.site}. Fill in [data], and [policy] to take part in runs; docs/operations.md explains every key.
 
@@ -269,9 +275,10 @@ delta = 1e-5
 tasks = []                    # installed tasks, for example ["mypackage.lungs:Study"]; nothing else is trained
 maximum_epsilon = 3.0         # of one run
 minimum_noise_multiplier = 0.5
+approval = false              # true: only runs approved here with `cloister approve`
 minimum_cohort = 3            # with fewer sites, nothing leaves
 disclose = ["epsilon"]        # what else leaves; metrics, if listed here, leave without noise and are in no ε
-"""
+{network}"""
 
 
 def _check_same(folder: Path, invitation: Invitation) -> None:

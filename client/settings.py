@@ -18,12 +18,15 @@ from privacy.ledger.ledger import Ledger
 from privacy.run.optimizer import Optimizer, Sgd
 from privacy.run.policy import Policy
 from privacy.run.settings import RunKind, SiteName
-from transport.address import Dialled
+from transport.address import Dialled, read_address
 from transport.channel import TlsFiles
 from transport.pki import read_roster, read_signing_key
+from transport.proxies import check_setting, proxy_for
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from transport.proxies import Proxy
 
 
 HELD_OUT = ".held-out"
@@ -128,6 +131,13 @@ class Personal:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Network:
+    """`[network]`: the way to the server."""
+
+    proxy: Annotated[str, AfterValidator(check_setting)] | None = None  # host:port; None: as the environment says
+
+
+@dataclass(frozen=True, config=STRICT)
 class SiteSettings:
     """`site.toml`."""
 
@@ -139,6 +149,7 @@ class SiteSettings:
     keys: Keys = field(default_factory=Keys)
     training: Computing = field(default_factory=Computing)
     personal: Personal | None = None  # None: no model of the site's own
+    network: Network = field(default_factory=Network)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one per core
 
@@ -208,6 +219,15 @@ class SiteFolder:
             return read_signing_key(private)
         listed = read_roster(roster, self.path(keys.authority))
         return listed.member(self.settings.site).verification_key
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy through which the server is reached; None if it is dialled directly.
+
+        Raises:
+            ConfigError: if the proxy that the environment names cannot be used.
+        """
+        return proxy_for(read_address(self.settings.server).host, self.settings.network.proxy)
 
     @property
     def tls(self) -> TlsFiles:

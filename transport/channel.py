@@ -1,13 +1,11 @@
 """Set up gRPC for both ends: mutual TLS, small frames, keep-alive, and a probe that explains failures.
 
-gRPC reports a wrong certificate, a wrong name and a dead host alike as "unavailable". `probe` first makes the same TLS
-connection with Python's own ssl, and says within five seconds which of them it is.
+gRPC reports a wrong certificate, a wrong name, a dead host and a proxy that refuses alike as "unavailable". `probe`
+first makes the same TLS connection with Python's own ssl, and says within five seconds which of them it is.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +17,15 @@ from privacy.errors import AuthenticityError, CloisterError, KeyFileError, Unrea
 from privacy.failures import reason
 from privacy.storage import read_file
 from transport.address import read_address
+from transport.dialling import dial
 from transport.framing import FRAME_BYTES
 from transport.pki import check_server_certificate
 from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from transport.proxies import Proxy
 
 SERVICE = "cloister.v1.Exchange"
 PROBE_SECONDS = 4.0
@@ -42,10 +43,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.lookahead_bytes", FRAME_BYTES),
     ("grpc.enable_retries", 0),  # the agent decides on retries, never the transport
     ("grpc.so_reuseport", 0),  # if another server holds the port, fail instead of sharing its calls
-    ("grpc.enable_http_proxy", 0),  # dial the server directly, as `probe` does
+    ("grpc.enable_http_proxy", 0),  # a proxy is used as `open_channel` says, as `probe` does, and not as gRPC would
 )
 
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 _EXPIRED, _NOT_YET, _OTHER_NAMES = 10, 9, (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
 
 
@@ -133,27 +133,31 @@ def authority_context(authority: bytes) -> ssl.SSLContext:
     return context
 
 
-def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
-    """Open a channel to the server, as a site."""
+def open_channel(address: str, files: TlsFiles, proxy: Proxy | None = None) -> grpc.Channel:
+    """Open a channel to the server, as a site, through the proxy if one is given."""
     authority, key, certificate = files.read()
-    return grpc.secure_channel(
-        str(read_address(address)),
-        grpc.ssl_channel_credentials(authority, key, certificate),
-        options=(*OPTIONS, (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)),
+    server, target = read_address(address), read_address(address)
+    options: tuple[tuple[str, str | int], ...] = (
+        *OPTIONS,
+        (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
     )
+    if proxy:  # gRPC connects to the proxy and asks for a tunnel; inside it, the server must still show its own name
+        target = proxy.address
+        options += (
+            ("grpc.http_connect_server", str(server)),
+            *[("grpc.http_connect_headers", header) for header in proxy.headers],
+            ("grpc.ssl_target_name_override", server.host),
+            ("grpc.default_authority", str(server)),
+        )
+    return grpc.secure_channel(str(target), grpc.ssl_channel_credentials(authority, key, certificate), options=options)
 
 
-def unused_proxy() -> str | None:
-    """Return the name of a proxy variable in the environment, which our connections ignore; None if there is none."""
-    return next((name for name in _PROXIES if os.environ.get(name)), None)
-
-
-def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None:
-    """Make one TLS connection to the server, to find out what is wrong with it.
+def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: Proxy | None = None) -> None:
+    """Make one TLS connection to the server, through the proxy if one is given, to find out what is wrong with it.
 
     Raises:
         MalformedError: if the address is malformed.
-        UnreachableError: if no Cloister server answers there.
+        UnreachableError: if no Cloister server answers there, or the proxy refuses.
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
@@ -161,7 +165,7 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
     context = _context(files)
     try:
         with (
-            socket.create_connection((place.host, place.port), timeout=seconds) as plain,
+            dial(place, seconds, proxy) as plain,
             context.wrap_socket(plain, server_hostname=place.host) as secured,
         ):
             _await_welcome(secured, address, files)

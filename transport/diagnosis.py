@@ -19,13 +19,16 @@ from privacy.errors import AuthenticityError, CloisterError, KeyFileError, Unrea
 from privacy.failures import sentence
 from privacy.untrusted_text import quoted
 from transport.address import read_address
-from transport.channel import probe, unused_proxy
+from transport.channel import probe
+from transport.dialling import dial, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from transport.channel import TlsFiles
+    from transport.dialling import Place
+    from transport.proxies import Proxy
 
 State = Literal["ok", "warning", "failed"]
 
@@ -139,7 +142,10 @@ def check_port(server: str) -> str:
             times[str(place[0])] = time.perf_counter() - start
     silent = "; ".join(f"{address}: {why}" for address, why in dead.items())
     if not times:
-        msg = f"nothing at {server} accepts a connection ({silent}){_by_proxy()}"
+        msg = (
+            f"nothing at {server} accepts a connection ({silent}); if your network lets connections out through a "
+            "proxy only, name it: https_proxy in the environment, or proxy in [network] of site.toml"
+        )
         raise UnreachableError(msg)
     text = ", ".join(f"{address} in {1000 * seconds:.1f} ms" for address, seconds in times.items())
     if dead:
@@ -148,34 +154,45 @@ def check_port(server: str) -> str:
     return f"connected to {text}"
 
 
-def check_tls(server: str, files: TlsFiles) -> str:
+def check_proxy(server: str, proxy: Proxy) -> str:
+    """Have the proxy open a tunnel to the server, and say how long that took.
+
+    Raises:
+        UnreachableError: if the proxy is down or refuses; says which, and what to do.
+    """
+    start = time.perf_counter()
+    dial(read_address(server), _SECONDS, proxy).close()
+    return f"{proxy} opened a tunnel to {server} in {1000 * (time.perf_counter() - start):.1f} ms"
+
+
+def check_tls(server: str, files: TlsFiles, proxy: Proxy | None = None) -> str:
     """Make a TLS connection to the server as this site, and say that both accept each other.
 
     Raises:
         CloisterError: if they do not; names who issued the certificate that arrived, if it is not the consortium's.
     """
     try:
-        probe(server, files, _SECONDS)
+        probe(server, files, _SECONDS, proxy)
     except AuthenticityError as error:
-        msg = f"{error}{_issuer(server)}"
+        msg = f"{error}{_issuer(server, proxy)}"
         raise AuthenticityError(msg) from error
     return "server and site accept each other's certificates"
 
 
-def _issuer(server: str) -> str:
+def _issuer(server: str, proxy: Proxy | None) -> str:
     """Return who issued the certificate that arrives, as a remark; empty if nobody says."""
     place, context = read_address(server), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only to name who answers; nothing is sent
     try:
         with (
-            socket.create_connection((place.host, place.port), timeout=_SECONDS) as plain,
+            dial(place, _SECONDS, proxy) as plain,
             context.wrap_socket(plain, server_hostname=place.host) as secured,
         ):
             certificate = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
             names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
             names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
             issuer = ", ".join(quoted(str(name.value)) for name in names)
-    except (OSError, ValueError):
+    except (CloisterError, OSError, ValueError):
         return ""
     return (
         f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have it pass {server} "
@@ -183,17 +200,16 @@ def _issuer(server: str) -> str:
     )
 
 
-def _places(server: str) -> list[tuple[int, tuple[str, int]]]:
+def _places(server: str) -> list[Place]:
     address = read_address(server)
     try:
-        addresses = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        return places(address)
     except OSError as error:
         msg = (
             f"{address.host} cannot be resolved here ({(error.strerror or str(error)).lower()}); check `server` in "
-            "site.toml, or ask your network team for its name"
+            "site.toml, or ask your network team for its name, or for the proxy that resolves it"
         )
         raise UnreachableError(msg) from error
-    return list(dict.fromkeys((family, place) for family, _, _, _, place in addresses))  # type: ignore[misc]  # of TCP
 
 
 def _why(error: OSError) -> str:
@@ -202,8 +218,3 @@ def _why(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "refused: no server runs there, or on another port"
     return (error.strerror or os.strerror(error.errno or 0)).lower()
-
-
-def _by_proxy() -> str:
-    proxy = unused_proxy()
-    return f"; {proxy} names a proxy, which an agent does not use: it needs a direct connection" if proxy else ""

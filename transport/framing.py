@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING
 
 from privacy.errors import MalformedError
+from privacy.run.clocks import LATEST
 from transport import cloister_pb2 as pb
 
 if TYPE_CHECKING:
@@ -33,6 +35,41 @@ def read_roster_request(data: bytes) -> int:
         msg = f"this is no request for a roster under protocol {PROTOCOL}; install the server's version"
         raise MalformedError(msg)
     return int(_ROSTER_REQUEST.unpack(data)[1])
+
+
+_MEASUREMENT = struct.Struct(">II")
+_CLOCK = struct.Struct(">d")
+
+
+def measurement_request(send: int, receive: int) -> bytes:
+    """Return a request for the server's time, with `send` random bytes, for an answer with `receive` of them."""
+    return _MEASUREMENT.pack(PROTOCOL, receive) + os.urandom(send)
+
+
+def measurement_answer(request: bytes, clock: float) -> bytes:
+    """Return the answer to it: the server's clock, in seconds since 1970, and as many random bytes as are asked for.
+
+    Raises:
+        MalformedError: if it is no such request, or asks for more than a frame.
+    """
+    protocol, count = _MEASUREMENT.unpack_from(request) if len(request) >= _MEASUREMENT.size else (0, 0)
+    if protocol != PROTOCOL or count > FRAME_BYTES:
+        msg = f"this is no measurement under protocol {PROTOCOL}; install the server's version"
+        raise MalformedError(msg)
+    return _CLOCK.pack(clock) + os.urandom(count)
+
+
+def read_measurement(answer: bytes) -> float:
+    """Return the server's clock, in seconds since 1970.
+
+    Raises:
+        MalformedError: if the answer has none.
+    """
+    clock = float(_CLOCK.unpack_from(answer)[0]) if len(answer) >= _CLOCK.size else -1.0
+    if not 0 <= clock <= LATEST:
+        msg = "the server's answer to a measurement has no time"
+        raise MalformedError(msg)
+    return clock
 
 
 def to_frames(parts: Sequence[bytes], reply_to: str = "") -> Iterator[pb.Chunk]:

@@ -87,6 +87,13 @@ def join(
     wait: Annotated[
         float, typer.Option(min=0.0, max=24 * 60, help="Minutes to wait for the coordinator's approval.")
     ] = 0.0,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            help="The HTTP proxy to the server, host:port, or none; by default as https_proxy and no_proxy say. "
+            "Its user and password: CLOISTER_PROXY_USER and CLOISTER_PROXY_PASSWORD."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Join a consortium: make this site's keys here, ask to become a member, and take in the answer.
@@ -106,16 +113,25 @@ def join(
     if known := joining.membership(place, invitation):
         _say_member(place, invitation.site, known.version, as_json=as_json, again=True)
     elif files or not invitation.joining_port:
-        _ask_with_file(place, invitation, as_json=as_json)
+        _ask_with_file(place, invitation, _checked(proxy), as_json=as_json)
     else:
-        _ask(place, invitation, wait, as_json=as_json)
+        _ask(place, invitation, wait, _checked(proxy), as_json=as_json)
 
 
-def _ask(place: Path, invitation: Invitation, minutes: float, *, as_json: bool) -> None:
+def _checked(proxy: str | None) -> str | None:
+    from transport.proxies import check_setting  # noqa: PLC0415
+
+    try:
+        return None if proxy is None else check_setting(proxy)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _ask(place: Path, invitation: Invitation, minutes: float, proxy: str | None, *, as_json: bool) -> None:
     from client.joining import ask  # noqa: PLC0415
 
     until = time.monotonic() + 60 * minutes
-    while (version := ask(place, invitation)) is None and time.monotonic() < until:
+    while (version := ask(place, invitation, proxy)) is None and time.monotonic() < until:
         time.sleep(min(_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
     if version is None:
         _say_kept(place, invitation, as_json=as_json)
@@ -125,10 +141,10 @@ def _ask(place: Path, invitation: Invitation, minutes: float, *, as_json: bool) 
         _say_member(place, invitation.site, version, as_json=as_json)
 
 
-def _ask_with_file(place: Path, invitation: Invitation, *, as_json: bool) -> None:
+def _ask_with_file(place: Path, invitation: Invitation, proxy: str | None, *, as_json: bool) -> None:
     from client import joining  # noqa: PLC0415
 
-    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation)
+    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation, proxy)
     write_atomically(request, data)
     if as_json:
         typer.echo(json.dumps({"site": invitation.site, "member": False, "request": str(request),

@@ -10,12 +10,10 @@ import typer
 
 from cloister.commands import Json
 from cloister.commands.joining import Folder, date, read
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
-    from server.coordinator import Approval, Coordinator
 
 roster = typer.Typer(help="Who belongs to a consortium: approve, remove, renew.", no_args_is_help=True)
 
@@ -55,48 +53,33 @@ def approve(
 ) -> None:
     """Make sites members: certify their keys, and write a new roster and each site's welcome.
 
-    Sites that asked the server get their welcome from it; the others need the file SITE.welcome. A request at the
-    server that cannot be approved is named, and does not keep the others waiting; the command then exits with 1.
+    Sites that asked the server get their welcome from it; the others need the file SITE.welcome.
     """
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    waiting = [read(path) for path in requests] if requests else coordinator.requests_at_server()
-    if not waiting:
-        _report_none(coordinator, as_json=as_json)
-        return
-    approvals, refused = _approved(coordinator, waiting, together=bool(requests))
-    for approval in approvals:
-        coordinator.leave_at_server(approval)
-        if requests:
+    if requests:
+        approvals, refusals = coordinator.approve([read(path) for path in requests])[1], list[str]()
+        for approval in approvals:
+            coordinator.leave_at_server(approval)
             write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
+    else:
+        approvals, refusals = coordinator.approve_waiting()
     current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps({"version": current.version if current else 0, "sites": [approval.site for approval in approvals], **({"refused": refused} if refused else {})}))  # fmt: skip
-    else:
-        for approval in approvals:
-            how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
-            typer.echo(f"✓ {approval.site} is a member; {how}")
-        for why in refused:
-            typer.echo(f"! not approved: {why}", err=True)
-        if current and approvals:
-            _tell(coordinator.roster_path, current)
-    if refused:
-        raise typer.Exit(1)
-
-
-def _approved(coordinator: Coordinator, waiting: list[bytes], *, together: bool) -> tuple[list[Approval], list[str]]:
-    """Approve requests, all or none, or each by itself; return the approvals, and why others were refused."""
-    if together:
-        return coordinator.approve(waiting)[1], []
-    approvals: list[Approval] = []
-    refused: list[str] = []
-    for request in waiting:
-        try:
-            approvals += coordinator.approve([request])[1]
-        except (AuthenticityError, MalformedError, KeyFileError) as error:
-            refused.append(str(error))
-    return approvals, refused
+        sites = [approval.site for approval in approvals]
+        report = {"version": current.version if current else 0, "sites": sites}
+        typer.echo(json.dumps(report if requests else {**report, "refused": refusals}))
+        return
+    for approval in approvals:
+        how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
+        typer.echo(f"✓ {approval.site} is a member; {how}")
+    for refusal in refusals:
+        typer.echo(f"! {refusal}")
+    if current and approvals:
+        _tell(coordinator.roster_path, current)
+    elif not refusals:
+        typer.echo("no site waits to be approved")
 
 
 @roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
@@ -148,14 +131,6 @@ def take(
     else:
         typer.echo(f"✓ {place.settings.site} has roster {current.version}, of {len(current.members)} sites")
         typer.echo(f"  if its agent runs, restart it: cloister agent {site}")
-
-
-def _report_none(coordinator: Coordinator, *, as_json: bool) -> None:
-    if as_json:
-        known = coordinator.roster()
-        typer.echo(json.dumps({"version": known.version if known else 0, "sites": []}))
-    else:
-        typer.echo("no site waits to be approved")
 
 
 def _changed(path: Path, current: Roster, message: str, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import defaultdict, deque
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache
@@ -25,7 +26,7 @@ from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
 from transport.address import read_address
 from transport.channel import OPTIONS, SERVICE, server_credentials
-from transport.framing import PROTOCOL, Assembly, read_roster_request, to_frames
+from transport.framing import PROTOCOL, Assembly, measurement_answer, read_roster_request, to_frames
 from transport.pki import public_key_digest
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class Hub:
     def _admit(self, members: dict[str, Member]) -> None:
         self._mailboxes.admit({member.node_id for member in members.values()})
         self._members = members
+        for member in members.values():
+            self._turns.setdefault(member.site, asyncio.Semaphore(1))
         stay = {member.site for member in members.values()}
         for site in self._calls.keys() - stay:
             for ends in self._calls[site]:
@@ -117,7 +120,7 @@ class Hub:
         self._loop.close()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(1))
+        self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
         self._pulls = defaultdict[str, deque[asyncio.Timeout]](deque)
         self._calls = defaultdict[str, set[asyncio.Timeout]](set)
         self._bodies = Slots(_BODIES_AT_ONCE)
@@ -133,6 +136,9 @@ class Hub:
             ),
             "Renew": grpc.unary_unary_rpc_method_handler(
                 self._renew, request_deserializer=None, response_serializer=None
+            ),
+            "Measure": grpc.unary_unary_rpc_method_handler(
+                self._measure, request_deserializer=None, response_serializer=None
             ),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self._push, request_deserializer=pb.Chunk.FromString, response_serializer=pb.Receipt.SerializeToString
@@ -182,6 +188,15 @@ class Hub:
                 return await asyncio.to_thread(self._renewed, member, _presented(context))
         except (CloisterError, OSError) as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, sentence(error))
+        raise AssertionError  # abort always raises
+
+    async def _measure(self, request: bytes, context: Context) -> bytes:
+        """Return this machine's time and as many bytes as a member asks for: it measures the line."""
+        await self._caller(context)
+        try:
+            return measurement_answer(request, time.time())
+        except MalformedError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         raise AssertionError  # abort always raises
 
     @asynccontextmanager

@@ -37,6 +37,7 @@ from tests.federations import (
     task_name,
     tls_of,
 )
+from tests.transport.tunnels import TunnelProxy
 from transport import messages as wire
 from transport.flower import instruction, stamp
 from transport.parcel import decode_reply, encode
@@ -157,6 +158,21 @@ def test_an_agent_answers_until_it_is_stopped(federation: Federation, server: Se
             server.send(message)
             assert read_readiness(server.receive(message).content).site == SITE
     assert agent.errors == []
+
+
+def test_an_agent_goes_through_the_proxy_of_its_settings(
+    federation: Federation, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.open()
+    with TunnelProxy() as proxy, (federation.paths[SITE] / "site.toml").open("a", encoding="utf-8") as settings:
+        settings.write(f'\n[network]\nproxy = "{proxy.place}"\n')
+        settings.flush()
+        with caplog.at_level(logging.INFO, "cloister.agent"), agent_of(federation, server):
+            message = query(federation)
+            server.send(message)
+            assert read_readiness(server.receive(message).content).site == SITE
+    assert set(proxy.asked) == {f"localhost:{server.port}"}
+    assert f"online at localhost:{server.port} through the proxy {proxy.place} (from the settings)" in caplog.text
 
 
 def test_an_agent_warns_of_metrics_that_its_policy_lets_out(

@@ -26,7 +26,7 @@ from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import TERMS, authority_of, certify, tls_of
 from transport.address import Address, read_host
-from transport.channel import PROBE_SECONDS, TlsFiles, probe, unused_proxy
+from transport.channel import OPTIONS, PROBE_SECONDS, TlsFiles, probe
 
 SITES = ("north", "south")
 WITHIN = 5.0  # seconds
@@ -224,18 +224,25 @@ def test_a_key_under_a_passphrase_is_refused_instead_of_asked_for(federation: Fe
         probe("localhost:1", files)
 
 
-# --- Proxies --------------------------------------------------------------------------------------------------------
+def test_an_idle_connection_is_kept_alive_below_a_minute_and_the_server_permits_it() -> None:
+    both_ends = dict(OPTIONS)
+    assert both_ends["grpc.keepalive_time_ms"] <= 30_000
+    assert both_ends["grpc.keepalive_permit_without_calls"] == 1
+    assert both_ends["grpc.http2.max_pings_without_data"] == 0  # any number
+    assert both_ends["grpc.http2.min_ping_interval_without_data_ms"] < both_ends["grpc.keepalive_time_ms"]
+
+
+# --- Proxies, see test_proxies.py -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["https_proxy", "http_proxy", "grpc_proxy", "HTTPS_PROXY"])
-def test_a_proxy_in_the_environment_is_used_by_neither_the_probe_nor_grpc(
+def test_grpc_uses_no_proxy_of_its_own_accord(
     federation: Federation, address: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     with socket.create_server(("localhost", 0)) as gateway:
         gateway.settimeout(0)
         monkeypatch.setenv(name, f"http://localhost:{gateway.getsockname()[1]}")
-        assert unused_proxy() == name
         probe(address, tls_of(federation, "north"))
         with Exchange(address, tls_of(federation, "north")) as exchange:
             assert exchange.pull(wait=0) is None

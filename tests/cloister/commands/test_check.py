@@ -83,9 +83,15 @@ def test_a_site_that_is_ready_passes_every_check(lungs: Federation) -> None:
     with serving(lungs) as server:
         findings = check(settle(lungs, server))
     assert {finding["state"] for finding in findings.values()} == {"ok"}, findings
-    assert list(findings) == ["keys", "validity", "name", "port", "TLS", "disk", "budget", "records"]
+    assert list(findings) == [
+        "keys", "validity", "name", "port", "TLS", "line", "clock", "disk", "budget", "records", "loader", "memory",
+    ]  # fmt: skip
     assert "north is in roster 1 of demo (sites: 3)" in findings["keys"]["text"]
     assert f"for {TASK}" in findings["records"]["text"]
+    assert "MB/s to the server" in findings["line"]["text"]
+    assert "the server's" in findings["clock"]["text"]
+    assert findings["loader"]["text"] == "all records are in memory"
+    assert f"{TASK} needs" in findings["memory"]["text"]
 
 
 def test_a_server_that_is_ready_passes_every_check(lungs: Federation) -> None:

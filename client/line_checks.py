@@ -1,0 +1,112 @@
+"""Measure a site's line to its server, and how far their clocks are apart: `cloister check SITE`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from client.exchange import Exchange
+from privacy.errors import ProtocolError
+from privacy.run.clocks import check_clock, tolerance
+from transport.diagnosis import Worrying
+from transport.framing import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from client.settings import SiteFolder
+
+_TIMES = 5  # round trips, of which the fastest counts
+_SECONDS = 1.0  # for each direction
+_MOST = 16  # frames in each direction
+_SLOW = 0.125  # megabytes per second
+_WORRYING = 10.0  # seconds between the clocks
+_LONGEST = tolerance(float("inf"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A line, as measured."""
+
+    round_trip: float  # seconds
+    up: float  # megabytes per second, to the server
+    down: float  # megabytes per second, to the site
+    here: float  # the site's clock in the middle of the fastest round trip, in seconds since 1970
+    there: float  # the server's clock in it
+
+
+class LineChecks:
+    """Checks that need a connection to the server, as this site."""
+
+    def __init__(self, place: SiteFolder) -> None:
+        self._place = place
+
+    def speed(self) -> str:
+        """Say how long a round trip takes, and how much passes in each direction.
+
+        Raises:
+            Worrying: if that is little, or the server's version cannot measure it.
+            CloisterError: if the server does not answer, or refuses this site.
+        """
+        measured = self._measured
+        if measured is None:
+            raise Worrying(_OLD)
+        text = (
+            f"a round trip takes {1000 * measured.round_trip:.1f} ms; {measured.up:.1f} MB/s to the server, "
+            f"{measured.down:.1f} MB/s from it"
+        )
+        if min(measured.up, measured.down) < _SLOW:
+            msg = f"{text}; ask your network team whether the line is throttled, as every round moves a whole model"
+            raise Worrying(msg)
+        return text
+
+    def clock(self) -> str:
+        """Compare the clocks of site and server.
+
+        Raises:
+            ProtocolError: if they differ by more than any run allows.
+            Worrying: if they differ by more than a run with short rounds allows.
+        """
+        measured = self._measured
+        if measured is None:
+            raise Worrying(_OLD)
+        here, there, error = measured.here, measured.there, measured.round_trip / 2
+        check_clock(self._place.settings.site, here, there - error, there + error, _LONGEST)
+        apart = here - there
+        text = f"this clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the server's"
+        if abs(apart) > _WORRYING:
+            msg = (
+                f"{text}; a run whose round_deadline_seconds is below {2 * abs(apart):.0f} is refused: set both by the "
+                "same time server (NTP)"
+            )
+            raise Worrying(msg)
+        return text
+
+    @cached_property
+    def _measured(self) -> Measured | None:
+        place = self._place
+        with Exchange(place.settings.server, place.tls, place.proxy) as exchange:
+            try:
+                exchange.measure()  # which also connects
+            except ProtocolError:
+                return None
+            fastest, here, at = float("inf"), 0.0, 0.0
+            for _ in range(_TIMES):
+                sent = time.time()
+                there, seconds = exchange.measure()
+                if seconds < fastest:
+                    fastest, here, at = seconds, sent + seconds / 2, there
+            up, down = (_rate(exchange, fastest, *way) for way in ((FRAME_BYTES, 0), (0, FRAME_BYTES)))
+            return Measured(fastest, up, down, here, at)
+
+
+_OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"
+
+
+def _rate(exchange: Exchange, round_trip: float, send: int, receive: int) -> float:
+    """Return megabytes per second in one direction, without the round trips that the measuring itself takes."""
+    total, frames = 0.0, 0
+    while frames < _MOST and total < _SECONDS:
+        total += max(exchange.measure(send, receive)[1] - round_trip, 1e-6)
+        frames += 1
+    return frames * (send + receive) / total / 1e6
