@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"cloister-backup-1\n"
 _SETTINGS = "site.toml"
+_KEPT_HEADS = "ledger", "ledger-heads"
 _LENGTH = 8
 _LARGEST_HEADER = 1 << 26
 _STEP = 1 << 20
@@ -171,30 +172,35 @@ def restore(path: Path, folder: Path, charge: Charge | None = None) -> Restored:
         CloisterError: if the encrypted backup cannot be opened, or has no sound ledger; nothing was changed.
     """
     beside = folder.absolute().with_name(f".{folder.absolute().name}.restoring")
-    if beside.exists():  # left by a process that was killed
-        rmtree(beside)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with without_agent(folder):
-            header = _unpack(path, beside)
-            place = read_site(beside)
-            _check_own(path, header, beside, folder)
-            _check_ledgers(place)
-            kept: tuple[str, ...] = ()
-            heads = list[SignedHead]()
-            if (folder / _SETTINGS).exists():
-                kept, heads = _continued(place, read_site(folder), older=charge is not None)
-            if charge:
-                charge(place, heads)
-            for name in _names(beside):  # with what was charged
-                if name not in kept:
-                    make_folder((folder / name).parent)
-                    (beside / name).replace(folder / name)
-                    sync_folder((folder / name).parent)
-    finally:
-        forget(beside)
-        rmtree(beside, ignore_errors=True)
+    with without_agent(folder):  # and without another call of this
+        if beside.exists():  # left by a process that was killed
+            rmtree(beside)
+        try:
+            header, kept = _restore(path, folder, beside, charge)
+        finally:
+            forget(beside)
+            rmtree(beside, ignore_errors=True)
     return Restored(header, read_site(folder), kept)
+
+
+def _restore(path: Path, folder: Path, beside: Path, charge: Charge | None) -> tuple[Backup, tuple[str, ...]]:
+    header = _unpack(path, beside)
+    place = read_site(beside)
+    _check_own(path, header, beside, folder)
+    _check_ledgers(place)
+    kept: tuple[str, ...] = ()
+    heads = list[SignedHead]()
+    if (folder / _SETTINGS).exists() or any((folder / name).exists() for name in _KEPT_HEADS):
+        kept, heads = _continued(place, folder, older=charge is not None)
+    if charge:
+        charge(place, heads)
+    for name in _names(beside):  # with what was charged
+        if name not in kept:
+            make_folder((folder / name).parent)
+            (beside / name).replace(folder / name)
+            sync_folder((folder / name).parent)
+    return header, kept
 
 
 def _unpack(path: Path, folder: Path) -> Backup:
@@ -240,17 +246,17 @@ def _check_own(path: Path, header: Backup, unpacked: Path, folder: Path) -> None
         remember(Vault(folder, header_of(folder), vault.data_key).checked())
 
 
-def _continued(place: SiteFolder, present: SiteFolder, *, older: bool) -> tuple[tuple[str, ...], list[SignedHead]]:
+def _continued(place: SiteFolder, folder: Path, *, older: bool) -> tuple[tuple[str, ...], list[SignedHead]]:
     """Return the files of the present folder that continue the backup's, and the heads that it has.
 
     Raises:
-        BackupError: if the folder is another site's or has another data key, or a ledger would be rolled back.
+        BackupError: if the folder is another site's or has another data key, a ledger would be rolled back, or an older
+            one is asked for and none lacks anything.
     """
-    folder = present.folder
-    if present.settings.site != place.settings.site:
-        msg = f"{folder} belongs to {present.settings.site}, this backup to {place.settings.site}; name another folder"
+    if (folder / _SETTINGS).exists() and (site := read_site(folder).settings.site) != place.settings.site:
+        msg = f"{folder} belongs to {site}, this backup to {place.settings.site}; name another folder"
         raise BackupError(msg)
-    keys = [header_of(each.folder).id if is_protected(each.folder) else "" for each in (present, place)]
+    keys = [header_of(each).id if is_protected(each) else "" for each in (folder, place.folder)]
     if keys[0] != keys[1]:
         msg = f"{folder} is not encrypted as this backup is; restore into a new folder, and copy the records there"
         raise BackupError(msg)
@@ -258,23 +264,51 @@ def _continued(place: SiteFolder, present: SiteFolder, *, older: bool) -> tuple[
         list[SignedHead](),
         {name for name in _names(folder) if is_log(name) and _continues(folder / name, place.folder / name)},
     )
-    for ledger in (place.ledger, place.held_out_ledger):
+    current = {place.ledger.lineage, place.held_out_ledger.lineage}
+    lost = False
+    for ledger in _ledgers(place, folder):
         own = ledger.at(folder / "ledger" / ledger.lineage, folder / "ledger-heads" / ledger.lineage)
         names = {f"ledger/{ledger.lineage}", f"ledger-heads/{ledger.lineage}"}
-        known = _known_heads(own)
         if _continues_ledger(own, ledger):
             kept |= names
             continue
         kept -= names
+        known = _known_heads(own)
         heads += known
-        if not older and (missing := {head.head for head in known} - ledger.unchecked().entries().heads):
+        lost |= ledger.lineage in current
+        if (not older or ledger.lineage not in current) and (
+            missing := {head.head for head in known} - ledger.unchecked().entries().heads
+        ):
+            advice = (
+                "; if there is none, see --charge-missing in `cloister restore --help`"
+                if ledger.lineage in current
+                else ""
+            )
             msg = (
                 f"{own.path}: this backup lacks later charges of {own.site} (head {min(missing)[:12]}), and the "
-                "folder's own ledger does not continue it; restore a newer backup; if there is none, see "
-                "--charge-missing in `cloister restore --help`"
+                f"folder's own ledger does not continue it; restore a newer backup{advice}"
             )
             raise BackupError(msg)
+    if older and not lost:
+        msg = (
+            f"{folder}: its own ledgers continue this backup's and stay, so nothing is charged; restore without "
+            "--charge-missing; if the server shows later charges, see `cloister ledger recover --help`"
+        )
+        raise BackupError(msg)
     return tuple(sorted(kept)), heads
+
+
+def _ledgers(place: SiteFolder, folder: Path) -> list[Ledger]:
+    """Return the ledgers of all lineages that a backup or the present folder has, as they are in the backup."""
+    lineages = {
+        path.name
+        for above in (place.folder, folder)
+        for name in _KEPT_HEADS
+        for path in (above / name).glob("*")
+        if not path.name.startswith(".") and path.is_file()
+    }
+    own = {ledger.lineage: ledger for ledger in (place.ledger, place.held_out_ledger)}
+    return [*own.values(), *(place.ledger_of(lineage) for lineage in sorted(lineages - own.keys()))]
 
 
 def _continues(present: Path, before: Path) -> bool:
@@ -294,14 +328,8 @@ def _continues_ledger(own: Ledger, backup: Ledger) -> bool:
 
 
 def _known_heads(own: Ledger) -> list[SignedHead]:
-    """Return the heads that a folder shows for its ledger."""
-    heads = [own.last_signed()]
-    try:
-        if own.path.exists() and (entries := own.unchecked().entries()).signature:
-            heads.append(SignedHead(entries.head, bytes.fromhex(entries.signature.decode())))
-    except (LedgerError, VaultError):  # damaged
-        pass
-    return [head for head in heads if head]
+    """Return the heads that a folder shows for its ledger, also those that it signed with a later key."""
+    return [head for head in (own.last_of_any_key(), own.head_of_any_key()) if head]
 
 
 def _is_safe(name: str) -> bool:

@@ -187,12 +187,12 @@ class SiteFolder:
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger of the people whom the site's data is about."""
-        return self._ledger(self.settings.data.lineage)
+        return self.ledger_of(self.settings.data.lineage)
 
     @cached_property
     def held_out_ledger(self) -> Ledger:
         """The ledger of the held-out records, which is separate because training never uses them."""
-        return self._ledger(self.settings.data.lineage + HELD_OUT)
+        return self.ledger_of(self.settings.data.lineage + HELD_OUT)
 
     def account(self, kind: RunKind) -> tuple[Ledger, LedgerBudget]:
         """Return the ledger to which runs of a kind are charged, and its budget."""
@@ -200,7 +200,8 @@ class SiteFolder:
             return self.held_out_ledger, self.settings.held_out_limit
         return self.ledger, self.settings.limit
 
-    def _ledger(self, lineage: str) -> Ledger:
+    def ledger_of(self, lineage: str) -> Ledger:
+        """Return the ledger of a lineage, which may be an earlier one of the site."""
         return Ledger(
             self.folder / "ledger" / lineage,
             self.settings.site,

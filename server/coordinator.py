@@ -1,6 +1,6 @@
 """The coordinator's part in a consortium: invite sites, approve them, renew and end memberships.
 
-    coordinator/   authority.pem, authority.key, signing.key, coordinator.toml, invitations/
+    coordinator/   authority.pem, authority.key, signing.key, coordinator.toml, invitations/, latest-roster
     server/        consortium.toml, authority.pem, tls.pem, tls.key, roster, invitations/, requests/, welcomes/
 
 The authority's key never leaves the coordinator's folder, and no site's private key ever enters it. The folder needs no
@@ -10,6 +10,7 @@ network: requests and welcomes are files. Of an invitation it keeps only what ve
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ from transport.pki import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+log = logging.getLogger("cloister.coordinator")
+
 ROSTER_DAYS = 90
 """How long a roster is valid."""
 
@@ -50,6 +53,9 @@ INVITATIONS, REQUESTS, WELCOMES = "invitations", "requests", "welcomes"
 
 RENEWALS, ANSWERS = "renewals", "answers"
 """Folder at the server, with certificates that sites want renewed; and in it, one with the new ones."""
+
+LATEST = "latest-roster"
+"""File of the coordinator, with the version of the latest roster that it signed."""
 
 _LONGEST_NAME = 64
 
@@ -109,13 +115,33 @@ class Coordinator:
         """Return the current roster, or None before the first site is approved.
 
         Raises:
-            KeyFileError: if it cannot be read, or the authority did not sign it.
+            KeyFileError: if it cannot be read, the authority did not sign it, or a later one was signed.
         """
         try:
             data = read_file(self.roster_path)
         except FileNotFoundError:
+            self._check_latest(0)
             return None
-        return open_roster(data, self._authority.key.public_key(), expired=True)
+        roster = open_roster(data, self._authority.key.public_key(), expired=True)
+        self._check_latest(roster.version)
+        return roster
+
+    def _check_latest(self, version: int) -> None:
+        """Check that no later roster was signed: the file is at the server, which could put an old one back."""
+        try:
+            latest = int(read_file(self.folder / LATEST))
+        except FileNotFoundError:  # before the first one
+            return
+        except ValueError as error:
+            msg = f"{self.folder / LATEST} is damaged; write the version of the consortium's latest roster into it"
+            raise KeyFileError(msg) from error
+        if version < latest:
+            have = f"only roster {version}" if version else "no roster"
+            msg = (
+                f"{self.roster_path}: there is {have}, but roster {latest} was signed; put the latest back: every "
+                "member has it in keys/roster"
+            )
+            raise KeyFileError(msg)
 
     def invite(self, site: str, hours: float = VALID_HOURS) -> Invitation:
         """Make an invitation for a site.
@@ -195,7 +221,7 @@ class Coordinator:
         write_atomically(self._server / WELCOMES / approval.number[:32], approval.welcome)
 
     def remove(self, site: str) -> Roster:
-        """End a site's membership, in a new version of the roster; return it.
+        """End a site's membership, in a new version of the roster; return it. Its unused invitations end too.
 
         Raises:
             ConfigError: if it is not a member, or the last one.
@@ -212,7 +238,20 @@ class Coordinator:
         if not rest:
             msg = f"{site} is the last member of {self.settings.consortium}; a roster needs at least one"
             raise ConfigError(msg)
+        self._withdraw(site)
         return self._opened(self._sign(rest, now))
+
+    def _withdraw(self, site: str) -> None:
+        """Delete a site's unused invitations, with which it could join again."""
+        for path in sorted((self.folder / INVITATIONS).glob("*.json")):
+            try:
+                record = read_record(read_file(path), str(path))
+            except KeyFileError as error:  # nobody can join with it
+                log.warning("%s", error)
+                continue
+            if record.site == site and record.used is None:
+                for folder in (self._server, self.folder):
+                    (folder / INVITATIONS / path.name).unlink(missing_ok=True)
 
     def renew(self) -> Roster:
         """Sign the same members and the server's key anew, with later dates of expiry; return the roster.
@@ -286,6 +325,7 @@ class Coordinator:
             raise MalformedError(msg) from error
         data = sign_roster(roster, self._authority.key).to_bytes()
         write_atomically(self.roster_path, data)
+        write_atomically(self.folder / LATEST, b"%d\n" % version)
         return data
 
     def _open(self, data: bytes, members: Mapping[str, Member]) -> tuple[InvitationRecord, JoinRequest]:

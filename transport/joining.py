@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 GREETING = b"cloister-join-1\n"
 KEY_BYTES = 32
 LARGEST_ANSWER = 64 << 20  # bytes; a welcome holds a roster
+_STEP = 1 << 14  # bytes of one TLS record
 LARGEST_SENTENCE = 500  # bytes of a refusal
 
 
@@ -208,8 +209,9 @@ class Line:
             UnreachableError: if the other side does not take them before the deadline.
         """
         try:
-            self._limit()
-            self._connection.sendall(data)
+            for start in range(0, len(data), _STEP):  # a time limit holds for one write to TLS, not for all of them
+                self._limit()
+                self._connection.sendall(data[start : start + _STEP])
         except OSError as error:
             msg = "the connection broke before everything was sent; try again"
             raise UnreachableError(msg) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.crypto.signing import sign
-from privacy.errors import KeyFileError, LedgerError
+from privacy.errors import KeyFileError, LedgerError, MalformedError, VaultError
 from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted, write_lost
 from privacy.ledger.ledger_head import LastHead, SignedHead
 from privacy.log_file import opened_log, read_log
@@ -111,6 +111,18 @@ class Chain:
         """Return the last head that the site keeps apart from the file, with its signature, or None."""
         kept = self._last.read() if self._last else None
         return kept if kept and kept.is_of(self.owner, self.public_key) else None
+
+    def last_of_any_key(self) -> SignedHead | None:
+        """Return the last head that is kept apart from the file, whoever signed it; None if there is none."""
+        return self._last.read() if self._last else None
+
+    def head_of_any_key(self) -> SignedHead | None:
+        """Return the head of the file's lines, whoever signed them; None if there are none, or they cannot be read."""
+        try:
+            entries = read_entries(read_log(self.path), self.path, self.owner, None)
+            return SignedHead(entries.head, bytes.fromhex(entries.signature.decode())) if entries.signature else None
+        except (OSError, ValueError, LedgerError, VaultError, MalformedError):
+            return None
 
     def check_holds(self, head: str, entries: Entries) -> None:
         """Check that the chain contains a head that this ledger once had.

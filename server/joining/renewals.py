@@ -58,7 +58,7 @@ class Renewals:
             data = read_file(self._folder / ANSWERS / path.name)
             check_renewed(load_certificate(data, site), old, read_certificate(self._place.tls.authority))
         except (FileNotFoundError, CloisterError):  # none yet, or one from an earlier time
-            if not path.exists():
+            if not path.exists() or read_file(path) != certificate_pem(old):  # none, or of an earlier key
                 write_atomically(path, certificate_pem(old))
                 log.warning("the certificate of %s has to be renewed by the coordinator: cloister renew", site)
             return b""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.backup import back_up, restore
 from client.protection import protect
@@ -17,9 +18,10 @@ from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget
 from privacy.errors import BackupError, BudgetError, CloisterError, LedgerError, VaultError
 from privacy.ledger.ledger import Budget, Release
-from privacy.storage import read_file
+from privacy.storage import read_file, write_atomically
 from simulations.engine.federation import Federation
 from tests.federations import NOISY, TERMS, FederationMaker, signed_run
+from transport.pki import key_pem
 
 SITE, PHRASE = "north", "correct horse battery staple"
 AMPLE = Budget(1000.0, 1e-5)
@@ -102,6 +104,58 @@ def test_a_backup_that_lacks_entries_is_refused_and_nothing_changes(place: SiteF
     with pytest.raises(BackupError, match=r"lacks later charges of north .*; if there is none, see --charge-missing"):
         restore(tmp_path / "backup", place.folder)
     assert {path: path.read_bytes() for path in place.folder.rglob("*") if path.is_file()} == before
+
+
+def refused(place: SiteFolder, backup: Path) -> None:
+    with pytest.raises(BackupError, match="this backup lacks later charges of north"):
+        restore(backup, place.folder)
+
+
+def test_a_newer_ledger_is_not_rolled_back_where_the_settings_are_lost(place: SiteFolder, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "backup")
+    charged(place, 3)
+    settings = (place.folder / "site.toml").read_bytes()
+    (place.folder / "site.toml").unlink()
+    assert f"ledger/{SITE}-patients" in restore(tmp_path / "backup", place.folder).kept
+    assert rounds_of(place.folder) == [1, 2, 3]
+    assert (place.folder / "site.toml").read_bytes() == settings
+    (place.folder / "site.toml").unlink()
+    place.ledger.path.unlink()
+    refused(place, tmp_path / "backup")
+
+
+def test_a_ledger_of_people_whom_the_settings_no_longer_name_is_not_rolled_back(
+    place: SiteFolder, tmp_path: Path
+) -> None:
+    other, release = place.ledger_of("earlier-patients"), Release("cd" * 32, 1, 1)
+    other.reserve(release, STEP, AMPLE)
+    back_up(place, tmp_path / "backup")
+    other.reserve(replace(release, round=2), STEP, AMPLE)
+    assert "ledger/earlier-patients" in restore(tmp_path / "backup", place.folder).kept
+    other.path.write_bytes(b"damaged")
+    refused(place, tmp_path / "backup")
+    with pytest.raises(BackupError, match="lacks later charges"):
+        restore(tmp_path / "backup", place.folder, charging(None, None))
+
+
+def test_a_ledger_that_is_signed_with_a_later_key_is_not_rolled_back(place: SiteFolder, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "backup")
+    old = place.ledger.public_key
+    write_atomically(place.folder / "keys" / "signing.key", key_pem(Ed25519PrivateKey.generate()))
+    later = read_site(place.folder)
+    later.ledger.adopt(old)
+    charged(later, 3)
+    refused(later, tmp_path / "backup")
+    assert rounds_of(place.folder) == [1, 2, 3]
+
+
+def test_where_nothing_is_missing_no_charge_is_announced(place: SiteFolder, tmp_path: Path) -> None:
+    lose(place, tmp_path)
+    restore(tmp_path / "backup", place.folder, charging(None, None))
+    count = len(rounds_of(place.folder))
+    with pytest.raises(BackupError, match="so nothing is charged; restore without --charge-missing"):
+        restore(tmp_path / "backup", place.folder, charging(None, None))
+    assert len(rounds_of(place.folder)) == count
 
 
 def test_what_is_missing_is_charged_at_the_most_that_the_named_run_can_have_cost(

@@ -96,6 +96,28 @@ def test_where_the_authority_is_elsewhere_the_coordinator_approves(
     assert not renewal_is_due(federation.certificate("north"))
 
 
+def test_a_removed_sites_request_does_not_keep_the_others_from_renewal(renewing: Callable[..., Renewing]) -> None:
+    federation = renewing(online=False)
+    for site in ("north", "south"):
+        federation.look(site)
+    waiting = federation.federation.server / "renewals"
+    write_atomically(waiting / "east.pem", b"damaged")
+    federation.coordinator.remove("north")
+    assert federation.coordinator.recertify_waiting() == ["south"]
+    assert not list(waiting.glob("*.pem"))
+    assert not (waiting / "answers" / "north.pem").exists()
+    federation.look("south")
+    assert not renewal_is_due(federation.certificate("south"))
+
+
+def test_a_request_for_an_earlier_key_gives_way_to_one_for_the_present_key(renewing: Callable[..., Renewing]) -> None:
+    federation = renewing(online=False)
+    path = federation.federation.server / "renewals" / "north.pem"
+    write_atomically(path, certificate_pem(federation.certificate("south")))  # as of a key that was lost
+    federation.look("north")
+    assert path.read_bytes() == certificate_pem(federation.certificate("north"))
+
+
 def test_a_certificate_that_the_server_makes_up_is_not_taken(
     renewing: Callable[..., Renewing], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from client.settings import read_site
 from cloister.cli import app
-from privacy.errors import AuthenticityError, CloisterError, MalformedError, UnreachableError
+from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, UnreachableError
 from privacy.run.invitation import Invitation, read_invitation
 from server.process import open_joining_port
 from server.settings import read_consortium
@@ -120,6 +120,35 @@ def test_the_coordinator_approves_what_waits_at_the_server(make: Callable[..., P
     assert "✓ north is a member; its next `cloister join` takes" in cloister("roster", "approve", "--folder", folder)
     assert "no site waits to be approved" in cloister("roster", "approve", "--folder", folder)
     assert "✓ north is a member, in roster 1" in cloister("join", text)
+
+
+def test_who_was_removed_does_not_come_back_with_an_invitation_that_it_never_used(online: Path) -> None:
+    spare = token(online)
+    cloister("join", token(online))
+    cloister("join", token(online, "south"))
+    other = token(online, "east")
+    cloister("revoke", "north", "--folder", online)
+    for folder in ("north", "elsewhere"):
+        with pytest.raises(AuthenticityError, match="does not know this invitation of north"):
+            cloister("join", spare, "--folder", folder)
+    assert "✓ east is a member" in cloister("join", other)
+
+
+def test_an_old_roster_put_back_at_the_server_does_not_bring_a_removed_site_back(online: Path) -> None:
+    cloister("join", token(online))
+    cloister("join", token(online, "south"))
+    roster = online / "server" / "roster"
+    old = roster.read_bytes()
+    cloister("revoke", "north", "--folder", online)
+    latest = roster.read_bytes()
+    roster.write_bytes(old)
+    with pytest.raises(KeyFileError, match="there is only roster 2, but roster 3 was signed; put the latest back"):
+        cloister("renew", "--folder", online)
+    roster.unlink()
+    with pytest.raises(KeyFileError, match="there is no roster, but roster 3 was signed"):
+        cloister("invite", "north", "--folder", online)
+    roster.write_bytes(latest)
+    assert "roster 4 of 1 sites" in cloister("renew", "--folder", online)
 
 
 def test_a_bad_request_at_the_server_keeps_nobody_else_out(make: Callable[..., Path]) -> None:
