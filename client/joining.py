@@ -275,6 +275,7 @@ delta = 1e-5
 tasks = []                    # installed tasks, for example ["mypackage.lungs:Study"]; nothing else is trained
 maximum_epsilon = 3.0         # of one run
 minimum_noise_multiplier = 0.5
+approval = false              # true: only runs approved here with `cloister approve`
 minimum_cohort = 3            # with fewer sites, nothing leaves
 disclose = ["epsilon"]        # what else leaves; metrics, if listed here, leave without noise and are in no ε
 {network}"""

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from client.joining import older_roster
+from client.state.approvals import Approvals
 from client.state.checkpoint import Checkpoint
 from client.state.commitments import Commitments
 from client.state.keyring import Keyring
@@ -53,6 +54,7 @@ class Site(Works):
         self.keyring = Keyring(place.path(keys.epochs))
         self.ledger, self.held_out_ledger = place.ledger, place.held_out_ledger
         self.models = Models(place.folder / "models", place.folder / "outbox")
+        self.approvals = Approvals(place.folder, self.signing_key)
         self.outbox = Outbox(place.folder / "outbox")
         self.residuals = Residuals(place.folder / "outbox")
         self.own = Own(place.folder / "outbox")

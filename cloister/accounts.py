@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.settings import read_site
+from client.task.installed import check_installed
 from privacy.accounting.calibration import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, LedgerError, RefusedError
@@ -175,7 +176,16 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         CloisterError: if settings, ledger or run are wrong.
     """
     place = read_site(path)
-    manifest, policy = _read_run(run, place), place.settings.policy
+    return planned(place, _read_run(run, place))
+
+
+def planned(place: SiteFolder, manifest: Manifest) -> dict[str, Any]:
+    """Return a run's cost to a site, whether the site would take part, and if not, which σ would suffice.
+
+    Raises:
+        CloisterError: if the ledger cannot be trusted.
+    """
+    policy, task = place.settings.policy, manifest.settings.task
     ledger, budget = place.account(manifest.settings.kind)
     cost, votes, delta = manifest.run_cost, manifest.votes_cost, budget.delta
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
@@ -183,6 +193,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
     refusals = _refusals(
         lambda: check_policy(policy, manifest, alone, ledger.site),
         lambda: check_strategy(policy, manifest.settings, ledger.site),
+        *([lambda: check_installed(policy, task, ledger.site)] if task in policy.tasks else []),
         lambda: ledger.check_plan(cost, budget),
         *([lambda: place.held_out_ledger.check_plan(votes, place.settings.held_out_limit)] if votes.pure else []),
     )

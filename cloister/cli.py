@@ -21,6 +21,7 @@ from cloister.commands.audit import audit
 from cloister.commands.backup import backup, restore
 from cloister.commands.bench import bench
 from cloister.commands.check import check
+from cloister.commands.consent import approve, run
 from cloister.commands.data import data
 from cloister.commands.joining import init, invite, join
 from cloister.commands.ledger import ledger
@@ -51,12 +52,16 @@ app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(roster, name="roster")
+app.add_typer(run, name="run")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
 app.command("revoke", epilog="Example:  cloister revoke north")(remove)
 app.command(epilog="Example:  cloister renew")(renew)
 app.command(epilog="Example:  cloister check north    (or: cloister check --server server)")(check)
+app.command(epilog="Example:  cloister approve run.manifest north    (or, to see what waits: cloister approve north)")(
+    approve
+)
 app.command(epilog="Example:  cloister protect north")(protect)
 app.command(epilog="Example:  cloister backup north north.backup")(backup)
 app.command(epilog="Example:  cloister restore north.backup north")(restore)

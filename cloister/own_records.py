@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.data.inspection import inspect
 from client.settings import read_site
+from client.task.installed import check_installed
 from client.work.works import is_survey
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
@@ -33,6 +34,8 @@ def report(site: Path, task: str | None, progress: Callable[[int], None]) -> dic
         hint = did_you_mean(task, allowed) or "list it in `tasks` of [policy]"
         msg = f"{place.folder}: its policy does not allow the task {task!r}; {hint}"
         raise ConfigError(msg)
+    for name in (task,) if task else allowed:
+        check_installed(place.settings.policy, name, place.settings.site)
     chosen = [name for name in ((task,) if task else allowed) if not is_survey(name)]
     if not chosen:
         msg = f"{place.folder}: its policy allows no task that trains, so there is nothing to check"

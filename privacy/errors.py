@@ -46,6 +46,14 @@ class RefusedError(CloisterError):
     may_leave_site = True
 
 
+class PolicyError(RefusedError):
+    """A site's policy does not allow what a run asks for."""
+
+    def __init__(self, text: str, *, rule: str) -> None:
+        super().__init__(f"{text} (policy: {rule})")
+        self.rule = rule  # the key of `[policy]`
+
+
 class BudgetError(RefusedError):
     """A site's privacy budget does not cover what a run would spend."""
 

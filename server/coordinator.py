@@ -172,13 +172,23 @@ class Coordinator:
             approvals.append(Approval(request.site, invited.number, welcome))
         return self._opened(data), approvals
 
-    def requests_at_server(self) -> list[bytes]:
-        """Return the requests that sites left at the server and that have no welcome yet."""
-        return [
-            read_file(path)
-            for path in sorted((self._server / REQUESTS).glob("*"))
-            if not path.name.startswith(".") and not (self._server / WELCOMES / path.name).exists()
-        ]
+    def approve_waiting(self) -> tuple[list[Approval], list[str]]:
+        """Approve the requests that wait at the server; return the approvals, and why others were refused.
+
+        Each is approved by itself, so that a bad one keeps nobody else out.
+        """
+        approvals, refusals = [], []
+        for path in sorted((self._server / REQUESTS).glob("[0-9a-f]*")):
+            if (self._server / WELCOMES / path.name).exists():
+                continue
+            try:
+                approval = self.approve([read_file(path)])[1][0]
+            except (AuthenticityError, MalformedError) as error:
+                refusals.append(f"{path}: {error}")
+                continue
+            self.leave_at_server(approval)
+            approvals.append(approval)
+        return approvals, refusals
 
     def leave_at_server(self, approval: Approval) -> None:
         """Keep a welcome where the server finds it when the site asks again."""
@@ -228,13 +238,17 @@ class Coordinator:
         return certificate_pem(self._authority.issue_site(site, key))
 
     def recertify_waiting(self) -> list[str]:
-        """Answer the sites that asked the server for new certificates; return their names."""
+        """Answer the members that asked the server for new certificates; return their names."""
         renewed = []
         for path in sorted((self._server / RENEWALS).glob("*.pem")):
-            site, certificate = path.stem, read_certificate(path)
-            write_atomically(self._server / RENEWALS / ANSWERS / path.name, self.recertify(site, certificate))
+            try:
+                data = self.recertify(path.stem, read_certificate(path))
+            except (AuthenticityError, KeyFileError):  # of a site that has left since, or damaged on its way here
+                path.unlink()
+                continue
+            write_atomically(self._server / RENEWALS / ANSWERS / path.name, data)
             path.unlink()
-            renewed.append(site)
+            renewed.append(path.stem)
         return renewed
 
     def renew_server(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from privacy.config import did_you_mean
-from privacy.errors import ConfigError, RefusedError
+from privacy.errors import ConfigError, PolicyError, RefusedError
 from privacy.failures import raised
 from strategies import algorithms
 from strategies.algorithm import Algorithm, Run
@@ -66,7 +66,7 @@ def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
     """Check the strategy of a training run against a site's policy. Nothing is imported.
 
     Raises:
-        RefusedError: if the policy does not allow it.
+        PolicyError: if the policy does not allow it.
     """
     name, allowed = str(settings.strategy["name"]), policy.strategies
     if settings.training is None or name in (shipped() if allowed is None else allowed):
@@ -76,11 +76,11 @@ def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
         limit = f"allows only those that ship, {', '.join(shipped())}{near}"
     else:
         limit = "says strategies = [" + ", ".join(f'"{method}"' for method in allowed) + "]"
-    msg = (
+    text = (
         f"{site} does not allow the strategy {name}: its policy {limit}; change the run, or let the site change its "
         "policy"
     )
-    raise RefusedError(msg)
+    raise PolicyError(text, rule="strategies")
 
 
 def algorithm_of(manifest: Manifest, site: str) -> Algorithm:

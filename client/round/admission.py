@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from privacy.errors import ProtocolError
 from privacy.ledger.ledger import Release
 from privacy.noise.randomness import Randomness
+from privacy.run.manifest import SignedRun
 from privacy.run.policy import check_policy
 from strategies.registry import check_strategy
 
@@ -106,7 +107,8 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
 
     Raises:
         AuthenticityError: if the coordinator did not sign it.
-        RefusedError: if the policy does not allow it, or this site lacks its algorithm.
+        RefusedError: if the policy does not allow it, the site has not approved it but its policy asks for that, or
+            this site lacks its algorithm.
         ProtocolError: if it is for a newer roster than the site's.
     """
     manifest, run = site.open_manifest(document)
@@ -120,4 +122,6 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
         site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
     )
     check_strategy(site.settings.policy, manifest.settings, site.name)
+    if site.settings.policy.approval:
+        site.approvals.check(site.name, SignedRun(document, manifest, run))
     return AdmittedRun(site, manifest, run, site.algorithm(manifest), document=document)

@@ -1,5 +1,6 @@
 """Find out before a round is charged whatever could make it fail: before saying "ready", and at each plan.
 
+    hours    the site's policy lets it train at this time of day
     dates    the roster and the certificate outlast the round
     disk     there is room for everything that the round writes, and the ledger can be written
     records  there are some, and the task can use each of them: `Work.check_records`
@@ -21,6 +22,7 @@ from privacy.crypto.signing import sign
 from privacy.errors import ConfigError, RefusedError
 from privacy.noise.noise_shares import share_for
 from privacy.run.clocks import check_clock, tolerance
+from privacy.run.policy import check_hours
 from transport.pki import read_certificate
 from transport.run_messages import Readiness
 
@@ -51,11 +53,13 @@ def get_ready(
         TaskError: if the task's gradients cannot be computed here.
         DataError: if a record cannot be used, or none is left.
         BudgetError: if the budget left does not cover the run.
-        RefusedError: if the run has expired, no share of the noise suits the model, or a step does not fit in memory.
+        RefusedError: if the run has expired, the site does not train at this time of day, no share of the noise suits
+            the model, or a step does not fit in memory.
         StorageError: if a disk has no room for what a round writes.
     """
     site, manifest, now = admitted.site, admitted.manifest, time.time()
     manifest.check_valid(now)
+    check_hours(site.settings.policy, site.name)
     seconds = admitted.settings.cohort.round_deadline_seconds
     if sent is not None:  # only the server can tell how long the question travelled
         check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
@@ -95,6 +99,7 @@ def ready_to_be_charged(admitted: AdmittedRun, layout: Layout) -> Iterator[None]
     Raises:
         CloisterError: says what prevents the round; nothing is charged.
     """
+    check_hours(admitted.site.settings.policy, admitted.site.name)
     check_dates(admitted.site, admitted.settings.cohort.round_deadline_seconds)
     admitted.work.check_records(admitted.settings)
     admitted.ledger.check_writable()

@@ -7,16 +7,16 @@ code changes, the task is tried again. Others learn only that the site refuses.
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
-from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.task.installed import package_digest
 from privacy.errors import TaskError
 from privacy.storage import lost, read_file, write_atomically
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.task.task import Task
 
 FILE = "refused-tasks.json"
@@ -77,13 +77,4 @@ class Refusals:
 
 def code_digest(task: Task) -> str:
     """Return the SHA-256, in hex, of all Python files in the package that defines a task."""
-    module = type(task).__module__
-    top = sys.modules[module.partition(".")[0]]
-    # A namespace package has no file of its own, and may have several folders.
-    roots = [Path(path) for path in getattr(top, "__path__", [])] or [Path(str(getattr(top, "__file__", "")))]
-    digest = sha256(type(task).__qualname__.encode())
-    for root in roots:
-        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
-            if path.is_file():
-                digest.update(f"{path.relative_to(root)}\n".encode() + sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return str(package_digest(type(task).__module__, type(task).__qualname__))

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.context import SiteContext
+from client.task.installed import check_installed
 from client.task.task import import_class
 from client.work.evaluation import HeldOutEvaluation
 from client.work.personal import check_layers
@@ -34,8 +35,10 @@ class Works(SiteContext):
 
         Raises:
             TaskError: if the task cannot be imported or trained.
+            PolicyError: if its installed package has another digest than the policy says.
         """
         if task not in self._studies:
+            check_installed(self.settings.policy, task, self.name)
             self._studies[task] = Study(task, self)
         return self._studies[task]
 
@@ -49,6 +52,7 @@ class Works(SiteContext):
 
     def _work(self, purpose: Purpose, task: str) -> Work:
         if (purpose, task) not in self._works:
+            check_installed(self.settings.policy, task, self.name)
             self._works[purpose, task] = _KINDS[purpose](self, task)
         return self._works[purpose, task]
 
@@ -61,7 +65,10 @@ class Works(SiteContext):
         Raises:
             DataError: if a record cannot be used.
             ConfigError: if `[personal]` names layers that a task lacks.
+            PolicyError: if a task's installed package has another digest than the policy says.
         """
+        for task in self.settings.policy.task_digests:
+            check_installed(self.settings.policy, task, self.name)
         if personal := self.settings.personal:
             for task in self.settings.policy.tasks:
                 if not is_survey(task):

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from client.data.sources.registry import Source
 from client.settings import Computing, read_site
+from client.task.installed import check_installed
 from client.work.works import is_survey
 from cloister.audit.canaries import WEIGHT, Canaries, Role, set_up
 from cloister.audit.checks import CONFIDENCE, Check, Sighting, check, contribution, noise_ratio
@@ -74,6 +75,8 @@ class Subject:
         place = read_site(site)
         settings = place.settings
         source, device, computing = place.source, settings.device, settings.training
+        for task in settings.policy.tasks:
+            check_installed(settings.policy, task, settings.site)
         tasks = tuple(task for task in settings.policy.tasks if not is_survey(task))
         if tasks:
             return cls(settings.site, tasks[0], source, device, place.folder, tasks, computing)

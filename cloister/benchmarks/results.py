@@ -8,6 +8,7 @@ site, packing with carried residuals, the mean. All are scored on the same test 
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from client.flower import open_site
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.training_times import on_one_thread
 from privacy.accounting.accounting import epsilon as spent
+from privacy.errors import ConfigError
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.keyless_rounds import PackedMeans, Sites, result, rounds
@@ -55,12 +57,12 @@ def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers:
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        jobs = [pool.submit(_cells, REFERENCES.index(reference), seed)
+        jobs = [pool.submit(_cells, reference.name, seed)
                 for seed in range(first_seed, first_seed + seeds) for reference in chosen]  # fmt: skip
         task = bar.add_task("training", total=len(jobs))
         for job in as_completed(jobs):
-            name, results = job.result()
-            for way, cell in results.items():
+            name, trained = job.result()
+            for way, cell in trained.items():
                 cells.setdefault((name, way), []).append(cell)
             bar.update(task, advance=1)
     rows = [
@@ -84,13 +86,13 @@ def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers:
     return {"rows": rows, "first_seed": first_seed}
 
 
-def _cells(index: int, seed: int) -> tuple[str, dict[str, dict[str, float]]]:
+def _cells(name: str, seed: int) -> tuple[str, dict[str, dict[str, float]]]:
     """Train one reference task with one seed in every way."""
-    reference = REFERENCES[index]
+    reference = next(reference for reference in REFERENCES if reference.name == name)
     with TemporaryDirectory(prefix="cloister-bench-") as folder, on_one_thread():
         federation = _deal(reference, seed, Path(folder))
-        cells = {way: _cell(federation, reference, way, seed) for way in WAYS}
-    return reference.name, cells
+        studies = {site: open_site(path).study(reference.task) for site, path in federation.paths.items()}
+        return name, {way: _cell(federation, studies, reference, way, seed) for way in WAYS}
 
 
 def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
@@ -111,19 +113,21 @@ def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
     return federation
 
 
-def _cell(federation: Federation, reference: Reference, way: str, seed: int) -> dict[str, float]:
-    """Train in one way; return the score, seconds and, if federated, bytes and ε."""
+def _cell(
+    federation: Federation, studies: dict[str, Study], reference: Reference, way: str, seed: int
+) -> dict[str, float]:
+    """Train in one way; return the score, processor seconds and, if federated, bytes and ε."""
     epsilon = dict(zip(WAYS[3:], EPSILONS, strict=True)).get(way)
-    studies = {site: open_site(path).study(reference.task) for site, path in federation.paths.items()}
+    studies = dict(studies)
     test = studies.pop(_TEST)
     sizes = {site: len(study.training) for site, study in studies.items()}
     federation.sign(reference.settings(epsilon, sizes))
     manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
     pool = {_POOL: studies.pop(_POOL)}
     cohorts = {"alone": [{site: study} for site, study in studies.items()], "pooled": [pool]}.get(way, [studies])
-    start = time.perf_counter()
+    start = time.process_time()
     models = [_train(cohort, sizes, manifest, seed) for cohort in cohorts]
-    cell = {"seconds": (time.perf_counter() - start) / len(cohorts)}
+    cell = {"seconds": (time.process_time() - start) / len(cohorts)}
     cell["score"] = fmean(_score(reference, test, model) for model in models)
     if way not in WAYS[:2]:
         cell["bytes"] = float(test.untrained(0).layout.size * _BITS // 8 * manifest.settings.rounds)
@@ -159,6 +163,30 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{row['sites']} sites, Dirichlet(0.5), {seeds}; ± is their standard deviation"])
 
 
+def written_before(path: Path, seeds: int) -> list[dict[str, Any]]:
+    """Return the rows of all tasks that were written beside this page, as JSON; none if there is no such file.
+
+    Raises:
+        ConfigError: if they are of another number of seeds.
+    """
+    beside = path.with_suffix(".json")
+    rows: list[dict[str, Any]] = json.loads(beside.read_bytes())["rows"] if beside.exists() else []
+    if any(row["seeds"] != seeds for row in rows):
+        msg = f"{beside} has results of {rows[0]['seeds']} seeds; use --seeds {rows[0]['seeds']}, or another file"
+        raise ConfigError(msg)
+    return rows
+
+
+def write_page(report: dict[str, Any], path: Path, before: Sequence[dict[str, Any]] = ()) -> None:
+    """Write a report as Markdown, and beside it as JSON, with the rows written before of tasks that it lacks."""
+    rows = _by_task({"rows": before}) | _by_task(report)
+    whole = {**report, "rows": [row for reference in REFERENCES for row in rows.get(reference.name, ())]}
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in whole["rows"])
+    beside = f'{{"first_seed": {whole["first_seed"]}, "rows": [\n{lines}\n]}}\n'
+    path.with_suffix(".json").write_text(beside, encoding="utf-8")
+    path.write_text(page(whole), encoding="utf-8")
+
+
 def page(report: dict[str, Any]) -> str:
     """Format a report as a page in Markdown."""
     head = ["task", "score", *WAYS]
@@ -175,18 +203,19 @@ def page(report: dict[str, Any]) -> str:
     row = report["rows"][0]
     return f"""# Results of the reference tasks
 
-`cloister bench results --write FILE` writes this page; `--task` chooses tasks, and `--quick` takes one seed.
+`cloister bench results --write FILE` writes this page, and a JSON file beside it with all figures. `--task` measures
+only some tasks again and keeps the others' rows; `--quick` takes one seed and writes nothing.
+
 Each figure is the mean over {row["seeds"]} seeds ± their standard deviation; a seed fixes the test set, a fifth
 of all records, and the partition of the rest among {row["sites"]} sites by Dirichlet(0.5). `alone` is the mean
 over sites that train on their own records, `pooled` trains on all records in one place, both without noise. At
-ε, every site adds noise to each step (DP-SGD), so that ε holds against everyone. Settings were first guesses,
-or chosen on another split of the same records; no ε covers that choice. [tasks.md](tasks.md) describes the
-records.
+ε, every site adds noise to each step (DP-SGD), so that ε holds against everyone. Settings and models were chosen
+on other splits of the same records; no ε covers that choice. [tasks.md](tasks.md) describes the records.
 
 {chr(10).join(lines)}
 
-What it costs: the bytes of one site's updates over the whole run at ε = 8, before encryption, and the seconds on one
-core in which all sites train one after another.
+What it costs: the bytes of one site's updates over the whole run at ε = 8, before encryption, and the processor
+seconds, on one core, in which all sites train one after another.
 
 {chr(10).join(costs)}
 

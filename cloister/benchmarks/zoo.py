@@ -5,7 +5,7 @@ cnn-small            26k, Opacus's own example for MNIST
 cnn-large           422k, two wide convolutions
 transformer         164k, torch's own encoder layers, 64 tokens
 transformer-linear  the same with attention built from linear layers, the only form that Opacus can train
-gru                   2k, the network of the reference task `sensors`, 48 steps
+gru                   2k, as in the reference task `sensors`, 48 steps of four values
 """
 
 from __future__ import annotations
@@ -155,5 +155,7 @@ SPECIMENS = {
     "cnn-large": Specimen(_cnn_large, 1000, (32, 256), _images),
     "transformer": Specimen(lambda: _Transformer(_torchs_layer), 1000, (256,), _tokens, classes=2),
     "transformer-linear": Specimen(lambda: _Transformer(_Layer), 1000, (256,), _tokens, classes=2),
-    "gru": Specimen(lambda: Recurrent(2), 2000, (256,), lambda count: torch.randn(count, STEPS, CHANNELS), classes=2),
+    "gru": Specimen(
+        lambda: Recurrent(CHANNELS, 24, 2), 2000, (256,), lambda count: torch.randn(count, STEPS, CHANNELS), classes=2
+    ),
 }

@@ -185,14 +185,18 @@ def bench_results(
     seeds: Annotated[int, typer.Option(min=1, help="Number of different splits of the records, for every figure.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Use one seed, and only the tasks that train fast.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 2,
-    write: Annotated[Path | None, typer.Option(help="Also write the results to this file, as Markdown.")] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Also write this page, and its figures beside it as JSON; other tasks' rows stay."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train every reference task alone, pooled, federated, and federated at ε = 8, 3 and 1."""
-    from cloister.benchmarks.results import measure, page, table  # noqa: PLC0415
+    from cloister.benchmarks.results import measure, table, write_page, written_before  # noqa: PLC0415
     from simulations.tasks.references import FAST  # noqa: PLC0415
 
+    before = written_before(write, seeds) if write and not quick else []
     report = measure(1 if quick else seeds, task or (FAST if quick else ()), workers=workers)
     if write and not quick:
-        write.write_text(page(report), encoding="utf-8")
+        write_page(report, write, before)
     typer.echo(json.dumps(report) if as_json else table(report))

@@ -14,7 +14,6 @@ from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
-    from server.coordinator import Coordinator
 
 roster = typer.Typer(help="Who belongs to a consortium: approve, remove, renew.", no_args_is_help=True)
 
@@ -59,22 +58,28 @@ def approve(
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    waiting = [read(path) for path in requests] if requests else coordinator.requests_at_server()
-    if not waiting:
-        _report_none(coordinator, as_json=as_json)
-        return
-    current, approvals = coordinator.approve(waiting)
-    for approval in approvals:
-        coordinator.leave_at_server(approval)
-        if requests:
+    if requests:
+        approvals, refusals = coordinator.approve([read(path) for path in requests])[1], list[str]()
+        for approval in approvals:
+            coordinator.leave_at_server(approval)
             write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
+    else:
+        approvals, refusals = coordinator.approve_waiting()
+    current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps({"version": current.version, "sites": [approval.site for approval in approvals]}))
+        sites = [approval.site for approval in approvals]
+        report = {"version": current.version if current else 0, "sites": sites}
+        typer.echo(json.dumps(report if requests else {**report, "refused": refusals}))
         return
     for approval in approvals:
         how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
         typer.echo(f"✓ {approval.site} is a member; {how}")
-    _tell(coordinator.roster_path, current)
+    for refusal in refusals:
+        typer.echo(f"! {refusal}")
+    if current and approvals:
+        _tell(coordinator.roster_path, current)
+    elif not refusals:
+        typer.echo("no site waits to be approved")
 
 
 @roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
@@ -126,14 +131,6 @@ def take(
     else:
         typer.echo(f"✓ {place.settings.site} has roster {current.version}, of {len(current.members)} sites")
         typer.echo(f"  if its agent runs, restart it: cloister agent {site}")
-
-
-def _report_none(coordinator: Coordinator, *, as_json: bool) -> None:
-    if as_json:
-        known = coordinator.roster()
-        typer.echo(json.dumps({"version": known.version if known else 0, "sites": []}))
-    else:
-        typer.echo("no site waits to be approved")
 
 
 def _changed(path: Path, current: Roster, message: str, *, as_json: bool) -> None:

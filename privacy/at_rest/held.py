@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 FOLDERS = frozenset({
     "keys", "ledger", "ledger-heads", "outbox", "models", "local", "personal", "metrics", "statistics", "receipts",
+    "approvals",
 })  # fmt: skip
 FILES = frozenset({"refused-tasks.json", "audit.json"})
 _PUBLIC = "models", "public"

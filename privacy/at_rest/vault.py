@@ -142,7 +142,8 @@ class Header:
             values: dict[str, Any] = json.loads(data)
             version = values.pop("version")
             slots = tuple(Slot(**each) for each in values.pop("slots"))
-            header = cls(**values | {"files": tuple(values["files"])}, slots=slots)
+            files: tuple[str, ...] = tuple(values.pop("files"))
+            header = cls(**values, files=files, slots=slots)
             good = header._is_well_formed
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _damaged(path) from error

@@ -52,13 +52,11 @@ def header_of(folder: Path) -> Header:
     """
     path = os.path.join(os.path.abspath(folder), FILE)  # noqa: PTH100, PTH118 - resolve() follows links
     try:
+        known = _headers.get(path)
+        if known and known[0] == _version(os.stat(path)):  # noqa: PTH116 - called for every file: faster than Path
+            return known[1]
         with open(path, "rb", opener=private) as file:
-            state = os.fstat(file.fileno())
-            version = state.st_mtime_ns, state.st_ino, state.st_size
-            with _lock:
-                known = _headers.get(path)
-            if known and known[0] == version:
-                return known[1]
+            version = _version(os.fstat(file.fileno()))
             header = Header.from_bytes(file.read(_MOST), Path(path))
     except OSError as error:
         msg = f"{path}: {(error.strerror or str(error)).lower()}; restore this file from the site's backup"
@@ -66,6 +64,10 @@ def header_of(folder: Path) -> Header:
     with _lock:
         _headers[path] = version, header
     return header
+
+
+def _version(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_mtime_ns, state.st_ino, state.st_size
 
 
 def opened(folder: Path) -> Vault:

@@ -6,6 +6,8 @@ the run to what the site allows.
 
 from __future__ import annotations
 
+from dataclasses import field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -14,7 +16,8 @@ from pydantic.dataclasses import dataclass
 from privacy.accounting.accounting import epsilon as epsilon_of
 from privacy.codec.packing import Profile
 from privacy.config import STRICT
-from privacy.errors import RefusedError
+from privacy.errors import PolicyError
+from privacy.run.hours import HOURS, Hours
 
 if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
@@ -32,6 +35,10 @@ class Policy:
 
     tasks: tuple[str, ...]  # module:Class, from packages that this site installed
     maximum_epsilon: Annotated[float, Field(gt=0)]  # of one run by itself
+    # For some of the tasks, the digest of their installed package: see `client.task.installed`.
+    task_digests: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = field(default_factory=dict)
+    hours: Annotated[str, Field(pattern=HOURS)] | None = None  # when it trains, in local time: "20:00-06:00"
+    approval: bool = False  # only runs that the site approved: `cloister approve`
     minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     strategies: tuple[str, ...] | None = (
@@ -50,6 +57,19 @@ class Policy:
         tuple[Annotated[str, Field(pattern=f"^{METRIC_NAME}$")], ...], Field(max_length=MOST_METRICS)
     ] = ("epsilon",)
 
+    def __post_init__(self) -> None:
+        """Check the hours, and that digests are of tasks in the list.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        if self.hours is not None:
+            Hours.read(self.hours)
+        for task in self.task_digests:
+            if task not in self.tasks:
+                msg = f"task_digests names {task}, which is not in tasks; add it there, or remove its digest"
+                raise ValueError(msg)
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that leave the site, without noise and not included in any ε."""
@@ -60,7 +80,7 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
     """Check a run against the site's policy; `epsilon` is the cost of the whole run by itself.
 
     Raises:
-        RefusedError: naming the first limit that the run exceeds.
+        PolicyError: naming the first limit that the run exceeds.
     """
     settings = manifest.settings
     if settings.task not in policy.tasks:
@@ -68,16 +88,18 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
     if site not in settings.cohort.sizes:
         raise _refusal(site, "a run that does not name this site", "[cohort.sizes] of the run")
     if settings.cohort.minimum < policy.minimum_cohort:
-        raise _refusal(
-            site, f"a minimum cohort of {settings.cohort.minimum}", f"minimum_cohort = {policy.minimum_cohort}"
-        )
+        wish = f"a minimum cohort of {settings.cohort.minimum}"
+        raise _refusal(site, wish, f"minimum_cohort = {policy.minimum_cohort}")
     if manifest.noise_multiplier < policy.minimum_noise_multiplier:
         wish = f"a noise multiplier of {manifest.noise_multiplier:g}"
-        raise _refusal(site, wish, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
+        limit = f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}"
+        raise _refusal(site, wish, limit)
     if not epsilon <= policy.maximum_epsilon:  # so that NaN is a refusal
-        raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
+        wish = f"a run of ε {epsilon:.2f}"
+        raise _refusal(site, wish, f"maximum_epsilon = {policy.maximum_epsilon:g}")
     if settings.profile not in policy.encryption:
-        raise _refusal(site, f"the profile {settings.profile}", f"encryption = {_listed(policy.encryption)}")
+        wish = f"the profile {settings.profile}"
+        raise _refusal(site, wish, f"encryption = {_listed(policy.encryption)}")
     _check_protection(policy, settings, site)
     if settings.vote:
         _check_vote(policy, manifest, settings.vote, site)
@@ -102,15 +124,35 @@ def _check_vote(policy: Policy, manifest: Manifest, vote: Vote, site: str) -> No
         raise _refusal(site, f"votes of ε {vote.epsilon:g}", f"vote_epsilon = {policy.vote_epsilon:g}")
     together = epsilon_of([manifest.votes_cost], manifest.settings.privacy.delta)
     if not together <= policy.maximum_epsilon:
-        raise _refusal(
-            site, f"a run whose votes together cost ε {together:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}"
+        wish = f"a run whose votes together cost ε {together:.2f}"
+        raise _refusal(site, wish, f"maximum_epsilon = {policy.maximum_epsilon:g}")
+
+
+def check_hours(policy: Policy, site: str, now: datetime | None = None) -> None:
+    """Check that the site trains at this time of day.
+
+    Args:
+        policy: the site's.
+        site: its name.
+        now: in local time; the present if not given.
+
+    Raises:
+        PolicyError: saying when it trains next.
+    """
+    if policy.hours is None:
+        return
+    hours, now = Hours.read(policy.hours), now or datetime.now(UTC).astimezone()
+    if not hours.include(now):
+        text = (
+            f'{site} does not train now: its policy says hours = "{policy.hours}" in its local time; it takes part '
+            f"again from {hours.next_start(now):%Y-%m-%d %H:%M UTC%z}"
         )
+        raise PolicyError(text, rule="hours")
 
 
-def _refusal(site: str, wish: str, limit: str) -> RefusedError:
-    return RefusedError(
-        f"{site} does not allow {wish}: its policy says {limit}; change the run, or let the site change its policy"
-    )
+def _refusal(site: str, wish: str, limit: str) -> PolicyError:
+    text = f"{site} does not allow {wish}: its policy says {limit}; change the run, or let the site change its policy"
+    return PolicyError(text, rule="cohort" if limit.startswith("[cohort") else limit.partition(" ")[0])
 
 
 def _listed(names: tuple[str, ...]) -> str:

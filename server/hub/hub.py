@@ -101,6 +101,8 @@ class Hub:
     def _admit(self, members: dict[str, Member]) -> None:
         self._mailboxes.admit({member.node_id for member in members.values()})
         self._members = members
+        for member in members.values():
+            self._turns.setdefault(member.site, asyncio.Semaphore(1))
         stay = {member.site for member in members.values()}
         for site in self._calls.keys() - stay:
             for ends in self._calls[site]:
@@ -118,7 +120,7 @@ class Hub:
         self._loop.close()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(1))
+        self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
         self._pulls = defaultdict[str, deque[asyncio.Timeout]](deque)
         self._calls = defaultdict[str, set[asyncio.Timeout]](set)
         self._bodies = Slots(_BODIES_AT_ONCE)

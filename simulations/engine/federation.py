@@ -50,6 +50,7 @@ class SiteTerms:
     device: str = "auto"
     source: str | None = None
     records_per_person: int = 1
+    further_policy: str = ""  # further lines of `[policy]`
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a s
 colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 vote_epsilon = {terms.vote_epsilon}   # the most that a vote on a model may cost the records held out; 0: no votes
 disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if listed here, without noise and in no ε
-{strategies}"""
+{strategies}{terms.further_policy}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
 
     def sign(self, settings: RunSettings) -> Path:

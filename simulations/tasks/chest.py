@@ -1,6 +1,6 @@
 """Find opacities in radiographs of the chest, read from DICOM files, of which most patients have two.
 
-The 1,762 radiographs of 1,000 patients are made up, by `radiograph` below, and written as DICOM files of 16 bits
+The 1,586 radiographs of 1,000 patients are made up, by `radiograph` below, and written as DICOM files of 16 bits
 with a table of labels, as an archive would export them: point `file` of `site.toml` to such a table, with
 `source = "dicom"` and `records_per_person = 2`. Half of the patients have an opacity in a lung, in all of their images.
 Body, heart and ribs are a patient's own; place, exposure, noise, and in some images a button vary. Some files are
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIDE = 64  # pixels, as the model sees an image
+FINDINGS = ("none", "opacity")
 _MOST = 4095.0  # the largest value in the modality's units
 _SEED, _PATIENTS = 2030, 1000
 _SIDES, _SLOPES, _INTERCEPTS = (96, 128), (0.25, 0.5, 1.0), (0.0, -512.0)
@@ -38,7 +39,7 @@ class Chest(ImageTask):
 
     size, channels, values = (SIDE, SIDE), 1, (0, _MOST)
     modality = "DX"
-    label = Category("finding", ["none", "opacity"])
+    label = Category("finding", FINDINGS)
     person = "PatientID"
 
     @override
@@ -144,5 +145,5 @@ def write_radiographs(path: Path, rows: NDArray[np.intp]) -> None:
         for number in range(1, counts[patient] + 1):
             name = f"{_name(patient)}-{number}.dcm"
             (folder / name).write_bytes(_file(patient, number))
-            lines.append(f"radiographs/{name},{_name(patient)},{Chest.label.values[findings[patient]]}")
+            lines.append(f"radiographs/{name},{_name(patient)},{FINDINGS[int(findings[patient])]}")
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -50,25 +50,13 @@ class Handwriting(Task):
         Raises:
             DataError: if the file cannot be used.
         """
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                images, labels = archive["images"], archive["labels"]
-        except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
-            msg = f"{path} is not a NumPy archive with images and labels; write it with numpy.savez"
-            raise DataError(msg) from error
-        if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE):
-            msg = f"{path}: images must be (n, {SIDE}, {SIDE}) bytes, one per label; convert them"
-            raise DataError(msg)
-        wrong = np.flatnonzero(~np.isin(labels, range(CLASSES)))
-        if len(wrong):
-            msg = f"{path}: label {wrong[0] + 1} is none of 0 to {CLASSES - 1}; correct it"
-            raise DataError(msg)
-        return _scaled(torch.from_numpy(images)), torch.from_numpy(labels.astype(np.int64))
+        images, labels = read_archive(path)
+        return _scaled(images), labels
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
         """Make up ten images of noise, one per digit."""
-        return _scaled(torch.randint(0, 256, (CLASSES, SIDE, SIDE), dtype=torch.uint8)), torch.arange(CLASSES)
+        return _scaled(torch.rand(CLASSES, SIDE, SIDE)), torch.arange(CLASSES)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -81,8 +69,30 @@ class Handwriting(Task):
         return {"accuracy": (outputs.argmax(1) == targets).float()}
 
 
+def read_archive(path: Path) -> tuple[Tensor, Tensor]:
+    """Read images `(n, 28, 28)`, as numbers from 0 to 1, and labels `(n,)` from an archive.
+
+    Raises:
+        DataError: if the file cannot be used.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
+        msg = f"{path} is not a NumPy archive with images and labels; write it with numpy.savez"
+        raise DataError(msg) from error
+    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE):
+        msg = f"{path}: images must be (n, {SIDE}, {SIDE}) bytes, one per label; convert them"
+        raise DataError(msg)
+    wrong = np.flatnonzero(~np.isin(labels, range(CLASSES)))
+    if len(wrong):
+        msg = f"{path}: label {wrong[0] + 1} is none of 0 to {CLASSES - 1}; correct it"
+        raise DataError(msg)
+    return torch.from_numpy(images).float() / 255, torch.from_numpy(labels.astype(np.int64))
+
+
 def _scaled(images: Tensor) -> Tensor:
-    return ((images.float() / 255 - _MEAN) / _DEVIATION).unsqueeze(1)
+    return ((images - _MEAN) / _DEVIATION).unsqueeze(1)
 
 
 @cache

@@ -1,7 +1,10 @@
-"""Classify messages to a bank's customer service by what the customer wants, with a small transformer.
+"""Classify messages to a bank's customer service by what the customer wants, with one weight per word and intent.
 
 The 3,000 messages are made up, by `messages` below, from public phrases with synonyms, fillers and typing errors. Words
 become numbers by a public hash (Weinberger et al., 2009), so that no vocabulary is learned from a site's messages.
+
+The noise of DP-SGD grows with the number of parameters, and it allows few steps. A weight for each word and intent is
+few enough, and a linear model needs few steps.
 """
 
 from __future__ import annotations
@@ -31,16 +34,16 @@ INTENTS = ("block card", "dispute payment", "balance", "transfer", "loan", "new 
 WORDS, LENGTH = 512, 20
 """Numbers of words, of which 0 is none, and the words that are read of a message; what follows is cut off."""
 
-_WIDTH, _SEED, _COUNT = 32, 2026, 3000
+_SEED, _COUNT = 2026, 3000
 
 
 class Intents(Task):
-    """What a customer wants, by one transformer layer over hashed words: 25,832 parameters."""
+    """What a customer wants, by a linear model of hashed words: 4,096 parameters."""
 
     @override
     def model(self) -> nn.Module:
         """Make the untrained model: words `(n, 20)` to logits `(n, 8)`."""
-        return _Transformer()
+        return _Words()
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -93,20 +96,16 @@ def numbers(message: str) -> list[int]:
     return [1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in words] + [0] * (LENGTH - len(words))
 
 
-class _Transformer(nn.Module):
+class _Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Embedding(WORDS, _WIDTH)
-        self.places = nn.Parameter(torch.zeros(LENGTH, _WIDTH))
-        self.layer = nn.TransformerEncoderLayer(_WIDTH, 2, 2 * _WIDTH, dropout=0.0, batch_first=True)
-        self.classes = nn.Linear(_WIDTH, len(INTENTS))
+        self.weights = nn.Embedding(WORDS, len(INTENTS))
+        nn.init.zeros_(self.weights.weight)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Map words `(n, 20)` to logits `(n, 8)`: the mean over a message's words of what the layer makes of them."""
+        """Map words `(n, 20)` to logits `(n, 8)`: the sum of the words' weights, over the root of their number."""
         there = (words > 0).unsqueeze(2)
-        out = self.layer(self.words(words) + self.places)
-        mean = (out * there).sum(1) / there.sum(1).clamp_min(1)
-        logits: Tensor = self.classes(mean)
+        logits: Tensor = (self.weights(words) * there).sum(1) / there.sum(1).clamp_min(1).sqrt()
         return logits
 
 

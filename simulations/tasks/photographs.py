@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIDE = 150  # pixels
+FINDINGS = ("healthy", "rust")
 _SEED, _COUNT = 2029, 1000
 _REACH = 32  # pixels from the middle of a mark to its end, at most
 _RUST, _WATER = (0.85, 0.42, 0.08), (0.45, 0.80, 0.40)
@@ -36,7 +37,7 @@ class Photographs(ImageTask):
     """Rust or none, by a network with group normalisation: 1,282 parameters."""
 
     size, channels = (SIDE, SIDE), 3
-    label = Category("finding", ["healthy", "rust"])
+    label = Category("finding", FINDINGS)
 
     @override
     def model(self) -> nn.Module:
@@ -112,7 +113,7 @@ def _leaf(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _marks(rng: np.random.Generator, *, long: bool) -> NDArray[np.float64]:
-    """Return how much of each pixel is a mark, `(150, 150, 1)`: 6 to 11 round ones, or as many long ones, of one area."""
+    """Return how much of each pixel is a mark, `(150, 150, 1)`: of 6 to 11 round or long ones, of the same area."""
     marks = np.zeros((SIDE, SIDE))
     for down, across in rng.integers(_REACH, SIDE - _REACH, (rng.integers(6, 12), 2)):
         radius, stretch = rng.uniform(6, 8), rng.uniform(3, 3.8) if long else rng.uniform(0.9, 1.1)
@@ -143,5 +144,5 @@ def write_photographs(path: Path, rows: NDArray[np.intp]) -> None:
     folder.mkdir(exist_ok=True)
     for number in rows:
         (folder / f"{number:04}.jpg").write_bytes(_file(int(number)))
-        lines.append(f"photographs/{number:04}.jpg,{Photographs.label.values[findings()[number]]}")
+        lines.append(f"photographs/{number:04}.jpg,{FINDINGS[int(findings()[number])]}")
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")

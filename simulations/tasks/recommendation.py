@@ -2,13 +2,13 @@
 
 A film has factors, which sites learn together. A person has factors too, but they are no parameters: `forward` computes
 them from that person's own ratings and the films' factors, as the exact solution of a ridge regression, and keeps
-nothing. So they never leave the site, are never noised, and exist for a person who was not trained on. This is the
-alternating least squares of Chien et al. (2021, arXiv 2107.09802), and the "reconstruction" of Singhal et al. (2021,
-arXiv 2102.03448).
+nothing. So they never leave the site, get no noise, and exist for a person who was not trained on. Alternating least
+squares computes them so (Chien et al. 2021, arXiv 2107.09802), and "reconstruction" (Singhal et al. 2021, arXiv
+2102.03448). Trained, they would be mostly noise: a person's factors have the clipped gradient of one record.
 
 One record is all that a person rated: the ratings of a person count together, as the unit of privacy.
 
-The 40,000 ratings are made up, by `ratings` below: 2,000 persons of four tastes rate some of 60 films with 1 to 5
+The 39,523 ratings are made up, by `ratings` below: 2,000 persons of four tastes rate some of 60 films with 1 to 5
 stars. A rating is the film's level, the person's, a product of three factors of each, and noise. Few films have most of
 the ratings, and few persons rate many films. No person stands behind any record.
 """
@@ -99,13 +99,25 @@ class Recommendation(Task):
         return {"within_a_star": near.sum(1) / rated.sum(1).clamp(min=1)}
 
 
+class LocalTaste(Recommendation):
+    """The same, where persons of different sites differ: what the persons of a site like on average stays there too."""
+
+    local = ("typical",)
+
+    @override
+    def model(self) -> nn.Module:
+        """Make the untrained model, with five parameters that stay at the site."""
+        return Factors(typical=True)
+
+
 class Factors(nn.Module):
     """Films' levels and factors; predicts each rating from the other ratings of the same person."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, typical: bool = False) -> None:
         super().__init__()
         self.level = nn.Parameter(torch.zeros(len(FILMS)))
         self.films = nn.Parameter(torch.randn(len(FILMS), _FACTORS) / 4)
+        self.typical = nn.Parameter(torch.zeros(_FACTORS + 1)) if typical else None
 
     def forward(self, stars: Tensor) -> Tensor:
         """Map stars `(n, 60)`, 0 where there are none, to predictions `(n, 60)`.
@@ -114,14 +126,16 @@ class Factors(nn.Module):
         formula for leaving one out of a ridge regression. So inputs and targets may be the same.
         """
         rated = (stars > 0).float()
-        off = (stars - _MIDDLE - self.level) * rated
         of_films = torch.cat([torch.full((len(FILMS), 1), _PERSONAL, device=stars.device), self.films], 1)
+        usual = _MIDDLE + self.level + (0 if self.typical is None else of_films @ self.typical)
+        off = (stars - usual) * rated
         squares = torch.einsum("ia,ib->iab", of_films, of_films).flatten(1)
         gram = (rated @ squares).unflatten(1, (_FACTORS + 1, _FACTORS + 1))
         inverse = torch.linalg.inv(gram + torch.eye(_FACTORS + 1, device=stars.device))
         persons = (inverse @ (off @ of_films).unsqueeze(2)).squeeze(2)  # (n, factors): gone when this returns
         own = rated * (inverse.flatten(1) @ squares.T)  # the part of a prediction that comes from the rating itself
-        return _MIDDLE + self.level + (persons @ of_films.T - own * off) / (1 - own)
+        predicted: Tensor = usual + (persons @ of_films.T - own * off) / (1 - own)
+        return predicted
 
 
 @cache

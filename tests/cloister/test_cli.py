@@ -20,6 +20,8 @@ COMMANDS = (
     ["renew"],
     ["roster", "approve"],
     ["check"],
+    ["approve"],
+    ["run", "show"],
     ["protect"],
     ["export"],
     ["backup"],

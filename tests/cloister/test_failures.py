@@ -38,6 +38,8 @@ SEAMS = {  # what each command calls, and how it is called
     ("roster", "renew"): ("server.coordinator.Coordinator", []),
     ("roster", "take"): ("client.settings.read_site", ["roster", "--site", "north"]),
     ("check",): ("client.checks.check_site", ["north"]),
+    ("approve",): ("client.settings.read_site", ["north"]),
+    ("run", "show"): ("client.settings.read_site", ["run.manifest", "north"]),
     ("protect",): ("client.settings.read_site", ["north"]),
     ("backup",): ("client.settings.read_site", ["north", "north.backup"]),
     ("restore",): ("client.backup.restore", ["north.backup", "north"]),

@@ -149,6 +149,19 @@ def test_rounds_are_those_of_a_real_federation_also_of_ten_agents_on_few_cores(
     assert max(map(len, rounds.table(report).splitlines())) <= 80
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.timeout(300)
+def test_encryption_at_rest_is_measured_beside_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "Processes", ForkedAgents)
+    report = rounds.measure_at_rest(14, 1, 3)
+    assert "CLOISTER_KEY_FILE" not in os.environ
+    assert report["encrypted_to_clear"] == pytest.approx(report["median_ms"] / report["clear_median_ms"], abs=1e-3)
+    text = rounds.table(report)
+    assert "in the clear" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.soak)])
 def test_packing_into_few_bits_costs_no_accuracy(seeds: int) -> None:
     """Every profile within 0.3 points of float32 on average; carrying what is left over keeps the models close."""

@@ -15,10 +15,10 @@ from client.task.image_task import ImageTask
 from client.task.task import import_task
 from cloister.benchmarks import results
 from privacy.accounting.accounting import Mechanism, epsilon
-from privacy.errors import DataError
+from privacy.errors import ConfigError, DataError
 from simulations.tasks.references import EPSILONS, FAST, REFERENCES, Recipe, Reference
 
-SOURCES = {"csv": Csv(), "images": Images(), "dicom": Dicom()}
+SOURCES: dict[str, Csv | Images | Dicom] = {"csv": Csv(), "images": Images(), "dicom": Dicom()}
 EACH = pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: reference.name)
 
 
@@ -83,7 +83,7 @@ def test_a_task_is_trained_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None
     short = Recipe(0.5, 2, max_grad_norm=0.5)
     quick = replace(REFERENCES[place], plain=short, private=dict.fromkeys(EPSILONS, short), sites=3)
     monkeypatch.setattr(results, "REFERENCES", (quick,))
-    name, cells = results._cells(0, seed=0)
+    name, cells = results._cells("survival", seed=0)
     assert name == "survival"
     assert tuple(cells) == results.WAYS
     assert [round(cells[f"ε = {epsilon:g}"]["epsilon"], 1) for epsilon in EPSILONS] == list(EPSILONS)
@@ -96,6 +96,29 @@ def test_a_task_is_trained_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None
     report = {"rows": rows, "first_seed": 0}
     assert "survival, C-index" in results.table(report)
     assert "| survival | C-index | 0." in results.page(report)
+
+
+def _report(task: str, mean: float) -> dict[str, Any]:
+    row = {"task": task, "score": "AUC", "mean": mean, "std": 0.0, "delta": 1e-4, "bytes": 9.0, "seconds": 1.0}
+    rows = [{**row, "way": way, "sites": 5, "seeds": 5, "published": []} for way in results.WAYS]
+    return {"rows": rows, "first_seed": 0}
+
+
+def test_writing_some_tasks_keeps_the_rows_of_others(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    for task, mean in (("fraud", 0.7), ("credit", 0.5), ("fraud", 0.8)):
+        results.write_page(_report(task, mean), page, results.written_before(page, 5))
+    lines = [line for line in page.read_text("utf-8").splitlines() if "| AUC |" in line]
+    assert [line.split(" ")[1] for line in lines] == ["credit", "fraud"]  # in the order of the tasks
+    assert "0.500" in lines[0]
+    assert "0.800" in lines[1]
+    assert "0.7" not in lines[1]
+
+
+def test_results_of_different_seeds_are_not_mixed(tmp_path: Path) -> None:
+    results.write_page(_report("fraud", 0.7), tmp_path / "results.md")
+    with pytest.raises(ConfigError, match="has results of 5 seeds; use --seeds 5"):
+        results.written_before(tmp_path / "results.md", 2)
 
 
 def test_concordance_is_that_of_lifelines() -> None:

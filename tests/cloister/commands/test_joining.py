@@ -155,3 +155,25 @@ def test_bad_input_gets_one_sentence(lungs: Path, arguments: tuple[str, ...], me
         cloister(*arguments)
     assert "\n" not in str(raised.value)
     assert {path: path.read_bytes() for path in lungs.rglob("*") if path.is_file()} == before
+
+
+def test_revoke_and_renew_report_what_they_changed(lungs: Path) -> None:
+    assert report("revoke", "east")["members"] == ["north", "south"]
+    waiting = lungs / "server" / "renewals" / "north.pem"
+    waiting.parent.mkdir()
+    waiting.write_bytes((lungs / "north" / "keys" / "tls.pem").read_bytes())
+    renewed = report("renew")
+    assert renewed["version"] == 3
+    assert renewed["certificates"] == ["north"]
+    answer = read_certificate(waiting.parent / "answers" / "north.pem")
+    assert answer.public_key() == read_certificate(lungs / "north" / "keys" / "tls.pem").public_key()
+    assert not waiting.exists()
+
+
+def test_a_certificate_of_a_site_that_left_is_not_renewed(lungs: Path) -> None:
+    waiting = lungs / "server" / "renewals" / "east.pem"
+    waiting.parent.mkdir()
+    waiting.write_bytes((lungs / "east" / "keys" / "tls.pem").read_bytes())
+    cloister("revoke", "east")
+    assert report("renew")["certificates"] == []
+    assert not waiting.exists()

@@ -122,6 +122,17 @@ def test_the_coordinator_approves_what_waits_at_the_server(make: Callable[..., P
     assert "✓ north is a member, in roster 1" in cloister("join", text)
 
 
+def test_a_bad_request_at_the_server_keeps_nobody_else_out(make: Callable[..., Path]) -> None:
+    folder = make()
+    for site in ("north", "south"):
+        cloister("join", token(folder, site))
+    bad = next(iter((folder / "server" / "requests").iterdir()))
+    bad.write_bytes(bad.read_bytes()[:-10])
+    approved = json.loads(cloister("roster", "approve", "--folder", folder, "--json"))
+    assert len(approved["sites"]) == 1
+    assert "or was altered" in approved["refused"][0]
+
+
 def test_who_was_removed_does_not_come_back_with_its_old_invitation(online: Path) -> None:
     old = token(online)
     cloister("join", old)
@@ -150,7 +161,7 @@ def test_a_token_that_was_used_by_others_is_refused_before_any_key_is_made(onlin
 
 def test_a_damaged_token_is_refused(online: Path) -> None:
     text = token(online)
-    for bad in (text[:-1], text[:40], text.replace(text[50], "é", 1), text[:60] + text[61:], text + "A"):
+    for bad in (text[:-1], text[:40], f"{text[:50]}é{text[51:]}", text[:60] + text[61:], text + "A"):
         refused(bad, MalformedError, "damaged, or a part of it is missing; copy it again")
 
 

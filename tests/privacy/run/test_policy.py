@@ -108,7 +108,9 @@ def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, changes: d
     with pytest.raises(RefusedError) as caught:
         check(limits, **changes)  # type: ignore[arg-type]
     site = changes.get("site", "north")
-    assert str(caught.value) == f"{site} does not allow {message}; change the run, or let the site change its policy"
+    text, _, rule = str(caught.value).partition(" (policy: ")
+    assert text == f"{site} does not allow {message}; change the run, or let the site change its policy"
+    assert rule.rstrip(")") in {"cohort", message.partition("its policy says ")[2].split(" = ")[0]}
 
 
 def test_an_epsilon_that_is_not_a_number_is_refused() -> None:

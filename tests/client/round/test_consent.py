@@ -1,0 +1,137 @@
+"""A site decides about runs: it approves them, trains at certain hours, and only with code that it knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from client.flower import app as client_app
+from client.flower import open_site
+from client.state.approvals import MOST_WAITING, Approvals
+from client.task.installed import installed_digest
+from privacy.errors import KeyFileError, PolicyError
+from privacy.run.manifest import SignedRun
+from tests.client.agent_rounds import QUERY, ask, plan_of, train
+from tests.federations import (
+    NOISY,
+    TERMS,
+    FederationMaker,
+    charges_of,
+    node_of,
+    restart,
+    run_with,
+    signed_run,
+)
+from transport import messages as wire
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+
+    from simulations.engine.federation import Federation
+
+SITE = "north"
+CAREFUL = replace(TERMS, further_policy="approval = true\n")
+
+
+def answer_of(federation: Federation) -> Message:
+    """The site's answer to whether it is ready."""
+    return ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0])))
+
+
+def approvals_of(federation: Federation) -> Approvals:
+    return open_site(federation.paths[SITE]).approvals
+
+
+def test_a_site_waits_for_approval_and_joins_from_the_next_round_on(make_federation: FederationMaker) -> None:
+    federation = make_federation(replace(NOISY, rounds=2), {SITE: CAREFUL})
+    signed = SignedRun(*signed_run(federation))
+
+    def answer(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == wire.TRAIN.name and context.node_id == node_of(federation, "south"):
+            assert list(approvals_of(federation).kept()) == [signed.document]
+            if charges_of(federation, "south") == 0:
+                approvals_of(federation).decide(signed, approved=True)
+        return client_app(message, context)
+
+    first, second = run_with(federation, answer)
+    assert f"cloister approve {signed.digest[:8]} north (policy: approval)" in first["problems"][SITE]
+    assert SITE not in first["cohort"]
+    assert SITE in second["cohort"]
+    assert first["released"]
+    assert second["released"]
+    assert charges_of(federation, SITE) == 1
+
+
+def test_what_is_withdrawn_is_refused_and_nothing_is_charged(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY, {SITE: CAREFUL})
+    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    approvals.decide(signed, approved=True)
+    plan = plan_of(federation)
+    approvals.decide(signed, approved=False)
+    assert "has withdrawn its approval" in train(federation, plan).error.reason
+    assert "(policy: approval)" in answer_of(federation).error.reason
+    assert charges_of(federation, SITE) == 0
+    approvals.decide(signed, approved=True)
+    assert train(federation, plan).has_content()
+
+
+def test_a_run_that_the_policy_refuses_does_not_wait(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY, {SITE: replace(CAREFUL, tasks=("a:B",))})
+    assert "(policy: tasks)" in answer_of(federation).error.reason
+    assert list(approvals_of(federation).kept()) == []
+
+
+def test_a_bounded_number_of_runs_waits_and_decided_ones_stay(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY, {SITE: CAREFUL})
+    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    approvals.decide(signed, approved=True)
+    for number in range(MOST_WAITING + 3):
+        with pytest.raises(PolicyError, match="north has not approved the run study"):
+            approvals.check(SITE, signed._replace(digest=f"{number:064d}"[::-1]))
+    assert len(list(approvals.kept())) == MOST_WAITING + 1
+    approvals.check(SITE, signed)
+
+
+def test_an_approval_of_another_run_or_by_another_key_approves_nothing(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY, {SITE: CAREFUL})
+    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    approvals.decide(signed._replace(digest="5" * 64), approved=True)
+    (other,) = (federation.paths[SITE] / "approvals").glob("*.decision")
+    path = other.rename(other.with_stem(signed.digest[:16]))
+    whole = path.read_bytes()
+    forger = Approvals(federation.paths[SITE], open_site(federation.paths["south"]).signing_key)
+    forger.decide(signed, approved=True)
+    for content in (whole, path.read_bytes(), whole[:-5], whole.replace(b"true", b"null"), b""):
+        path.write_bytes(content)
+        with pytest.raises(KeyFileError, match="this decision about a run was altered, or is not this site's"):
+            approvals.check(SITE, signed)
+        assert answer_of(federation).has_error()
+
+
+def test_a_site_does_not_train_outside_its_hours(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY)
+    plan, now = plan_of(federation), datetime.now(UTC).astimezone()
+    start, end = ((now + timedelta(hours=hours)).strftime("%H:%M") for hours in (2, 3))
+    federation.write_settings(SITE, "localhost:1", replace(TERMS, further_policy=f'hours = "{start}-{end}"\n'))
+    restart(federation, SITE)
+    for answer in (answer_of(federation), train(federation, plan)):
+        assert f'hours = "{start}-{end}" in its local time; it takes part again from ' in answer.error.reason
+        assert "(policy: hours)" in answer.error.reason
+    assert charges_of(federation, SITE) == 0
+
+
+def test_a_site_trains_only_the_code_whose_digest_its_policy_lists(make_federation: FederationMaker) -> None:
+    def terms(digest: str) -> str:
+        return f'[policy.task_digests]\n"{NOISY.task}" = "{digest}"\n'
+
+    federation = make_federation(NOISY, {SITE: replace(TERMS, further_policy=terms("0" * 64))})
+    assert "(policy: task_digests)" in answer_of(federation).error.reason
+    with pytest.raises(PolicyError, match="does not allow this version"):
+        open_site(federation.paths[SITE]).check_records()
+    right = replace(TERMS, further_policy=terms(str(installed_digest(NOISY.task))))
+    federation.write_settings(SITE, "localhost:1", right)
+    restart(federation, SITE)
+    assert answer_of(federation).has_content()
