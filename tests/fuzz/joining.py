@@ -22,7 +22,13 @@ from privacy.run.enrolment import (
     write_welcome,
 )
 from privacy.run.invitation import Invitation, read_invitation, read_record
-from transport.framing import read_roster_request, roster_request
+from transport.framing import (
+    measurement_answer,
+    measurement_request,
+    read_measurement,
+    read_roster_request,
+    roster_request,
+)
 from transport.joining import (
     Answer,
     Outcome,
@@ -86,6 +92,9 @@ def joining_parsers() -> Iterator[Entry]:
         [SignedDocument.open(authority_in(welcome)[1], "welcome", authority.public_key()).payload],
     )
     yield "request for a roster", read_roster_request, [roster_request(3)]
+    measurement = measurement_request(4, 8)
+    yield "request for a measurement", lambda data: measurement_answer(data, 1.0), [measurement]
+    yield "answer to a measurement", read_measurement, [measurement_answer(measurement, 1.0)]
     yield "greeting of a joining port", lambda data: read_greeting(_Bytes(data)), [greeting(b"a certificate")]
     yield "standing of an invitation", lambda data: read_standing(_Bytes(data)), [Standing(State.OPEN).to_bytes()]
     yield "request at a joining port", lambda data: read_request(_Bytes(data)), [request_bytes(request)]

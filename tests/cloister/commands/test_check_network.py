@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client import line_checks
 from privacy.errors import ConfigError
 from server.hub import hub as hubs
 from simulations.engine.federation import Federation
@@ -101,6 +104,25 @@ def test_a_proxy_that_opens_a_tunnel_but_inspects_tls_is_named(distant: Federati
 def test_a_password_in_the_settings_is_refused_with_its_line(distant: Federation) -> None:
     with pytest.raises(ConfigError, match=r"must hold no user and no password; set CLOISTER_PROXY_USER"):
         check(through(distant, "http://north:word@proxy:3128"))
+
+
+def test_a_slow_line_and_a_server_that_cannot_measure_it_are_warnings(
+    near: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(near) as server:
+        place = settle(near, server, tasks=())
+        with monkeypatch.context() as patch:
+            patch.setattr(line_checks, "_SLOW", 1e9)
+            assert "ask your network team whether" in text_of(check(place), "line", "warning")
+
+        async def unknown(_: object, __: bytes, context: Any) -> None:  # noqa: ANN401 - gRPC's
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # as a server before this version
+
+        monkeypatch.setattr(hubs.Hub, "_measure", unknown)
+    with serving(near) as server:
+        findings = check(settle(near, server, tasks=()))
+    for name in ("line", "clock"):
+        assert "install the same version of Cloister at both ends" in text_of(findings, name, "warning")
 
 
 @pytest.mark.parametrize(("seconds", "state", "said"), [
