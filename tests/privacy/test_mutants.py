@@ -106,7 +106,9 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     },
     "privacy.crypto.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
     "privacy.run.clocks": {"check_clock": ["clocks"]},
-    "privacy.ledger.entries": _all("read_entries", "signed_by", "_take", "_entry", "_check", by=["ledger"]),
+    "privacy.ledger.entries": _all(
+        "read_entries", "signed_by", "_take", "_lost_heads", "_entry", "_check", by=["ledger"]
+    ),
     "privacy.ledger.ledger_head": {"SignedHead.__post_init__": ["message query"]},
     "transport.body": _all("Cutter.take", "Cutter.finish", "split", by=_MESSAGES),
     "transport.parcel": {
