@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,3 +79,16 @@ def test_what_waits_is_listed_approved_by_its_first_digits_and_withdrawn(
     unknown = cloister("approve", "01234567", site, "--yes")
     assert unknown.returncode == 1
     assert "no such file, and no such run waits here" in unknown.stderr
+
+
+@pytest.mark.parametrize(("typed", "approved"), [("y\n", True), ("n\n", False), ("", False)])
+def test_a_person_is_asked_and_only_a_yes_approves(
+    make_federation: FederationMaker, cloister: Run, monkeypatch: pytest.MonkeyPatch, typed: str, *, approved: bool
+) -> None:
+    federation = make_federation(NOISY, {"north": CAREFUL})
+    monkeypatch.setattr("sys.stdin", StringIO(typed))
+    asked = cloister("approve", federation.manifest, federation.paths["north"])
+    assert "Approve this run?" in asked.stdout
+    assert "signed by   the coordinator" in asked.stdout
+    assert (asked.returncode == 0) == approved
+    assert (open_site(federation.paths["north"]).approvals.decision(signed_run(federation)[2]) is not None) == approved
