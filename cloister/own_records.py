@@ -38,7 +38,7 @@ def report(site: Path, task: str | None, progress: Callable[[int], None]) -> dic
         check_installed(place.settings.policy, name, place.settings.site)
     chosen = [name for name in ((task,) if task else allowed) if not is_survey(name)]
     if not chosen:
-        msg = f"{place.folder}: its policy allows no task that trains, so there is nothing to check"
+        msg = f"{place.folder}: its policy allows no task that trains; list one in `tasks` of [policy]"
         raise ConfigError(msg)
     tasks = [inspect(place, name, progress) for name in chosen]
     return {

@@ -153,7 +153,8 @@ def default_scores(family: Family, outputs: Tensor, targets: Tensor) -> tuple[Te
 
 def _unusual(outputs: Tensor, targets: Tensor) -> TaskError:
     return TaskError(
-        f"its outputs {_form(outputs)} and targets {_form(targets)} do not say what it predicts; write "
+        f"its outputs {_form(outputs)} and targets {_form(targets)} do not say what it predicts; for "
+        "several labels of a record, write metrics(outputs, targets), with one value per record; or write "
         "scored(outputs, targets), which returns scores and labels"
     )
 

@@ -34,8 +34,8 @@ class _Console(Console):
 
 def make_console(*, json: bool) -> Console:
     """Return a console on standard output or, if that carries JSON, on standard error."""
-    console = _Console(stderr=json, highlight=False)
-    return console if console.is_terminal else _Console(stderr=json, highlight=False, width=_WIDE)
+    console = _Console(stderr=json, highlight=False, emoji=False)
+    return console if console.is_terminal else _Console(stderr=json, highlight=False, emoji=False, width=_WIDE)
 
 
 def size(count: float) -> str:

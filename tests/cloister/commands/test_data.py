@@ -139,7 +139,7 @@ def test_the_task_may_be_chosen_but_only_from_the_policy(site: Callable[..., Pat
     assert "3 records" in check(folder, "--task", task_name(Ward))
     with pytest.raises(ConfigError, match="its policy does not allow the task 'os:path'; list it in `tasks`"):
         check(folder, "--task", "os:path")
-    with pytest.raises(ConfigError, match="allows no task that trains, so there is nothing to check"):
+    with pytest.raises(ConfigError, match="allows no task that trains; list one in `tasks` of"):
         check(site(task="tests.studies:Asked"))
 
 
