@@ -237,11 +237,9 @@ def _lost_heads(heads: list[Any]) -> set[str]:
     """Return the heads of a line.
 
     Raises:
-        ValueError: if they are not heads, or not in order.
+        TypeError, ValueError: if they are not heads, or not in order.
     """
-    if not all(isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) for head in heads):
-        raise ValueError(heads)
-    if heads != sorted(set(heads)):
+    if not all(re.fullmatch("[0-9a-f]{64}", head) for head in heads) or heads != sorted(set(heads)):
         raise ValueError(heads)
     return set(heads)
 

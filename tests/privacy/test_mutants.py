@@ -192,6 +192,10 @@ OWN: dict[str, dict[str, str]] = {
     "privacy.crypto.key_epoch": {"seal": "the roster's keys, as they are used"},
     "privacy.ledger.entries": {"_unsigned": "says which line is altered, once one is"},
     "privacy.noise.noise_shares": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
+    "transport.framing": dict.fromkeys(
+        ("read_roster_request", "measurement_answer", "read_measurement"),
+        "of no round: see tests/server/hub and tests/fuzz",
+    ),
     "transport.parcel": {"decode_arrays": "the server's own files"},
     "transport.fields": {"lacks": "raises what others ask for"},
     "client.state.keyring": dict.fromkeys(
