@@ -431,5 +431,5 @@ def test_a_chained_entry_that_this_version_cannot_count_is_never_skipped(whole: 
 @relaxed
 @given(st.binary(max_size=300))
 def test_arbitrary_lines_are_not_a_ledger(data: bytes) -> None:
-    with pytest.raises((LedgerError, VaultError), match="was altered|encrypted"):  # if they begin like a sealed file
+    with pytest.raises((LedgerError, VaultError), match=r"was altered|encrypted"):  # if they begin like a sealed file
         read(data + b"\n")
