@@ -82,6 +82,7 @@ def attend(path: Path, stop: Event) -> None:
         )
     with gather(site.device, stop.set) as group:
         site.group = group
+        log.info("reading and checking records for %s", ", ".join(site.settings.policy.tasks) or "no task")
         for task, count in site.check_records().items():
             log.info("data: %d training records, fit %s", count, task)
         if group:

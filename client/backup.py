@@ -193,6 +193,8 @@ def _restore(path: Path, folder: Path, beside: Path, charge: Charge | None) -> t
     heads = list[SignedHead]()
     if (folder / _SETTINGS).exists() or any((folder / name).exists() for name in _KEPT_HEADS):
         kept, heads = _continued(place, folder, older=charge is not None)
+    if (folder / _SETTINGS).exists():
+        kept = (*kept, _SETTINGS)  # the policy may have become stricter since
     if charge:
         charge(place, heads)
     for name in _names(beside):  # with what was charged

@@ -33,8 +33,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one worker more than there are cores: many tests wait for processes of their own."""
-    return 1 + (os.cpu_count() or 1)
+    """Run two workers more than there are cores: those of the groups `agents` and `processes` wait for processes."""
+    return 2 + (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(trylast=True)

@@ -43,10 +43,10 @@ class Forked:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if (code := self.poll()) is None:
-            raise subprocess.TimeoutExpired(self._process.name, timeout)
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
         return code
 
     def terminate(self) -> None:

@@ -41,7 +41,10 @@ def foreign(name: str, method: str, kind: type[CloisterError] = TaskError) -> It
             )
         else:
             where = raised(error, name.partition(":")[0])
-            msg = f"{name}: its {method} raises {where}; correct it there (`cloister --debug …` shows its message)"
+            advice = "correct it there (`cloister --debug …` shows its message)"
+            if isinstance(error, FileNotFoundError) and method.startswith("load()"):
+                advice = f"if `file` in [data] of site.toml is wrong, correct that; otherwise {advice}"
+            msg = f"{name}: its {method} raises {where}; {advice}"
         raise kind(msg) from error
 
 

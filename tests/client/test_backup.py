@@ -91,6 +91,14 @@ def test_a_newer_ledger_in_the_folder_stays(place: SiteFolder, tmp_path: Path) -
     charged(read_site(place.folder), 4)
 
 
+def test_the_folders_own_settings_stay(place: SiteFolder, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "backup")
+    settings = (place.folder / "site.toml").read_bytes() + b"\n# stricter since\n"
+    (place.folder / "site.toml").write_bytes(settings)
+    assert "site.toml" in restore(tmp_path / "backup", place.folder).kept
+    assert (place.folder / "site.toml").read_bytes() == settings
+
+
 def lose(place: SiteFolder, tmp_path: Path) -> None:
     """Charge more than the backup has, and lose the ledger."""
     back_up(place, tmp_path / "backup")

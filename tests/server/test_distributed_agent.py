@@ -27,7 +27,7 @@ from tests.federations import (
 from tests.forked import Forked, ForkedAgents, run_command
 from tests.studies import DYING, Mortal
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
 
 SECONDS = 90.0  # at most; each process takes a few to load torch, many at once on a busy machine more
 MEMBERS = ("north", "south", "east")

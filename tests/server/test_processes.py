@@ -64,7 +64,7 @@ from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
 from transport.parcel import decode_arrays
 from transport.run_messages import sum_from_arrays
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
 
 DEADLINE = 4.0  # seconds of a round; nothing that takes long happens within one
 LONG = 90.0  # seconds; starting an agent takes a few, many at once on a busy machine more

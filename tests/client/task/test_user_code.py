@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -21,7 +22,6 @@ from tests.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from tests.federations import FederationMaker
 
@@ -58,6 +58,7 @@ LOADS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: (torch.rand(5, 2), torch.rand(5, 1), torch.rand(5)),
         "returns after the records does not name persons",
     ),
+    "a missing file": (Path("missing.csv").read_text, "if `file` in [data] of site.toml is wrong, correct that"),
     "nothing": (lambda: None, "returns a NoneType; return two tensors"),
     "lists": (lambda: ([[1.0, 2.0]] * 5, [0.0] * 5), "the task read inputs and targets a builtins.list"),
     "sparse": (lambda: (torch.rand(5, 2).to_sparse(), torch.rand(5, 1)), "returns a sparse tensor"),
