@@ -199,6 +199,7 @@ def main(action: str, folder: Path) -> None:
                 mishap = {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}.get(action.split()[1])
                 unlucky(group, folder / str(rank), int(action.startswith("worker")), mishap)
             case "first dies":
+                group.compare(bytes(32))  # until both have joined
                 if rank == 0:
                     os._exit(MISHAP)
                 group.await_order()
