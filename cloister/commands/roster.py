@@ -142,7 +142,7 @@ def _changed(path: Path, current: Roster, message: str, *, as_json: bool) -> Non
 
 
 def _tell(path: Path, current: Roster) -> None:
-    typer.echo(f"✓ {path}: roster {current.version} of {len(current.members)} sites")
+    typer.echo(f"✓ {path}: roster {current.version} (sites: {len(current.members)})")
     typer.echo("  a running server and its agents take it by themselves")
 
 

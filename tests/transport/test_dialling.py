@@ -9,11 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from server.hub.hub import Hub
-from server.hub.mailboxes import Mailboxes
-from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import tls_of
+from tests.transport.hubs import listening
 from transport import dialling
 from transport.address import Address
 from transport.channel import OPTIONS, probe
@@ -47,13 +45,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 @pytest.fixture(scope="module")
 def port(federation: Federation) -> Iterator[int]:
-    place = read_consortium(federation.server)
-    roster = place.roster()
-    hub = Hub(roster, Mailboxes({member.node_id for member in roster.members}), 1 << 20)
-    try:
-        yield hub.start("localhost:0", place.tls)
-    finally:
-        hub.stop(grace=0)
+    with listening(federation) as number:
+        yield number
 
 
 def test_a_dead_address_does_not_hold_up_the_next() -> None:

@@ -10,11 +10,9 @@ import pytest
 
 from client.exchange import Exchange
 from privacy.errors import AuthenticityError, ConfigError, UnreachableError
-from server.hub.hub import Hub
-from server.hub.mailboxes import Mailboxes
-from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import tls_of
+from tests.transport.hubs import listening
 from tests.transport.tunnels import TunnelProxy
 from transport.channel import probe
 from transport.proxies import Proxy, check_setting, proxy_for
@@ -30,13 +28,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 @pytest.fixture(scope="module")
 def port(federation: Federation) -> Iterator[int]:
-    place = read_consortium(federation.server)
-    roster = place.roster()
-    hub = Hub(roster, Mailboxes({member.node_id for member in roster.members}), 1 << 20)
-    try:
-        yield hub.start("localhost:0", place.tls)
-    finally:
-        hub.stop(grace=0)
+    with listening(federation) as number:
+        yield number
 
 
 def reach(federation: Federation, proxy: Proxy | None, server: str = SERVER) -> None:

@@ -122,7 +122,7 @@ def _pixels(data: Any) -> Any:  # noqa: ANN401
     """Return a file's pixels, colours as RGB."""
     try:
         return data.pixel_array
-    except (RuntimeError, NotImplementedError) as error:  # pydicom's, if no package decodes the compression
+    except RuntimeError as error:  # pydicom's, if no package decodes the compression
         if data.file_meta.TransferSyntaxUID.is_compressed:
             msg = (
                 "damaged, or compressed in a way that needs another package: pip install pylibjpeg pylibjpeg-libjpeg "
