@@ -148,7 +148,7 @@ def test_an_old_roster_put_back_at_the_server_does_not_bring_a_removed_site_back
     with pytest.raises(KeyFileError, match="there is no roster, but roster 3 was signed"):
         cloister("invite", "north", "--folder", online)
     roster.write_bytes(latest)
-    assert "roster 4 of 1 sites" in cloister("renew", "--folder", online)
+    assert "roster 4 (sites: 1)" in cloister("renew", "--folder", online)
 
 
 def test_a_bad_request_at_the_server_keeps_nobody_else_out(make: Callable[..., Path]) -> None:
