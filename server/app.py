@@ -45,15 +45,6 @@ def main(grid: Grid, context: Context) -> None:
     run = read_run(Path(manifest_path), roster)
     settings = run.manifest.settings
     event_log = EventLog(place.folder / place.settings.runs / f"{settings.name}-{run.digest[:8]}")
-    event_log.record(
-        "started",
-        run=run.digest,
-        name=settings.name,
-        rounds=settings.rounds,
-        sites=list(settings.cohort.sizes),
-        noise_multiplier=run.manifest.noise_multiplier,
-        profile=settings.profile,
-    )
     letters = SealedKeys(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
@@ -61,8 +52,20 @@ def main(grid: Grid, context: Context) -> None:
     strategy = EncryptedStrategy(
         run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch, newer=grid.newer_roster
     )
+    event_log.record(
+        "resumed" if strategy.resumed else "started",
+        run=run.digest,
+        name=settings.name,
+        rounds=settings.rounds,
+        ended=strategy.ended,
+        sites=list(settings.cohort.sizes),
+        noise_multiplier=run.manifest.noise_multiplier,
+        profile=settings.profile,
+    )
     try:
-        strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
+        strategy.start(
+            grid, ArrayRecord(), settings.rounds - strategy.ended, timeout=settings.cohort.round_deadline_seconds
+        )
         strategy.finish(grid)
         if not strategy.released:
             msg = "no round had enough sites: nothing was trained and no model was saved"
