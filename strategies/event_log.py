@@ -10,10 +10,13 @@ import json
 import logging
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from privacy.crypto.summation import claimed_site
+from privacy.errors import RunError
+from privacy.locks import locked
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question, Vote
 from privacy.storage import append, set_aside, write_atomically
@@ -23,7 +26,7 @@ from transport.parcel import decode_arrays, encode_arrays
 from transport.run_messages import sum_from_arrays, sum_to_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from privacy.crypto.summation import EncryptedSum
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
 EVENTS = "events.jsonl"
+_LOCK = ".server"
 _LONGEST = 2000  # characters of one text
 
 
@@ -61,6 +65,19 @@ class EventLog:
         self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from serving this run meanwhile.
+
+        Raises:
+            RunError: if one does.
+        """
+        with (self.folder / _LOCK).open("ab") as file:
+            if not locked(file):
+                msg = f"{self.folder}: another process serves this run; stop it first"
+                raise RunError(msg)
+            yield
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""

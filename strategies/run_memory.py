@@ -28,7 +28,8 @@ class RunMemory:
         """
         self._run, self._members, self._event_log, self._selection = run, members, event_log, selection
         self._path = event_log.folder / STATE
-        self.ended = self.released = 0  # rounds that an earlier process ended; how many of them released a sum
+        self.ended = self.released = 0  # the last round that an earlier process ended; how many released a sum
+        self._planned = 0  # the last round that had a plan: one without may be begun again
         self.asked: tuple[str, ...] = ()
         self._open: RoundPlan | None = None
         if state := read_state(self._path, run):
@@ -48,9 +49,10 @@ class RunMemory:
         """Write the state to disk, with the open round's plan if `is_open`."""
         members = self._members
         sums, undone = self._event_log.released()
+        self._planned = current.number if current.plan else self._planned
         state = RunState(
             run=self._run,
-            round=current.number,
+            round=self._planned,
             plan=current.plan.to_bytes().decode() if current.plan and is_open else "",
             asked=asked,
             released=released,
@@ -66,7 +68,7 @@ class RunMemory:
     def _restore(self, state: RunState) -> None:
         plan = read_plan(state.plan.encode()) if state.plan else None
         self.ended, self.released = state.round - (plan is not None), state.released
-        self._open, self.asked = plan, state.asked
+        self._open, self.asked, self._planned = plan, state.asked, state.round
         self._members.model, self._members.update_bound = state.model, state.update_bound
         self._members.expelled = dict(state.expelled)
         self._members.begun = True

@@ -68,8 +68,8 @@ class RunState:
     """A run as it stands."""
 
     run: Hex32
-    round: Annotated[int, Field(ge=0)]  # the last that was begun
-    plan: str  # of its last attempt; empty if the round is over, or was not planned
+    round: Annotated[int, Field(ge=0)]  # the last that had a plan
+    plan: str  # of its last attempt; empty if the round is over
     asked: _Names  # contributors who were asked to sign that they are the set
     released: int
     model: Hex32 | None
