@@ -246,6 +246,7 @@ class EncryptedStrategy(Strategy):
             sharing=sorted(site for site in reports if reports[site]),
             **votes,
         )
+        self._voting.undo(self._grid, list(self._members.nodes))  # if the votes say so, and now that it is on disk
         return MetricRecord(dict(metrics))
 
     def _count(self, current: OpenRound) -> dict[str, Any]:
@@ -257,8 +258,6 @@ class EncryptedStrategy(Strategy):
             if decision is Decision.KEPT:
                 self._selection.sound(current.contributors)
             return figures
-        self._keep(is_open=False)  # no site is asked twice to vote on it
-        self._voting.undo(self._grid, list(self._members.nodes))
         before = self._selection.excluded
         self._selection.spoiled(current.contributors)
         excluded = [site for site in self._selection.excluded if site not in before]

@@ -151,7 +151,9 @@ def check_whole(federation: Federation, models: Mapping[str, bytes]) -> None:
 
 @pytest.mark.parametrize("serve", [serve_to_a_write, serve_to_a_reply], ids=["write", "reply"])
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("part", [pytest.param(slice(None), marks=pytest.mark.soak), slice(1, None, 9)])
+@pytest.mark.parametrize(
+    "part", [pytest.param(slice(None), marks=[pytest.mark.soak, pytest.mark.timeout(1800)]), slice(3, None, 17)]
+)
 def test_wherever_the_server_is_killed_the_run_ends_with_the_same_model_and_charges(
     make_federation: FederationMaker, name: str, serve: Serve, part: slice
 ) -> None:
