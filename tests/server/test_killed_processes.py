@@ -71,7 +71,7 @@ def serve_a_round(processes: Processes, federation: Federation) -> subprocess.Po
 
 
 def seconds_of_a_round(federation: Federation) -> float:
-    return min(event["seconds"] for event in rounds_of(federation))
+    return float(min(event["seconds"] for event in rounds_of(federation)))
 
 
 def test_two_processes_cannot_serve_one_run(make_federation: FederationMaker, tmp_path: Path) -> None:
