@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from typing_extensions import override
+from xdist.remote import Producer
+from xdist.scheduler import LoadGroupScheduling
 
 if TYPE_CHECKING:
     from tests.federations import FederationMaker  # loads torch, which most tests have no use for
@@ -37,9 +40,28 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 + (os.cpu_count() or 1)
 
 
+class _ByFile(LoadGroupScheduling):
+    """Gives a worker whole files or groups: what a file's tests share is made once, not by every worker."""
+
+    @override
+    def _split_scope(self, nodeid: str) -> str:
+        group = str(super()._split_scope(nodeid))
+        return nodeid.partition("::")[0] if group == nodeid else group
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGroupScheduling:
+    """Distribute tests by groups and files."""
+    return _ByFile(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a group's tests on one worker: xdist 3.8 marks them in a field that pytest 9.2 ignores (its issue 1386)."""
+    """Keep a group's tests on one worker: xdist 3.8 marks them in a field that pytest 9.2 ignores (its issue 1386).
+
+    Groups come first, then files with slow tests: no worker begins with those when the others are done.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
     for item in items:
         marked = vars(item).get("_nodeid", item.nodeid)
         if marked != item.nodeid:
