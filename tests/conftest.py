@@ -3,8 +3,10 @@
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +27,11 @@ settings.load_profile("cloister")
 
 
 collect_ignore = ["language.py"]  # it has no examples, and loads transformers, which one test file needs
+
+# Sites wait for the disk whenever they write, a hundred times in a run: folders lie in memory where there is some.
+if (_MEMORY := Path("/dev/shm")).is_dir() and disk_usage(_MEMORY).free > 4 << 30:  # noqa: S108 - in folders of pytest
+    os.environ.setdefault("TMPDIR", str(_MEMORY))
+    tempfile.tempdir = None  # look again
 
 gc.disable()  # until all tests are collected: nothing that collecting makes is garbage, but there is a lot to look at
 
