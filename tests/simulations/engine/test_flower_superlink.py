@@ -89,7 +89,7 @@ def supernode_key(path: Path) -> Path:
     return public
 
 
-@pytest.mark.soak  # every message starts a process; test_flower_engine.py runs these apps, test_flower_app.py the bundle
+@pytest.mark.soak  # every message starts a process; test_flower_engine.py runs the apps, test_flower_app.py the bundle
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("masks", [False, True], ids=["without masks", "with masks"])
 def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path, *, masks: bool) -> None:
