@@ -21,7 +21,7 @@ from cloister.processes import Processes
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([
     "client.agent", "client.app", "client.dpsgd.process_group", "cloister.cli", "tests.client.group_members",
-    "tests.client.killed", "tests.forked", "tests.studies",
+    "tests.client.killed", "tests.forked", "tests.studies", "torch._dynamo",  # which autograd loads when it is used
 ])  # fmt: skip
 
 
