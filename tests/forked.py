@@ -21,7 +21,8 @@ from cloister.processes import Processes
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([
     "client.agent", "client.app", "client.dpsgd.process_group", "cloister.cli", "tests.client.group_members",
-    "tests.client.killed", "tests.forked", "tests.studies", "torch._dynamo",  # which autograd loads when it is used
+    "tests.client.killed", "tests.forked", "tests.studies",
+    "pandas", "pyarrow.compute", "torch._dynamo",  # which pyarrow, and autograd, load when they are used
 ])  # fmt: skip
 
 
