@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # On a busy machine any example may take long; pytest's timeout is what ends a test that hangs.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# The suite tries the same examples in every run. To look for others: make test ARGS=--hypothesis-profile=random
-settings.register_profile("cloister", _PATIENT, derandomize=True)
+# The suite tries the same examples in every run. For others, and more: make test ARGS=--hypothesis-profile=random
+settings.register_profile("cloister", _PATIENT, derandomize=True, max_examples=50)
 settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
 
@@ -43,8 +43,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run two workers more than there are cores: those of the groups `agents` and `processes` wait for processes."""
-    return 2 + (os.cpu_count() or 1)
+    """Run one worker more than there are cores: that of the group `processes` waits for processes."""
+    return 1 + (os.cpu_count() or 1)
 
 
 class _ByFile(LoadGroupScheduling):
