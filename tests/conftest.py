@@ -86,6 +86,15 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return federation.folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def derive_keys_in_little_memory() -> Iterator[None]:
+    """Derive keys from passphrases in a moment: tests derive hundreds. test_protection.py has one of the usual cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        if vault := sys.modules.get("privacy.at_rest.vault"):
+            patch.setattr(vault, "_MEMORY_KIB", 1 << 10)
+        yield
+
+
 _PROVED, _ATTEMPTED = set[object](), set[object]()
 _CHOSEN = dict[object, object]()
 _TRYING = ("client/data/", "client/dpsgd/", "client/gradients/", "client/task/", "test_holes", "test_refusals")
