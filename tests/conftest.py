@@ -3,25 +3,35 @@
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from typing_extensions import override
+from xdist.remote import Producer
+from xdist.scheduler import LoadGroupScheduling
 
 if TYPE_CHECKING:
     from tests.federations import FederationMaker  # loads torch, which most tests have no use for
 
 # On a busy machine any example may take long; pytest's timeout is what ends a test that hangs.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# The suite tries the same examples in every run. To look for others: make test ARGS=--hypothesis-profile=random
-settings.register_profile("cloister", _PATIENT, derandomize=True)
+# The suite tries the same examples in every run. For others, and more: make test ARGS=--hypothesis-profile=random
+settings.register_profile("cloister", _PATIENT, derandomize=True, max_examples=50)
 settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
 
 
 collect_ignore = ["language.py"]  # it has no examples, and loads transformers, which one test file needs
+
+# Sites wait for the disk whenever they write, a hundred times in a run: folders lie in memory where there is some.
+if (_MEMORY := Path("/dev/shm")).is_dir() and disk_usage(_MEMORY).free > 4 << 30:  # noqa: S108 - in folders of pytest
+    os.environ.setdefault("TMPDIR", str(_MEMORY))
+    tempfile.tempdir = None  # look again
 
 gc.disable()  # until all tests are collected: nothing that collecting makes is garbage, but there is a lot to look at
 
@@ -33,13 +43,32 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run two workers more than there are cores: those of the groups `agents` and `processes` wait for processes."""
-    return 2 + (os.cpu_count() or 1)
+    """Run one worker more than there are cores: that of the group `processes` waits for processes."""
+    return 1 + (os.cpu_count() or 1)
+
+
+class _ByFile(LoadGroupScheduling):
+    """Gives a worker whole files or groups: what a file's tests share is made once, not by every worker."""
+
+    @override
+    def _split_scope(self, nodeid: str) -> str:
+        group = str(super()._split_scope(nodeid))
+        return nodeid.partition("::")[0] if group == nodeid else group
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGroupScheduling:
+    """Distribute tests by groups and files."""
+    return _ByFile(config, log)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a group's tests on one worker: xdist 3.8 marks them in a field that pytest 9.2 ignores (its issue 1386)."""
+    """Keep a group's tests on one worker: xdist 3.8 marks them in a field that pytest 9.2 ignores (its issue 1386).
+
+    Groups come first, then files with slow tests: no worker begins with those when the others are done.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
     for item in items:
         marked = vars(item).get("_nodeid", item.nodeid)
         if marked != item.nodeid:
@@ -55,6 +84,15 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
     share_keys(federation)
     return federation.folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def derive_keys_in_little_memory() -> Iterator[None]:
+    """Derive keys from passphrases in a moment: tests derive hundreds. test_protection.py has one of the usual cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        if vault := sys.modules.get("privacy.at_rest.vault"):
+            patch.setattr(vault, "_MEMORY_KIB", 1 << 10)
+        yield
 
 
 _PROVED, _ATTEMPTED = set[object](), set[object]()

@@ -20,8 +20,9 @@ from cloister.processes import Processes
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([
-    "client.agent", "client.app", "client.dpsgd.process_group", "cloister.cli", "tests.client.group_members",
-    "tests.client.killed", "tests.forked", "tests.studies",
+    "client.agent", "client.app", "client.dpsgd.process_group", "cloister.cli", "server.process",
+    "tests.client.group_members", "tests.client.killed", "tests.forked", "tests.studies",
+    "pandas", "pyarrow.compute", "torch._dynamo",  # which pyarrow, and autograd, load when they are used
 ])  # fmt: skip
 
 
@@ -57,13 +58,17 @@ class Forked:
 
 
 class ForkedAgents(Processes):
-    """What sites run is forked; other commands are started as usual."""
+    """What sites run is forked, and so is the server, unless it is to load only what it needs; the rest as usual."""
+
+    def __init__(self, *, server: bool = True) -> None:
+        super().__init__()
+        self._forked = {"agent", "join", *(["server"] if server else [])}
 
     @override
     def start(
         self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        if arguments[0] not in {"agent", "join"}:
+        if arguments[0] not in self._forked:
             return super().start(name, log, *arguments, env=env)
         child = cast("subprocess.Popen[bytes]", Forked(log, run_command, *arguments, env=env or {}))
         self._children[name] = child, log

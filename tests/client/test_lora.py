@@ -24,7 +24,6 @@ from tests.trainings import signed
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # of transformers
     pytest.mark.skipif(not (find_spec("peft") and find_spec("transformers")), reason="needs the extra `text`"),
-    pytest.mark.xdist_group("language"),  # so that one process loads them
 ]
 MASKED = Encryption(update_bound=1.0, collusion_resistant=True)
 

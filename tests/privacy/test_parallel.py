@@ -21,34 +21,12 @@ from privacy.codec.packing import BLOCK, RING_DEGREE
 from privacy.errors import EncryptionError, MalformedError
 from privacy.parallel import in_processes
 from tests.privacy.consortium import decryption_key, joined, tagged, uncoded
+from tests.privacy.work import end, refuse, squared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LONG = 30.0  # seconds
-
-
-def squared(number: int) -> tuple[int, int]:
-    """Return the square, and which process found it."""
-    return number * number, os.getpid()
-
-
-def wait(seconds: float) -> int:
-    Event().wait(seconds)
-    return os.getpid()
-
-
-def end(number: int) -> int:
-    if number == parallel._FEW + 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def refuse(number: int) -> int:
-    if number == parallel._FEW + 2:
-        msg = f"item {number} is malformed"
-        raise MalformedError(msg)
-    return number
 
 
 def alive(pid: int) -> bool:
@@ -123,7 +101,7 @@ def test_an_error_of_the_work_comes_out_in_its_place() -> None:
 PARENT = """
 import sys
 from privacy import parallel
-from tests.privacy.test_parallel import wait
+from tests.privacy.work import wait
 
 def items():
     while True:

@@ -27,7 +27,7 @@ from tests.federations import (
 from tests.forked import Forked, ForkedAgents, run_command
 from tests.studies import DYING, Mortal
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 SECONDS = 90.0  # at most; each process takes a few to load torch, many at once on a busy machine more
 MEMBERS = ("north", "south", "east")
@@ -41,7 +41,7 @@ RUN = replace(
 
 
 @contextmanager
-def torchrun(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def torchrun(path: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes]]]:
     """Start a site's agent in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with log.open("wb") as file:
@@ -49,7 +49,7 @@ def torchrun(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             [*command, "-m", "cloister", "agent", str(path)], stdout=file, stderr=subprocess.STDOUT
         )
     try:
-        yield process
+        yield (process,)
     finally:
         process.terminate()  # it ends the others
         process.wait(SECONDS)
@@ -71,7 +71,7 @@ def two_forked(path: Path, log: Path) -> Iterator[tuple[Forked, Forked]]:
         yield first, worker
     finally:
         for process in (first, worker):
-            process.kill()
+            process.terminate()
             process.wait(SECONDS)
         log.write_text(first.log.read_text() + worker.log.read_text())
 
@@ -88,8 +88,8 @@ class Trained:
     output: tuple[str, str]  # by the first processes, and by those after them
 
 
-@pytest.fixture(scope="module")
-def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+@pytest.fixture(scope="module", params=[two_forked, pytest.param(torchrun, marks=pytest.mark.soak)])
+def trained(request: pytest.FixtureRequest, federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("group"))(RUN)
     north, logs = federation.paths["north"], [federation.folder / name for name in ("first.log", "second.log")]
     (north / DYING).touch()
@@ -103,7 +103,7 @@ def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             code = first.wait(SECONDS)
         charged, updates = charges_of(federation, "north"), list(north.glob("outbox/*.update"))
         (north / DYING).unlink()
-        with torchrun(north, logs[1]) as second:
+        with request.param(north, logs[1]) as (second, *_):
             server = processes._children["server"][0]
             await_condition(lambda: server.poll() is not None or second.poll() is not None, SECONDS)
             assert server.poll() == 0, logs[1].read_text()

@@ -22,7 +22,7 @@ from tests.forked import ForkedAgents
 from tests.server.relays import Relay
 from tests.studies import HOLD, HOLD_SPARE, MET, SPARE, Weighty
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 SITES = ("east", "north", "ridge", "south", "west")
 VICTIM = "west"

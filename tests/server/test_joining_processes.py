@@ -15,7 +15,7 @@ from tests.forked import ForkedAgents
 from tests.private_keys import forms_of_private_keys
 from tests.server.relays import Relay
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 SITES = ("north", "south", "east")
 LONG = 90.0  # seconds; starting an agent takes a few, on a busy machine more

@@ -64,7 +64,7 @@ from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
 from transport.parcel import decode_arrays
 from transport.run_messages import sum_from_arrays
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 DEADLINE = 4.0  # seconds of a round; nothing that takes long happens within one
 LONG = 90.0  # seconds; starting an agent takes a few, many at once on a busy machine more
@@ -156,7 +156,7 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("disturbed"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms), address)
     (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
-    with ForkedAgents() as processes:
+    with ForkedAgents(server=False) as processes:
         run = Conductor(processes, federation)
         for site in SITES:
             run.boot(site)

@@ -34,7 +34,7 @@ from tests.server.test_processes import Conductor
 from tests.studies import HOLD_LOADING, Held
 from transport.pki import read_certificate, renewal_is_due
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 DEADLINE = 10.0  # seconds of a round
 LONG = 90.0

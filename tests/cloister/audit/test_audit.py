@@ -179,6 +179,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 SLOW = {
     "half the noise",
     "no clipping",
+    "shuffling instead of Poisson sampling",
     "no noise on the model's own parameters",
     "no noise on one of the model's layers",
     "clipping by layer",

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 LEFT_OUT = "an update left out"
 
 
-REPORTED = pytest.mark.xdist_group("adversary")  # one report for all
-
-
 @pytest.fixture(scope="module", params=["here", pytest.param("in processes", marks=pytest.mark.soak)])
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +56,6 @@ def _refuse_all(self: object, total: object, plan: object, sites: object) -> Ite
     raise AuthenticityError
 
 
-@REPORTED
 def test_every_site_refuses_every_attack_and_no_honest_round_and_liars_are_blamed(report: dict[str, Any]) -> None:
     assert report["rows"] == [{"attack": name, "tries": 1, "refused": 1} for name in ATTACKS]
     assert report["lies"] == [{"lie": name, "tries": 1, "blamed": 1, "others_blamed": 0} for name in LIARS]
@@ -67,7 +63,6 @@ def test_every_site_refuses_every_attack_and_no_honest_round_and_liars_are_blame
     assert adversary.held(report)
 
 
-@REPORTED
 def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[str, Any]) -> None:
     lines = adversary.table(report).splitlines()
     assert max(map(len, lines)) <= 80

@@ -36,9 +36,6 @@ DIGEST_BYTES = 64
 CKKS_BYTES = 240_000  # about: two polynomials of 8,192 coefficients, modulo 60 and 40 bits, in 64 bits each, compressed
 
 
-REPORTED = pytest.mark.xdist_group("encryption benchmark")  # one report for all
-
-
 @pytest.fixture(scope="module", params=[14, 20_000])
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
     parameters: int = request.param
@@ -49,7 +46,6 @@ def _row(report: dict[str, Any], pipeline: str) -> dict[str, Any]:
     return next(row for row in report["rows"] if row["pipeline"] == pipeline)
 
 
-@REPORTED
 def test_every_pipeline_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> None:
     assert [row["pipeline"] for row in report["rows"]] == [*PROFILES, NVFLARE, SYMMETRIC]
     assert json.loads(json.dumps(report)) == report
@@ -59,7 +55,6 @@ def test_every_pipeline_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> N
         assert all(row[step] > 0 for step in STEPS)
 
 
-@REPORTED
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_bytes_per_update_are_those_of_the_ciphertexts_and_one_digest(
     report: dict[str, Any], profile: Profile
@@ -71,7 +66,6 @@ def test_the_bytes_per_update_are_those_of_the_ciphertexts_and_one_digest(
     assert row["bytes_down"] * row["parameters"] == pytest.approx(count * (C0_BYTES + SITES * SEED_BYTES + CODE_BYTES))
 
 
-@REPORTED
 @pytest.mark.parametrize("profile", PROFILES)
 def test_our_error_is_within_what_the_packing_promises(report: dict[str, Any], profile: Profile) -> None:
     packing = Packing.of(profile, cohort=SITES, update_bound=UPDATE_BOUND, max_weight=1.0)
@@ -79,7 +73,6 @@ def test_our_error_is_within_what_the_packing_promises(report: dict[str, Any], p
     assert 0 < _row(report, profile)["max_error"] <= packing.max_error(WEIGHTS) + rounding_to_float32
 
 
-@REPORTED
 def test_the_ckks_settings_are_those_of_nvflare(report: dict[str, Any]) -> None:
     row = _row(report, NVFLARE)
     count = -(-row["parameters"] // 4096)
@@ -89,7 +82,6 @@ def test_the_ckks_settings_are_those_of_nvflare(report: dict[str, Any]) -> None:
     assert 0 < row["max_error"] < 1e-5
 
 
-@REPORTED
 def test_the_table_holds_every_row_and_ratio_in_80_columns(report: dict[str, Any]) -> None:
     lines = encryption.table(report).splitlines()
     assert max(map(len, lines)) <= 80

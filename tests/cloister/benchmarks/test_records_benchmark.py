@@ -11,7 +11,7 @@ from client.data.site_records import InMemory
 from cloister.benchmarks.record_times import Timed, measured, write_images, write_parquet, write_sqlite
 from cloister.benchmarks.records import measure, table
 
-COUNT = 64
+COUNT = 32
 
 
 @pytest.fixture(scope="module")

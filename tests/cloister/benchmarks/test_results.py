@@ -18,6 +18,7 @@ from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import ConfigError, DataError
 from simulations.tasks.references import EPSILONS, FAST, REFERENCES, Recipe, Reference
 
+pytestmark = pytest.mark.xdist_group("strokes")  # whose filters take seconds to make, once a process
 SOURCES: dict[str, Csv | Images | Dicom] = {"csv": Csv(), "images": Images(), "dicom": Dicom()}
 EACH = pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: reference.name)
 

@@ -11,7 +11,7 @@ import pytest
 from privacy.at_rest.protection import finish, protect, unprotect
 from privacy.at_rest.sealed import MAGIC
 from privacy.at_rest.secrets import Asking, secret_for
-from privacy.at_rest.vault import FILE, KEY_FILE, PASSPHRASE, Secret
+from privacy.at_rest.vault import _MEMORY_KIB, FILE, KEY_FILE, PASSPHRASE, Secret
 from privacy.at_rest.vaults import forget, header_of, is_protected, opened, remember
 from privacy.errors import VaultError
 from privacy.log_file import read_log
@@ -134,7 +134,10 @@ def test_what_was_in_the_clear_is_overwritten_on_the_disk(folder: Path) -> None:
 
 
 def test_a_passphrase_opens_it_and_a_new_one_replaces_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privacy.at_rest.vault._MEMORY_KIB", _MEMORY_KIB)  # other tests derive keys in less memory
     protect(folder, Secret.of_passphrase(PHRASE), ())
+    (slot,) = header_of(folder).slots
+    assert (slot.memory_kib, slot.passes, slot.lanes) == (1 << 16, 3, 4)  # as RFC 9106, section 4, recommends
     monkeypatch.setenv("CLOISTER_PASSPHRASE", PHRASE)
     check_content(folder)
     protect(folder, Secret.of_passphrase("another passphrase"), ())

@@ -89,13 +89,9 @@ def supernode_key(path: Path) -> Path:
     return public
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # every message starts a process; test_flower_engine.py runs the apps, test_flower_app.py the bundle
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "masks",  # every message starts processes; test_flower_engine.py has masks
-    [False, pytest.param(True, marks=pytest.mark.soak)],
-    ids=["without masks", "with masks"],
-)
+@pytest.mark.parametrize("masks", [False, True], ids=["without masks", "with masks"])
 def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path, *, masks: bool) -> None:
     federation = Federation.create(tmp_path / "federation", SITES)
     if not masks:  # sites make their keys in the run with masks; each message of theirs takes five seconds

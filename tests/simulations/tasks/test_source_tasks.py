@@ -42,7 +42,7 @@ def test_the_guard_passes_it_and_a_round_trains_it(reference: Reference, make_fe
     federation = make_federation(run, dict.fromkeys(SITES, terms))
     for number, site in enumerate(SITES):
         reference.write(federation.paths[site] / TERMS.file, np.arange(12) + 12 * number)
-        if reference.name == "photographs":
+        if reference.name == "photographs" and site == "north":
             with (federation.paths[site] / "site.toml").open("a") as settings:
                 settings.write('[training]\nprecision = "bfloat16"\n')
     (event,) = run_with(federation)

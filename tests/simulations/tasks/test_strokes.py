@@ -6,6 +6,8 @@ import torch
 from simulations.tasks.handwriting import handwriting
 from simulations.tasks.strokes import FEATURES, _filters, _others, strokes
 
+pytestmark = pytest.mark.xdist_group("strokes")
+
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
@@ -15,6 +17,7 @@ def images() -> torch.Tensor:
 def test_an_images_features_depend_on_no_other_image(images: torch.Tensor) -> None:
     together = strokes(images)
     assert together.shape == (10, FEATURES)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(10))
     for image, features in zip(images, together, strict=True):
         torch.testing.assert_close(strokes(image[None])[0], features, atol=1e-4, rtol=0)
 
