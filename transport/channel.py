@@ -7,7 +7,9 @@ first makes the same TLS connection with Python's own ssl, and says within five 
 from __future__ import annotations
 
 import ssl
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,10 +18,12 @@ import grpc.experimental
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import reason
 from privacy.storage import read_file
+from privacy.untrusted_text import quoted
 from transport.address import read_address
-from transport.dialling import dial
+from transport.dialling import cause, dial
 from transport.framing import FRAME_BYTES
-from transport.pki import check_server_certificate
+from transport.pki import check_server_certificate, read_certificate
+from transport.presented import issuer_remark
 from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 SERVICE = "cloister.v1.Exchange"
 PROBE_SECONDS = 4.0
+_ALPN = "h2"  # HTTP/2, in which gRPC speaks
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", FRAME_BYTES + (64 << 10)),
@@ -47,6 +52,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 _EXPIRED, _NOT_YET, _OTHER_NAMES = 10, 9, (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
+_DATES_AND_NAMES = {_EXPIRED, _NOT_YET, *_OTHER_NAMES}
 
 
 @dataclass(frozen=True)
@@ -161,28 +167,43 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
-    place = read_address(address)
-    context = _context(files)
+    place, deadline = read_address(address), time.monotonic() + seconds
+    context, connected = _context(files), False
     try:
-        with (
-            dial(place, seconds, proxy) as plain,
-            context.wrap_socket(plain, server_hostname=place.host) as secured,
-        ):
-            _await_welcome(secured, address, files)
+        with dial(place, seconds, proxy) as plain:
+            connected = True
+            plain.settimeout(_left(deadline))
+            with context.wrap_socket(plain, server_hostname=place.host) as secured:
+                secured.settimeout(_left(deadline))
+                _await_welcome(secured, address, files)
     except ssl.SSLCertVerificationError as error:
-        raise AuthenticityError(unaccepted(address, str(files.authority), error)) from error
+        issuer = issuer_remark(place, _left(deadline), proxy) if error.verify_code not in _DATES_AND_NAMES else ""
+        raise AuthenticityError(unaccepted(address, str(files.authority), error) + issuer) from error
     except ssl.SSLError as error:
-        msg = (
-            f"something answers at {address}, but not with the TLS of a Cloister server ({error.reason or error}); "
-            "check the address"
-        )
-        raise UnreachableError(msg) from error
+        raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
     except OSError as error:
-        reason = error.strerror or str(error) or "no answer"
-        msg = (
-            f"cannot reach the server at {address}: {reason.lower()}; check that it runs and that the address is right"
-        )
+        if connected:
+            raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
+        msg = f"cannot reach the server at {address}: {cause(error)}"
         raise UnreachableError(msg) from error
+
+
+def _left(deadline: float) -> float:
+    return max(1e-3, deadline - time.monotonic())
+
+
+def not_ours(address: str, service: str, error: OSError) -> str:
+    """Return what answered instead of the TLS of `service`, as a sentence."""
+    if isinstance(error, TimeoutError):
+        what = "takes the connection and then says nothing"
+    elif isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and "EOF" not in str(error):
+        what = f"answers, but not with the TLS of {service} ({quoted(error.reason or str(error))})"
+    else:
+        what = "takes the connection and closes it before TLS begins"
+    return (
+        f"something at {address} {what}; another service is behind this address, or a firewall that looks into "
+        "connections: check address and port with the coordinator, and ask your network team what answers there"
+    )
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
@@ -194,7 +215,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
         raise KeyFileError(msg) from error
     _load_pair(context, files)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([_ALPN])
     return context
 
 
@@ -227,10 +248,34 @@ def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError
 
 def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> None:
     """Wait for the server's first byte. In TLS 1.3, a refused client learns it only now: the connection is closed."""
+    if secured.selected_alpn_protocol() != _ALPN:
+        msg = (
+            f"{address} is not the port for agents, though its certificate is the server's; check `server` in site.toml "
+            "with the coordinator"
+        )
+        raise UnreachableError(msg)
     try:
         welcome = secured.recv(1)
     except (ssl.SSLError, ConnectionError):
         welcome = b""
     if not welcome:
-        msg = f"{address} does not accept the certificate {files.certificate}; ask the coordinator for a new one"
-        raise AuthenticityError(msg)
+        raise AuthenticityError(_unwelcome(address, files))
+
+
+def _unwelcome(address: str, files: TlsFiles) -> str:
+    ends = read_certificate(files.certificate).not_valid_after_utc
+    if ends < datetime.now(UTC):
+        return f"{files.certificate}: {expired(ends)}"
+    return (
+        f"{address} does not accept the certificate {files.certificate}; ask the coordinator for a new one, and both "
+        "compare your clocks"
+    )
+
+
+def expired(ends: datetime) -> str:
+    """Return what to do about a site's certificate that has expired, as a sentence."""
+    return (
+        f"this site's certificate expired on {ends:%Y-%m-%d %H:%M} UTC; have the coordinator approve this site's "
+        "request again (cloister roster approve), and take in the welcome (cloister join); or, if it is wrong, set this "
+        "machine's clock"
+    )

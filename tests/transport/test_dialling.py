@@ -89,7 +89,7 @@ def test_an_agent_reaches_a_server_of_whose_two_addresses_one_is_dead(
     authority, key, certificate = tls_of(federation, "north").read()
     start = time.monotonic()
     with dead() as silent:
-        monkeypatch.setattr(dialling, "places", lambda _: [silent, live])
+        monkeypatch.setattr(dialling, "places", lambda *_: [silent, live])
         probe(f"localhost:{port}", tls_of(federation, "north"))
         target = f"ipv4:{silent[1][0]}:{silent[1][1]},127.0.0.1:{port}"  # as gRPC sees such a name
         options: Any = (*OPTIONS, ("grpc.ssl_target_name_override", "localhost"))
