@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from client.identity import check_keys, check_room, check_secrecy
+from client.identity import check_certificate, check_keys, check_room, check_secrecy
 from client.line_checks import LineChecks
 from client.settings import SiteFolder, read_site
 from privacy.errors import BudgetError, ConfigError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from client.site import Site
     from transport.diagnosis import Finding
+
 
 def check_site(path: Path) -> Iterator[Finding]:
     """Check a site, given its `site.toml` or the folder that holds it; yield what each check found.
@@ -63,6 +64,7 @@ def _keys(place: SiteFolder) -> str:
 
 def _validity(place: SiteFolder) -> str:
     keys = place.settings.keys
+    check_certificate(place)
     roster = read_roster(place.path(keys.roster), place.path(keys.authority))
     certificate = read_certificate(place.tls.certificate)
     return days_left({"roster": roster.expires, "certificate": certificate.not_valid_after_utc.timestamp()})

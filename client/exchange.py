@@ -128,9 +128,7 @@ class Exchange:
         except grpc.RpcError as error:
             raise self._named(error) from error
 
-    def measure(
-        self, send: int = 0, receive: int = 0, seconds: float = _MEASURE_SECONDS
-    ) -> tuple[float, float] | None:
+    def measure(self, send: int = 0, receive: int = 0, seconds: float = _MEASURE_SECONDS) -> tuple[float, float] | None:
         """Send and receive so many random bytes, at most a frame each.
 
         Returns:

@@ -47,7 +47,10 @@ def check_keys(place: SiteFolder) -> Roster:
     listed = member.tls_key, member.signing_key, member.sealing_key
     signing = read_signing_key(signing_key).public_key().public_bytes_raw().hex()
     if listed != (key_digest(tls), signing, SealingKey(read_file(sealing_key)).public):
-        msg = f"roster {roster.version} lists other keys for {member.site}; take in the latest: cloister roster take"
+        msg = (
+            f"roster {roster.version} lists other keys for {member.site} than {tls_key.parent} holds; restore them from "
+            "the site's backup, or, if they are new, take in the latest roster: cloister roster take"
+        )
         raise KeyFileError(msg)
     return roster
 

@@ -111,15 +111,14 @@ class _Renewed:
 
 
 def joining_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the settings of a port that needs no certificate of its callers.
+    """Return the settings of a port that needs no certificate of its callers; they see if the server's has expired.
 
     Raises:
-        KeyFileError: if no site could accept the server's certificate.
+        KeyFileError: if the server's files cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load_pair(context, files)
-    check_server_certificate(files.certificate, files.authority)
     return context
 
 
@@ -195,14 +194,14 @@ def _left(deadline: float) -> float:
 def not_ours(address: str, service: str, error: OSError) -> str:
     """Return what answered instead of the TLS of `service`, as a sentence."""
     if isinstance(error, TimeoutError):
-        what = "takes the connection and then says nothing"
+        what = "takes the connection and then says nothing: the server hangs, or"
     elif isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and "EOF" not in str(error):
-        what = f"answers, but not with the TLS of {service} ({quoted(error.reason or str(error))})"
+        what = f"answers, but not with the TLS of {service} ({quoted(error.reason or str(error))}):"
     else:
-        what = "takes the connection and closes it before TLS begins"
+        what = "takes the connection and closes it before TLS begins:"
     return (
-        f"something at {address} {what}; another service is behind this address, or a firewall that looks into "
-        "connections: check address and port with the coordinator, and ask your network team what answers there"
+        f"something at {address} {what} another service is behind this address, or a firewall that looks into "
+        "connections; check address and port with the coordinator, and ask your network team what answers there"
     )
 
 
@@ -250,8 +249,8 @@ def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> Non
     """Wait for the server's first byte. In TLS 1.3, a refused client learns it only now: the connection is closed."""
     if secured.selected_alpn_protocol() != _ALPN:
         msg = (
-            f"{address} is not the port for agents, though its certificate is the server's; check `server` in site.toml "
-            "with the coordinator"
+            f"{address} is not the port for agents, though its certificate is the server's; check `server` in "
+            "site.toml with the coordinator"
         )
         raise UnreachableError(msg)
     try:
@@ -276,6 +275,6 @@ def expired(ends: datetime) -> str:
     """Return what to do about a site's certificate that has expired, as a sentence."""
     return (
         f"this site's certificate expired on {ends:%Y-%m-%d %H:%M} UTC; have the coordinator approve this site's "
-        "request again (cloister roster approve), and take in the welcome (cloister join); or, if it is wrong, set this "
-        "machine's clock"
+        "request again (cloister roster approve), and take in the welcome (cloister join); or, if it is wrong, set "
+        "this machine's clock"
     )
