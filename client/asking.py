@@ -99,8 +99,8 @@ class Asking:
             authority = self._greeted(line)
         if sha256(authority).hexdigest() != self._invitation.authority:
             msg = (
-                f"the server at {self._place} belongs to another consortium than this invitation; check with the "
-                "coordinator that the invitation is for this server"
+                f"the server at {self._place} belongs to another consortium than this invitation; check address and "
+                "port with the coordinator, and that the invitation is for this server"
             )
             raise AuthenticityError(msg)
         return authority

@@ -48,8 +48,8 @@ def check_keys(place: SiteFolder) -> Roster:
     signing = read_signing_key(signing_key).public_key().public_bytes_raw().hex()
     if listed != (key_digest(tls), signing, SealingKey(read_file(sealing_key)).public):
         msg = (
-            f"roster {roster.version} lists other keys for {member.site} than {tls_key.parent} holds; restore them from "
-            "the site's backup, or, if they are new, take in the latest roster: cloister roster take"
+            f"roster {roster.version} lists other keys for {member.site} than {tls_key.parent} holds; restore them "
+            "from the site's backup, or, if they are new, take in the latest roster: cloister roster take"
         )
         raise KeyFileError(msg)
     return roster

@@ -240,8 +240,8 @@ def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError
             "for a new one, or set this machine's clock"
         )
     return (
-        f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); check the "
-        "address, and that both belong to the same consortium"
+        f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); check "
+        "address and port with the coordinator, and that both belong to the same consortium"
     )
 
 

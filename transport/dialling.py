@@ -10,7 +10,7 @@ import os
 import selectors
 import socket
 import time
-from errno import EHOSTUNREACH, EINPROGRESS, ENETUNREACH, EWOULDBLOCK
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT, EHOSTUNREACH, EINPROGRESS, ENETUNREACH, EWOULDBLOCK
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _NEXT_SECONDS = 0.25  # until the next address is tried too
 _NAME_SECONDS = 3.0  # to resolve a name; the system's own limit may be a minute
 _UNDER_WAY = {0, EINPROGRESS, EWOULDBLOCK}
-_NO_ROUTE = {ENETUNREACH, EHOSTUNREACH}
+_NO_ROUTE = {ENETUNREACH, EHOSTUNREACH, EADDRNOTAVAIL, EAFNOSUPPORT}  # as where there is no IPv6
 
 Place = tuple[socket.AddressFamily, Any]
 """A family of addresses, and an address of it as `getaddrinfo` gives it."""
@@ -99,6 +99,8 @@ def connect(candidates: list[Place], seconds: float) -> socket.socket:
             while left or selector.get_map():
                 if left:
                     failure = _start(selector, left.pop(0)) or failure
+                    if not selector.get_map():
+                        continue
                 wait = deadline - time.monotonic()
                 if wait <= 0:
                     break

@@ -111,7 +111,7 @@ def read_greeting(source: Source) -> bytes:
     """
     begins = source.exactly(len(GREETING))
     if begins.startswith(_ANY_GREETING) and begins != GREETING:
-        msg = "another version of Cloister answers there; install the same version at both ends"
+        msg = "another version of Cloister answers there; install the server's version"
         raise MalformedError(msg)
     if begins != GREETING:
         msg = "another service answers there, not a joining port; check address and port with the coordinator"
