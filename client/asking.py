@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transport.joining import Answer
 
 _SECONDS = 30.0  # for the answer to a request; approving may take a moment
-_CONNECT_SECONDS = 4.0  # until the server has shown who it is
+_CONNECT_SECONDS = 3.5  # until the server has shown who it is
 _REMARK_SECONDS = 1.0  # to see who issued another service's certificate
 
 

@@ -37,7 +37,7 @@ def check_keys(place: SiteFolder) -> Roster:
         try:
             read_file(path)
         except OSError as error:
-            msg = f"{path}: {reason(error)}; restore this key from the site's backup"
+            msg = f"{path}: {reason(error)}; restore this key from its owner's backup"
             raise KeyFileError(msg) from error
     roster = read_roster(place.path(keys.roster), place.path(keys.authority))
     member, tls = roster.member(place.settings.site), read_tls_key(tls_key).public_key()

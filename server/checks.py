@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+from errno import EADDRINUSE
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,9 @@ def _port(place: ServerFolder, listen: str) -> str:
     address = read_address(listen, listening=True)
     try:
         check_free(address)
-    except UnreachableError:
+    except UnreachableError as error:
+        if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == EADDRINUSE):
+            raise
         who = certificate_at(Address("localhost" if address.host in _ANY else address.host, address.port), _SECONDS)
         if who is None or public_key_digest(who) != public_key_digest(read_certificate(place.tls.certificate)):
             raise

@@ -51,8 +51,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),  # a proxy is used as `open_channel` says, as `probe` does, and not as gRPC would
 )
 
-_EXPIRED, _NOT_YET, _OTHER_NAMES = 10, 9, (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
-_DATES_AND_NAMES = {_EXPIRED, _NOT_YET, *_OTHER_NAMES}
+_DATES, _OTHER_NAMES = (9, 10), (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,8 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
 
     Raises:
         MalformedError: if the address is malformed.
-        UnreachableError: if no Cloister server answers there, or the proxy refuses.
+        UnreachableError: if no Cloister server answers there, or only one whose certificate has expired, or the proxy
+            refuses.
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
@@ -176,8 +176,11 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
                 secured.settimeout(_left(deadline))
                 _await_welcome(secured, address, files)
     except ssl.SSLCertVerificationError as error:
-        issuer = issuer_remark(place, _left(deadline), proxy) if error.verify_code not in _DATES_AND_NAMES else ""
-        raise AuthenticityError(unaccepted(address, str(files.authority), error) + issuer) from error
+        what = unaccepted(address, str(files.authority), error)
+        if error.verify_code in _DATES:
+            raise UnreachableError(what) from error  # it will be renewed: worth another attempt
+        issuer = "" if error.verify_code in _OTHER_NAMES else issuer_remark(place, _left(deadline), proxy)
+        raise AuthenticityError(what + issuer) from error
     except ssl.SSLError as error:
         raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
     except OSError as error:
@@ -234,7 +237,7 @@ def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError
             f"{address} presents a certificate for another name ({error.verify_message}); use the name in the "
             "certificate, or ask the coordinator for a certificate with this name"
         )
-    if error.verify_code in {_EXPIRED, _NOT_YET}:
+    if error.verify_code in _DATES:
         return (
             f"{address} presents a certificate that is not valid now ({error.verify_message}); ask the coordinator "
             "for a new one, or set this machine's clock"
@@ -249,8 +252,8 @@ def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> Non
     """Wait for the server's first byte. In TLS 1.3, a refused client learns it only now: the connection is closed."""
     if secured.selected_alpn_protocol() != _ALPN:
         msg = (
-            f"{address} is not the port for agents, though its certificate is the server's; check `server` in "
-            "site.toml with the coordinator"
+            f"{address} is not the port for agents, though its certificate is the server's; check address and port "
+            "with the coordinator (`server` in site.toml)"
         )
         raise UnreachableError(msg)
     try:
@@ -262,13 +265,13 @@ def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> Non
 
 
 def _unwelcome(address: str, files: TlsFiles) -> str:
-    ends = read_certificate(files.certificate).not_valid_after_utc
-    if ends < datetime.now(UTC):
-        return f"{files.certificate}: {expired(ends)}"
-    return (
-        f"{address} does not accept the certificate {files.certificate}; ask the coordinator for a new one, and both "
-        "compare your clocks"
+    ends, refused = (
+        read_certificate(files.certificate).not_valid_after_utc,
+        f"{address} does not accept the certificate",
     )
+    if ends < datetime.now(UTC):
+        return f"{refused} {files.certificate}: {expired(ends)}"
+    return f"{refused} {files.certificate}; ask the coordinator for a new one, and compare your clocks"
 
 
 def expired(ends: datetime) -> str:

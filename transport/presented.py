@@ -40,6 +40,6 @@ def issuer_remark(server: Address, seconds: float, proxy: Proxy | None = None) -
     names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     issuer = ", ".join(quoted(str(name.value)) for name in names) or "nobody named"
     return (
-        f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have it pass {server} "
-        "on untouched"
+        f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have your network "
+        f"team exempt the server from that ({server})"
     )

@@ -35,7 +35,7 @@ class TunnelProxy:
             refusal: the status with which it refuses everything.
             host: where it listens.
         """
-        self._routes, self._refusal = routes or {}, refusal
+        self._routes, self.refusal = routes or {}, refusal
         self._wanted = b64encode(":".join(login).encode()).decode() if login else None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
@@ -79,8 +79,8 @@ class TunnelProxy:
             self._forward(caller, target)
 
     def _status(self, lines: list[str]) -> str:
-        if self._refusal:
-            return self._refusal
+        if self.refusal:
+            return self.refusal
         if self._wanted and not any(
             line.partition(":")[0].lower() == "proxy-authorization" and line.split()[-1] == self._wanted
             for line in lines

@@ -263,7 +263,9 @@ def clock_off(minutes: float) -> Callable[[Case], object]:
     def off(case: Case) -> None:
         case.monkeypatch.setattr(
             "server.hub.hub.measurement_answer",
-            lambda request, clock: framing.measurement_answer(request, clock + timedelta(minutes=minutes).total_seconds()),
+            lambda request, clock: framing.measurement_answer(
+                request, clock + timedelta(minutes=minutes).total_seconds()
+            ),
         )
 
     return off
@@ -351,5 +353,3 @@ def withdrawn_token(case: Case) -> None:
 
 def token_of_another_consortium(case: Case) -> None:
     case.document = case.invitation(case.hearts).to_text()
-
-

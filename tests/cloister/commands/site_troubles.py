@@ -1,6 +1,7 @@
 """What can go wrong in a site's own folder, each made for real."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,6 @@ from privacy.run.roster import Roster, sign_roster
 from tests.cloister.commands.consortium_at_work import SITE, Case
 from tests.federations import certify
 from transport.pki import public_key_digest, read_authority, read_certificate
-
 
 # --- Keys, certificate and roster -----------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ def full_disk(case: Case) -> Iterator[None]:
 @contextmanager
 def read_only_disk(case: Case) -> Iterator[None]:
     with _own_disk(case) as disk:
-        _mount("-o", "remount,ro", disk)
+        _system("mount", "-o", "remount,ro", disk)
         yield
 
 
@@ -116,21 +116,23 @@ def _own_disk(case: Case) -> Iterator[str]:
     """Move the site to a small disk of its own."""
     disk = case.folder.parent / "disk"
     disk.mkdir()
-    if os.geteuid() or not _mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)):
+    if os.geteuid() or not _system("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)):
         pytest.skip("this user cannot mount a disk")
     try:
         case.site.rename(case.folder / "away")
         case.folder, before = disk, case.folder
-        subprocess.run(["cp", "-a", before / "away", case.site], check=True)
+        shutil.copytree(before / "away", case.site)
         case.write_settings()
         case.monkeypatch.setattr(Case, "write_settings", lambda _: None)
         yield str(disk)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        assert _system("umount", str(disk))
 
 
-def _mount(*arguments: str) -> bool:
-    return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0
+def _system(name: str, *arguments: str) -> bool:
+    """Run one of the system's commands; return whether it is there and does what it should."""
+    command = shutil.which(name)
+    return bool(command) and not subprocess.run([command, *arguments], check=False, capture_output=True).returncode
 
 
 def _sign(case: Case, change: Callable[[Roster], Roster]) -> None:
