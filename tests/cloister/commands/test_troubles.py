@@ -20,6 +20,8 @@ from tests.cloister.commands.troubles_table import SECTIONS, STOPPED, TROUBLES, 
 from tests.cloister.in_process import Run
 from tests.transport.tunnels import TunnelProxy
 
+pytestmark = pytest.mark.xdist_group("troubles")  # one consortium for all
+
 SECONDS = 5.0  # within which a cause is named
 DOCUMENT = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
 PAIRS = [pytest.param(trouble, command, id=f"{command}: {trouble.name}")
