@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import AuthenticityError, MalformedError, UnreachableError
 from transport.address import Address, read_address
-from transport.channel import authority_context, not_ours, unaccepted
+from transport.channel import authority_context, left, not_ours, unaccepted
 from transport.dialling import cause, dial
 from transport.joining import Line, State, read_answer, read_greeting, read_standing, request_bytes
 from transport.presented import issuer_remark
@@ -126,20 +126,17 @@ class Asking:
             plain = dial(place, _CONNECT_SECONDS, self._proxy)
             connected = True
             try:
-                plain.settimeout(_left(deadline))
-                return Line(context.wrap_socket(plain, server_hostname=place.host), _left(deadline))
+                plain.settimeout(left(deadline))
+                return Line(context.wrap_socket(plain, server_hostname=place.host), left(deadline))
             except BaseException:
                 plain.close()
                 raise
         except ssl.SSLCertVerificationError as error:
             what = unaccepted(str(place), "the authority in the invitation", error)
-            raise AuthenticityError(what + issuer_remark(place, _left(deadline), self._proxy)) from error
+            raise AuthenticityError(what + issuer_remark(place, left(deadline), self._proxy)) from error
         except OSError as error:
-            if connected or isinstance(error, ssl.SSLError):
-                raise UnreachableError(not_ours(str(place), "a joining port", error)) from error
+            if connected:
+                issuer = issuer_remark(place, left(deadline), self._proxy) if isinstance(error, ssl.SSLError) else ""
+                raise UnreachableError(not_ours(str(place), "a joining port", error) + issuer) from error
             msg = f"cannot reach the joining port at {place}: {cause(error)}; or join with files: --files"
             raise UnreachableError(msg) from error
-
-
-def _left(deadline: float) -> float:
-    return max(1e-3, deadline - time.monotonic())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from transport.presented import issuer_remark
 from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from transport.proxies import Proxy
@@ -166,23 +168,39 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
-    place, deadline = read_address(address), time.monotonic() + seconds
-    context, connected = _context(files), False
+    with _connected(address, _context(files), str(files.authority), seconds, proxy) as secured:
+        if secured.selected_alpn_protocol() != _ALPN:
+            msg = (
+                f"{address} is not the port for agents, though its certificate is the server's; check address and port "
+                "with the coordinator (`server` in site.toml)"
+            )
+            raise UnreachableError(msg)
+        if not _welcomed(secured):
+            raise AuthenticityError(_unwelcome(address, files))
+
+
+@contextmanager
+def _connected(
+    address: str, context: ssl.SSLContext, authority: str, seconds: float, proxy: Proxy | None
+) -> Iterator[ssl.SSLSocket]:
+    """Connect, and name what prevents it; `authority` should have issued the certificate that arrives."""
+    place, deadline, connected = read_address(address), time.monotonic() + seconds, False
     try:
         with dial(place, seconds, proxy) as plain:
             connected = True
-            plain.settimeout(_left(deadline))
+            plain.settimeout(left(deadline))
             with context.wrap_socket(plain, server_hostname=place.host) as secured:
-                secured.settimeout(_left(deadline))
-                _await_welcome(secured, address, files)
+                secured.settimeout(left(deadline))
+                yield secured
     except ssl.SSLCertVerificationError as error:
-        what = unaccepted(address, str(files.authority), error)
+        what = unaccepted(address, authority, error)
         if error.verify_code in _DATES:
             raise UnreachableError(what) from error  # it will be renewed: worth another attempt
-        issuer = "" if error.verify_code in _OTHER_NAMES else issuer_remark(place, _left(deadline), proxy)
+        issuer = "" if error.verify_code in _OTHER_NAMES else issuer_remark(place, left(deadline), proxy)
         raise AuthenticityError(what + issuer) from error
-    except ssl.SSLError as error:
-        raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
+    except ssl.SSLError as error:  # also of a proxy that inspects TLS, and speaks no TLS 1.3
+        what = not_ours(address, "a Cloister server", error)
+        raise UnreachableError(what + issuer_remark(place, left(deadline), proxy)) from error
     except OSError as error:
         if connected:
             raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
@@ -190,7 +208,8 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
         raise UnreachableError(msg) from error
 
 
-def _left(deadline: float) -> float:
+def left(deadline: float) -> float:
+    """Return the seconds that are left until a time of the monotonic clock, as a time-out that a socket takes."""
     return max(1e-3, deadline - time.monotonic())
 
 
@@ -248,30 +267,19 @@ def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError
     )
 
 
-def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> None:
+def _welcomed(secured: ssl.SSLSocket) -> bool:
     """Wait for the server's first byte. In TLS 1.3, a refused client learns it only now: the connection is closed."""
-    if secured.selected_alpn_protocol() != _ALPN:
-        msg = (
-            f"{address} is not the port for agents, though its certificate is the server's; check address and port "
-            "with the coordinator (`server` in site.toml)"
-        )
-        raise UnreachableError(msg)
     try:
-        welcome = secured.recv(1)
+        return bool(secured.recv(1))
     except (ssl.SSLError, ConnectionError):
-        welcome = b""
-    if not welcome:
-        raise AuthenticityError(_unwelcome(address, files))
+        return False
 
 
 def _unwelcome(address: str, files: TlsFiles) -> str:
-    ends, refused = (
-        read_certificate(files.certificate).not_valid_after_utc,
-        f"{address} does not accept the certificate",
-    )
-    if ends < datetime.now(UTC):
-        return f"{refused} {files.certificate}: {expired(ends)}"
-    return f"{refused} {files.certificate}; ask the coordinator for a new one, and compare your clocks"
+    refused = f"{address} does not accept the certificate {files.certificate}"
+    if (ends := read_certificate(files.certificate).not_valid_after_utc) < datetime.now(UTC):
+        return f"{refused}: {expired(ends)}"
+    return f"{refused}; ask the coordinator for a new one, and compare your clocks"
 
 
 def expired(ends: datetime) -> str:

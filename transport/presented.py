@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def certificate_at(server: Address, seconds: float, proxy: Proxy | None = None) -> x509.Certificate | None:
     """Return the certificate that a server presents, whoever issued it; None if none comes. Nothing is sent."""
-    context, deadline = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), time.monotonic() + seconds
+    context, deadline = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), time.monotonic() + seconds  # of any version
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only to see who answers
     try:
         with dial(server, seconds, proxy) as plain:
@@ -40,6 +40,6 @@ def issuer_remark(server: Address, seconds: float, proxy: Proxy | None = None) -
     names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     issuer = ", ".join(quoted(str(name.value)) for name in names) or "nobody named"
     return (
-        f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have your network "
-        f"team exempt the server from that ({server})"
+        f"; the certificate that arrives was issued by {issuer}. If that is a proxy of your own network that inspects "
+        f"TLS, have your network team exempt the server from that ({server})"
     )

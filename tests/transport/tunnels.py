@@ -106,19 +106,27 @@ class TunnelProxy:
 class InspectingProxy(TunnelProxy):
     """Ends TLS in its tunnels, as a hospital's web gateway does: it shows a certificate of its own authority's."""
 
-    def __init__(self, folder: Path, name: str, host: str = "localhost") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        host: str = "localhost",
+        latest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
+    ) -> None:
         """Listen.
 
         Args:
             folder: where to put its certificate.
             name: of its organisation.
             host: the name of the servers that it shows certificates for.
+            latest: the latest version of TLS that it speaks.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         file = folder / "gateway.pem"
         file.write_bytes(certificate_pem(Authority.create(name).issue_server(host, key.public_key())) + key_pem(key))
         self._inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._inside.load_cert_chain(file)
+        self._inside.maximum_version = latest
         self._outside = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._outside.check_hostname, self._outside.verify_mode = False, ssl.CERT_NONE
         super().__init__()

@@ -305,11 +305,14 @@ def proxy_answers(answer: Callable[[socket.socket], object]) -> Callable[[Case],
     return through
 
 
-@contextmanager
-def inspecting_proxy(case: Case) -> Iterator[None]:
-    with InspectingProxy(case.folder, "Hospital Web Gateway") as proxy:
-        case.proxy = proxy.place
-        yield
+def inspecting_proxy(latest: ssl.TLSVersion) -> Callable[[Case], object]:
+    @contextmanager
+    def through(case: Case) -> Iterator[None]:
+        with InspectingProxy(case.folder, "Hospital Web Gateway", latest=latest) as proxy:
+            case.proxy = proxy.place
+            yield
+
+    return through
 
 
 # --- Members and invitations ----------------------------------------------------------------------------------------

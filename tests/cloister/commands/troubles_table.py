@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ssl import TLSVersion
 
 from tests.cloister.commands import network_troubles as network
 from tests.cloister.commands import site_troubles as site
@@ -99,8 +100,10 @@ SECTIONS = {
                 "does not answer as an HTTP proxy", "check its address and port", passes=True),
         Trouble("the proxy says nothing", network.proxy_answers(network.says_nothing),
                 "no answer", "check its name and port", passes=True),
-        Trouble("a proxy inspects TLS", network.inspecting_proxy,
+        Trouble("a proxy inspects TLS", network.inspecting_proxy(TLSVersion.TLSv1_3),
                 "issued by “Hospital Web Gateway authority”", "have your network team exempt the server"),
+        Trouble("a proxy inspects TLS, and speaks an old version", network.inspecting_proxy(TLSVersion.TLSv1_2),
+                "issued by “Hospital Web Gateway authority”", "have your network team exempt the server", passes=True),
     ],
     "Invitations and membership": [
         Trouble("a part of the token is missing", network.damaged_token,
