@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,11 +21,12 @@ from flwr.app import Context, RecordDict
 
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
+from client.identity import check_certificate, check_keys, check_room, check_secrecy
 from client.protection import ready
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
-from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
+from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
 from privacy.locks import locked
 from privacy.parallel import in_processes
 from transport.channel import probe
@@ -63,6 +65,7 @@ def attend(path: Path, stop: Event) -> None:
 
         assist(place)
         return
+    _look_first(place)
     line = _Line(place)
     line.check()
     return_memory()
@@ -96,6 +99,22 @@ def attend(path: Path, stop: Event) -> None:
         raise DeviceError(msg)
 
 
+def _look_first(place: SiteFolder) -> None:
+    """Look at what can be seen without the server, so that it is said before anything waits for the network.
+
+    Raises:
+        CloisterError: if keys, certificate or roster cannot be used.
+        OSError: if the site's folder cannot be written.
+    """
+    check_keys(place)
+    check_certificate(place)
+    for look in (check_secrecy, check_room):
+        try:
+            look(place)
+        except (KeyFileError, StorageError) as warning:
+            log.warning("%s", warning)
+
+
 def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callable[[], None]]) -> None:
     place, upkeep = site.place, Upkeep(site)
     with _turn(place.folder / TURN, stop):
@@ -119,7 +138,7 @@ class _Line:
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
         self.status = ""  # logged when the connection is up
-        self._announced = False
+        self._said = ""  # why it is down, without the numbers
         self._delay = _FIRST_DELAY
 
     def check(self) -> bool:
@@ -139,17 +158,17 @@ class _Line:
         """Log that the connection is up. It may not last, so the delay is not reset."""
         way = f" through {proxy}" if (proxy := self._place.proxy) else ""
         log.info("online at %s%s; %s", self._place.settings.server, way, self.status)
-        self._announced = False
+        self._said = ""
 
     def works(self) -> None:
         """Note that a message got through: if the connection breaks now, the delay starts over."""
         self._delay = _FIRST_DELAY
 
     def broke(self, error: Exception) -> None:
-        """Log once that the connection is down."""
-        if not self._announced:
+        """Log why the connection is down, once for each cause."""
+        if self._said != (said := re.sub(r"\d", "", str(error))):
             log.warning("%s; retrying until it answers", error)
-        self._announced = True
+        self._said = said
 
     def delay(self) -> float:
         """Return how many seconds to wait: longer each time, and randomised per agent."""

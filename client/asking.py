@@ -7,15 +7,16 @@ names: first its authority's certificate is fetched and compared, then a second 
 from __future__ import annotations
 
 import ssl
+import time
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from privacy.errors import AuthenticityError, MalformedError, UnreachableError
-from privacy.untrusted_text import quoted
 from transport.address import Address, read_address
-from transport.channel import authority_context, unaccepted
-from transport.dialling import dial
+from transport.channel import authority_context, left, not_ours, unaccepted
+from transport.dialling import cause, dial
 from transport.joining import Line, State, read_answer, read_greeting, read_standing, request_bytes
+from transport.presented import issuer_remark
 from transport.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from privacy.run.invitation import Invitation
     from transport.joining import Answer
 
-_SECONDS = 30.0  # of one connection; approving may take a moment
-_CONNECT_SECONDS = 4.0
+_SECONDS = 30.0  # for the answer to a request; approving may take a moment
+_CONNECT_SECONDS = 3.5  # until the server has shown who it is
+_REMARK_SECONDS = 1.0  # to see who issued another service's certificate
 
 
 class Asking:
@@ -74,6 +76,7 @@ class Asking:
             MalformedError: if it is no answer.
             UnreachableError: if the connection breaks.
         """
+        self._line.allow(_SECONDS)
         self._line.send(request_bytes(request))
         return read_answer(self._line)
 
@@ -96,8 +99,8 @@ class Asking:
             authority = self._greeted(line)
         if sha256(authority).hexdigest() != self._invitation.authority:
             msg = (
-                f"the server at {self._place} belongs to another consortium than this invitation; check with the "
-                "coordinator that the invitation is for this server"
+                f"the server at {self._place} belongs to another consortium than this invitation; check address and "
+                "port with the coordinator, and that the invitation is for this server"
             )
             raise AuthenticityError(msg)
         return authority
@@ -106,35 +109,34 @@ class Asking:
         try:
             return read_greeting(line)
         except MalformedError as error:
-            msg = f"{self._place}: {error}; check address and port with the coordinator"
+            issuer = issuer_remark(self._place, _REMARK_SECONDS, self._proxy)
+            msg = f"{self._place}: {error}{issuer}"
             raise UnreachableError(msg) from error
         except UnreachableError as error:
-            msg = f"the joining port at {self._place} closed the connection; wait a minute, and try again"
+            issuer = issuer_remark(self._place, _REMARK_SECONDS, self._proxy)
+            msg = (
+                f"{self._place} speaks TLS, but does not greet as a joining port does; check address and port with the "
+                f"coordinator, or, if they are right, wait a minute and try again{issuer}"
+            )
             raise UnreachableError(msg) from error
 
     def _connect(self, context: ssl.SSLContext) -> Line:
-        place = self._place
+        place, deadline, connected = self._place, time.monotonic() + _CONNECT_SECONDS, False
         try:
             plain = dial(place, _CONNECT_SECONDS, self._proxy)
+            connected = True
             try:
-                return Line(context.wrap_socket(plain, server_hostname=place.host), _SECONDS)
+                plain.settimeout(left(deadline))
+                return Line(context.wrap_socket(plain, server_hostname=place.host), left(deadline))
             except BaseException:
                 plain.close()
                 raise
         except ssl.SSLCertVerificationError as error:
             what = unaccepted(str(place), "the authority in the invitation", error)
-            msg = f"{what}; if a proxy of your own network inspects TLS, have it pass {place} on untouched"
-            raise AuthenticityError(msg) from error
-        except ssl.SSLError as error:
-            msg = (
-                f"something answers at {place}, but not with the TLS of a joining port "
-                f"({quoted(error.reason or str(error))}); check address and port with the coordinator"
-            )
-            raise UnreachableError(msg) from error
+            raise AuthenticityError(what + issuer_remark(place, left(deadline), self._proxy)) from error
         except OSError as error:
-            why = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
-            msg = (
-                f"cannot reach the joining port at {place}: {why}; have the coordinator start the server and your "
-                "network team allow this connection, or join with files: --files"
-            )
+            if connected:
+                issuer = issuer_remark(place, left(deadline), self._proxy) if isinstance(error, ssl.SSLError) else ""
+                raise UnreachableError(not_ours(str(place), "a joining port", error) + issuer) from error
+            msg = f"cannot reach the joining port at {place}: {cause(error)}; or join with files: --files"
             raise UnreachableError(msg) from error

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from client.identity import check_certificate, check_keys, check_room, check_secrecy
 from client.line_checks import LineChecks
 from client.settings import SiteFolder, read_site
-from privacy.crypto.key_epoch import SealingKey
-from privacy.errors import BudgetError, ConfigError, KeyFileError, StorageError
-from privacy.storage import read_file, set_aside
-from transport.diagnosis import check_name, check_port, check_private, check_proxy, check_tls, days_left, findings
-from transport.pki import key_digest, read_certificate, read_roster, read_signing_key, read_tls_key
+from privacy.errors import BudgetError, ConfigError
+from transport.diagnosis import check_name, check_port, check_proxy, check_tls, days_left, findings
+from transport.pki import read_certificate, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
     from client.site import Site
     from transport.diagnosis import Finding
-
-_ROOM = 256 << 20  # bytes that should be free for models and updates in transit
 
 
 def check_site(path: Path) -> Iterator[Finding]:
@@ -43,13 +39,14 @@ def check_site(path: Path) -> Iterator[Finding]:
             ("TLS", partial(check_tls, server, place.tls, proxy)),
             ("line", line.speed),
             ("clock", line.clock),
+            ("roster", line.roster),
         ],
         until=("keys", "name", "port", "proxy", "TLS", "line"),
     )
     tasks = _Tasks(place)
     yield from findings(
         [
-            ("disk", partial(_disk, place)),
+            ("disk", partial(check_room, place)),
             ("budget", partial(_budget, place)),
             ("records", tasks.records),
             ("loader", tasks.loader),
@@ -60,42 +57,17 @@ def check_site(path: Path) -> Iterator[Finding]:
 
 
 def _keys(place: SiteFolder) -> str:
-    """Check that the site's keys are there, are private, belong together, and are those in the roster."""
-    keys = place.settings.keys
-    private = [place.path(key) for key in (keys.tls_key, keys.signing_key, keys.sealing_key)]
-    for path in private:
-        read_file(path)
-    check_private(*private)
-    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
-    member, tls = roster.member(place.settings.site), read_tls_key(private[0]).public_key()
-    if read_certificate(place.tls.certificate).public_key() != tls:
-        msg = f"{place.tls.certificate} does not belong to {private[0]}; take in the welcome again: cloister join"
-        raise KeyFileError(msg)
-    listed = member.tls_key, member.signing_key, member.sealing_key
-    signing = read_signing_key(private[1]).public_key().public_bytes_raw().hex()
-    if listed != (key_digest(tls), signing, SealingKey(read_file(private[2])).public):
-        msg = f"roster {roster.version} lists other keys for {member.site}; take in the latest: cloister roster take"
-        raise KeyFileError(msg)
-    return f"{member.site} is in roster {roster.version} of {roster.consortium} (sites: {len(roster.members)})"
+    roster = check_keys(place)
+    check_secrecy(place)
+    return f"{place.settings.site} is in roster {roster.version} of {roster.consortium} (sites: {len(roster.members)})"
 
 
 def _validity(place: SiteFolder) -> str:
     keys = place.settings.keys
+    check_certificate(place)
     roster = read_roster(place.path(keys.roster), place.path(keys.authority))
     certificate = read_certificate(place.tls.certificate)
     return days_left({"roster": roster.expires, "certificate": certificate.not_valid_after_utc.timestamp()})
-
-
-def _disk(place: SiteFolder) -> str:
-    """Check that the site's folder can be written, and has some room."""
-    probe = place.folder / "outbox" / ".space"
-    set_aside(probe, 1)
-    probe.unlink()
-    free = shutil.disk_usage(place.folder).free
-    if free < _ROOM:
-        msg = f"{place.folder}: only {free >> 20} MB are free on its disk; make room for models and updates"
-        raise StorageError(msg)
-    return f"{free / 1e9:.1f} GB free"
 
 
 def _budget(place: SiteFolder) -> str:

@@ -128,21 +128,24 @@ class Exchange:
         except grpc.RpcError as error:
             raise self._named(error) from error
 
-    def measure(self, send: int = 0, receive: int = 0) -> tuple[float, float]:
+    def measure(self, send: int = 0, receive: int = 0, seconds: float = _MEASURE_SECONDS) -> tuple[float, float] | None:
         """Send and receive so many random bytes, at most a frame each.
 
         Returns:
-            The server's clock, in seconds since 1970, and the seconds that it all took.
+            The server's clock, in seconds since 1970, and the seconds that it all took; None if the server's version
+            has no measurements.
 
         Raises:
-            UnreachableError: if the server does not answer.
+            UnreachableError: if the server does not answer within `seconds`.
             AuthenticityError: if the server does not know this site.
-            ProtocolError: if the server's version has no measurements.
+            ProtocolError: if the server's version speaks another protocol.
         """
         request, start = measurement_request(send, receive), time.perf_counter()
         try:
-            answer = self._measure(request, timeout=_MEASURE_SECONDS)
+            answer = self._measure(request, timeout=seconds)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return None
             raise self._named(error) from error
         return read_measurement(answer), time.perf_counter() - start
 

@@ -216,6 +216,20 @@ def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
     return roster
 
 
+def check_offered(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
+    """Check the roster with which the server runs, without keeping it; return it.
+
+    Raises:
+        AuthenticityError: if it is not one that this site could take; says what to do.
+        MalformedError: if it is no roster.
+    """
+    try:
+        return _check_roster(folder, keys, site, data, read_authority_key(folder / keys.authority))
+    except AuthenticityError as error:
+        msg = f"the server's roster cannot be taken: {error}; an old copy may have been put back at the server"
+        raise AuthenticityError(msg) from error
+
+
 def older_roster(path: Path, version: int) -> Path:
     """Return where a site keeps an older version of its roster."""
     return path.with_name(f"{path.name}-{version}")

@@ -8,14 +8,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from client.exchange import Exchange
-from privacy.errors import ProtocolError
+from client.joining import check_offered
+from privacy.errors import UnreachableError
 from privacy.run.clocks import check_clock, tolerance
 from transport.diagnosis import Worrying
 from transport.framing import FRAME_BYTES
+from transport.pki import read_roster
 
 if TYPE_CHECKING:
     from client.settings import SiteFolder
 
+_FIRST_SECONDS = 4.0  # for a short message
+_PACKETS = 16 << 10  # bytes that no single packet holds
 _TIMES = 5  # round trips, of which the fastest counts
 _SECONDS = 1.0  # for each direction
 _MOST = 16  # frames in each direction
@@ -70,34 +74,78 @@ class LineChecks:
         measured = self._measured
         if measured is None:
             raise Worrying(_OLD)
-        here, there, error = measured.here, measured.there, measured.round_trip / 2
-        check_clock(self._place.settings.site, here, there - error, there + error, _LONGEST)
-        apart = here - there
-        text = f"this clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the server's"
-        if abs(apart) > _WORRYING:
-            msg = (
-                f"{text}; a run whose round_deadline_seconds is below {2 * abs(apart):.0f} is refused: set both by the "
-                "same time server (NTP)"
-            )
-            raise Worrying(msg)
-        return text
+        return compare_clocks(self._place.settings.site, measured.here, measured.there, measured.round_trip / 2)
+
+    def roster(self) -> str:
+        """Compare the server's roster with the site's.
+
+        Raises:
+            AuthenticityError: if the server's is older, or cannot be taken.
+        """
+        place, keys = self._place, self._place.settings.keys
+        own = read_roster(place.path(keys.roster), place.path(keys.authority)).version
+        with self._exchange() as exchange:
+            data = exchange.roster(0)
+        if data is None:
+            return f"the server has none to offer; this site goes on with roster {own}"
+        theirs = check_offered(place.folder, keys, place.settings.site, data).version
+        if theirs > own:
+            return f"the server has roster {theirs}, which the agent takes when it starts"
+        return f"site and server have roster {own}"
+
+    def _exchange(self) -> Exchange:
+        return Exchange(self._place.settings.server, self._place.tls, self._place.proxy)
 
     @cached_property
     def _measured(self) -> Measured | None:
-        place = self._place
-        with Exchange(place.settings.server, place.tls, place.proxy) as exchange:
-            try:
-                exchange.measure()  # which also connects
-            except ProtocolError:
+        with self._exchange() as exchange:
+            if exchange.measure(seconds=_FIRST_SECONDS) is None:  # which also connects
                 return None
+            _check_size(exchange, self._place.settings.server)
             fastest, here, at = float("inf"), 0.0, 0.0
             for _ in range(_TIMES):
                 sent = time.time()
-                there, seconds = exchange.measure()
+                there, seconds = exchange.measure() or (0.0, fastest)
                 if seconds < fastest:
                     fastest, here, at = seconds, sent + seconds / 2, there
             up, down = (_rate(exchange, fastest, *way) for way in ((FRAME_BYTES, 0), (0, FRAME_BYTES)))
             return Measured(fastest, up, down, here, at)
+
+
+def compare_clocks(site: str, here: float, there: float, error: float) -> str:
+    """Compare a site's clock with the server's, both in seconds since 1970, read at the same time but for `error`.
+
+    Raises:
+        ProtocolError: if they differ by more than any run allows.
+        Worrying: if they differ by more than a run with short rounds allows.
+    """
+    check_clock(site, here, there - error, there + error, _LONGEST)
+    apart = here - there
+    text = f"this clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the server's"
+    if abs(apart) > _WORRYING:
+        msg = (
+            f"{text}; a run whose round_deadline_seconds is below {2 * abs(apart):.0f} is refused: set both by the "
+            "same time server (NTP)"
+        )
+        raise Worrying(msg)
+    return text
+
+
+def _check_size(exchange: Exchange, server: str) -> None:
+    """Check that more passes than fits into one packet.
+
+    Raises:
+        UnreachableError: if it does not.
+    """
+    try:
+        exchange.measure(_PACKETS, _PACKETS, _FIRST_SECONDS)
+    except UnreachableError as error:
+        msg = (
+            f"short messages reach {server}, but {_PACKETS >> 10} kB do not within {_FIRST_SECONDS:g} s: ask your "
+            "network team whether large packets are dropped on the way (path MTU: ICMP “fragmentation needed”), or the "
+            "line is throttled"
+        )
+        raise UnreachableError(msg) from error
 
 
 _OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"
@@ -107,6 +155,7 @@ def _rate(exchange: Exchange, round_trip: float, send: int, receive: int) -> flo
     """Return megabytes per second in one direction, without the round trips that the measuring itself takes."""
     total, frames = 0.0, 0
     while frames < _MOST and total < _SECONDS:
-        total += max(exchange.measure(send, receive)[1] - round_trip, 1e-6)
+        _, seconds = exchange.measure(send, receive) or (0.0, 0.0)
+        total += max(seconds - round_trip, 1e-6)
         frames += 1
     return frames * (send + receive) / total / 1e6

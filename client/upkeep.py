@@ -6,7 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from client.joining import take_roster
+from client.joining import check_offered, take_roster
+from client.line_checks import compare_clocks
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, ProtocolError
 from privacy.failures import sentence
 from privacy.storage import write_atomically
@@ -28,6 +29,7 @@ class Upkeep:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._warned = self._asked = float("-inf")
+        self._compared = False  # whether the server's roster was seen, even an older one
 
     def look(self, exchange: Exchange) -> None:
         """Take a newer roster or certificate, if the server has one; warn once a day of what expires soon.
@@ -41,16 +43,21 @@ class Upkeep:
         if time.monotonic() > self._warned + _DAY:
             self._warned = time.monotonic()
             self._warn()
+            self._compare_clocks(exchange)
 
     def _take_roster(self, exchange: Exchange) -> None:
         site, place = self._site, self._site.place
-        data = exchange.roster(site.roster.version)
+        data = exchange.roster(site.roster.version if self._compared else 0)
+        self._compared = True
         if data is None:
             return
         try:
+            roster = check_offered(place.folder, place.settings.keys, site.name, data)
+            if roster.version == site.roster.version:
+                return
             roster = take_roster(place.folder, place.settings.keys, site.name, data)
         except (AuthenticityError, MalformedError, ProtocolError, OSError) as error:
-            log.warning("kept roster %d, as the server's cannot be taken: %s", site.roster.version, sentence(error))
+            log.warning("kept roster %d: %s", site.roster.version, sentence(error))
             return
         site.use_roster(roster)
         log.info("took roster %d, of %d sites", roster.version, len(roster.members))
@@ -74,6 +81,16 @@ class Upkeep:
             log.warning("kept the certificate, as the server's cannot be taken: %s", sentence(error))
             return
         log.info("renewed this site's certificate, until %s", f"{new.not_valid_after_utc:%Y-%m-%d}")
+
+    def _compare_clocks(self, exchange: Exchange) -> None:
+        sent = time.time()
+        if (measured := exchange.measure()) is None:
+            return
+        there, seconds = measured
+        try:
+            compare_clocks(self._site.name, sent + seconds / 2, there, seconds / 2)
+        except (Worrying, ProtocolError) as warning:
+            log.warning("%s", warning)
 
     def _warn(self) -> None:
         certificate = read_certificate(self._site.place.tls.certificate)

@@ -130,20 +130,22 @@ def sign(
         typer.echo(f"next: cloister server server {out}")
 
 
-@app.command(epilog="Example:  cloister server server run.manifest    (or, to let sites join: cloister server server)")
+@app.command(
+    epilog="Example:  cloister server server run.manifest    (or, before there is a run: cloister server server)"
+)
 def server(
     consortium: Annotated[Path, typer.Argument(help="consortium.toml, or its folder.")],
     manifest: Annotated[
-        Path | None, typer.Argument(help="The signed run; without one, the server only lets invited sites join.")
+        Path | None, typer.Argument(help="The signed run; without one, sites may join, and agents connect and wait.")
     ] = None,
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
 ) -> None:
     """Run the aggregation server until the run is over. It holds no decryption key."""
-    from server.process import let_join, serve  # noqa: PLC0415 - sites need no server
+    from server.process import serve, wait_for_run  # noqa: PLC0415 - sites need no server
 
     show_log()
     if manifest is None:
-        let_join(consortium, lambda port: typer.echo(f"sites may join at port {port}"), threading.Event())
+        wait_for_run(consortium, typer.echo, threading.Event())
         return
     with RoundTable(make_console(json=False)) as table:
         listen(table)

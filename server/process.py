@@ -7,24 +7,27 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
-from privacy.errors import ConfigError
 from server.app import app
 from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
+from server.hub.listening import check_free
 from server.hub.mailboxes import Mailboxes
 from server.joining.listener import JoiningPort
 from server.joining.renewals import Renewals
 from server.joining.requests import Requests
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
+from transport.address import read_address
 from transport.flower import SERVER_NODE, quieten
 from transport.memory import return_memory
+from transport.pki import check_server_certificate
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
     from pathlib import Path
 
+    from privacy.run.roster import Roster
     from server.settings import ServerFolder
 
 
@@ -64,21 +67,61 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
         app(GrpcGrid(run_id, mailboxes, nodes, rosters.next), context)
 
 
-def let_join(consortium: Path, listening: Callable[[int], None], ended: threading.Event) -> None:
-    """Let invited sites join, without a run, until `ended` is set; call `listening` with the port.
+def wait_for_run(consortium: Path, say: Callable[[str], None], ended: threading.Event) -> None:
+    """Let invited sites join and agents connect, without a run, until `ended` is set; call `say` for each port.
+
+    Agents get no work, but take a newer roster, renew their certificates, and can be checked.
 
     Raises:
-        ConfigError: if the settings have no `[joining]`.
-        CloisterError: if settings or keys are wrong, or the port cannot be opened.
+        CloisterError: if settings or keys are wrong, or a port cannot be opened.
     """
+    quieten()
     place = read_consortium(consortium)
+    check_server_certificate(place.tls.certificate, place.tls.authority)
+    check_free(read_address(place.settings.listen, listening=True))
     with ExitStack() as stack:
         port = open_joining_port(place, stack)
-        if port is None:
-            msg = f"{place.folder / 'consortium.toml'} has no [joining]; add it, or name a signed run to serve"
-            raise ConfigError(msg)
-        listening(port)
+        if port is not None:
+            say(f"sites may join at port {port}")
+        agents = AgentsPort(place, say)
+        stack.callback(agents.stop)
+        watch = RosterWatch(place, agents.take)
+        watch.look()
+        stack.callback(watch.stop)
+        watch.start()
         ended.wait()
+
+
+class AgentsPort:
+    """The port for agents without a run: it opens with the first roster, which the first site's joining makes."""
+
+    def __init__(self, place: ServerFolder, say: Callable[[str], None]) -> None:
+        self._place, self._say = place, say
+        self._renewals = Renewals(place)
+        self._hub: Hub | None = None
+
+    def take(self, roster: Roster, roster_file: bytes) -> None:
+        """Serve a roster's members, and nobody else, from now on.
+
+        Raises:
+            CloisterError: if the port cannot be opened.
+        """
+        if self._hub is not None:
+            self._hub.admit(roster)
+            self._hub.offer(roster.version, roster_file)
+            return
+        settings = self._place.settings
+        mailboxes = Mailboxes({member.node_id for member in roster.members})
+        hub = Hub(roster, mailboxes, settings.max_update_megabytes << 20, roster_file, self._renewals.certificate)
+        self._say(f"agents may connect at port {hub.start(settings.listen, self._place.tls)}")
+        self._hub = hub
+        self._renewals.start()
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._renewals.stop()
+        if self._hub is not None:
+            self._hub.stop()
 
 
 def open_joining_port(place: ServerFolder, stack: ExitStack) -> int | None:

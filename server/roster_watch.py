@@ -66,12 +66,19 @@ class RosterWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(_SECONDS):
-            with suppress(FileNotFoundError):
-                state = (self._place.folder / self._place.settings.roster).stat()
-                if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
-                    self._seen = now
-                    self._look()
-                    self.looks += 1
+            try:
+                self.look()
+            except CloisterError as error:  # from whoever takes it
+                log.warning("roster %d is not served: %s", self.version, error)
+
+    def look(self) -> None:
+        """Read the file, if it has changed since the last look."""
+        with suppress(FileNotFoundError):
+            state = (self._place.folder / self._place.settings.roster).stat()
+            if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
+                self._seen = now
+                self._look()
+                self.looks += 1
 
     def _look(self) -> None:
         try:

@@ -227,7 +227,9 @@ def authority_of(federation: Federation) -> Authority:
     return Authority(key, read_certificate(folder / "authority.pem"))
 
 
-def certify(folder: Path, authority: Authority, *, name: str, days: float, server: bool) -> TlsFiles:
+def certify(
+    folder: Path, authority: Authority, *, name: str, days: float, server: bool, begins: float = -10.0
+) -> TlsFiles:
     """Certify a new key for this many days from now, or until this many days ago."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     use = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
@@ -237,7 +239,7 @@ def certify(folder: Path, authority: Authority, *, name: str, days: float, serve
         .issuer_name(authority.certificate.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=10))
+        .not_valid_before(now + timedelta(days=begins))
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([use]), critical=False)

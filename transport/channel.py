@@ -7,7 +7,10 @@ first makes the same TLS connection with Python's own ssl, and says within five 
 from __future__ import annotations
 
 import ssl
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,19 +19,23 @@ import grpc.experimental
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import reason
 from privacy.storage import read_file
+from privacy.untrusted_text import quoted
 from transport.address import read_address
-from transport.dialling import dial
+from transport.dialling import cause, dial
 from transport.framing import FRAME_BYTES
-from transport.pki import check_server_certificate
+from transport.pki import check_server_certificate, read_certificate
+from transport.presented import issuer_remark
 from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from transport.proxies import Proxy
 
 SERVICE = "cloister.v1.Exchange"
 PROBE_SECONDS = 4.0
+_ALPN = "h2"  # HTTP/2, in which gRPC speaks
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", FRAME_BYTES + (64 << 10)),
@@ -46,7 +53,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),  # a proxy is used as `open_channel` says, as `probe` does, and not as gRPC would
 )
 
-_EXPIRED, _NOT_YET, _OTHER_NAMES = 10, 9, (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
+_DATES, _OTHER_NAMES = (9, 10), (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
 
 
 @dataclass(frozen=True)
@@ -105,15 +112,14 @@ class _Renewed:
 
 
 def joining_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the settings of a port that needs no certificate of its callers.
+    """Return the settings of a port that needs no certificate of its callers; they see if the server's has expired.
 
     Raises:
-        KeyFileError: if no site could accept the server's certificate.
+        KeyFileError: if the server's files cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load_pair(context, files)
-    check_server_certificate(files.certificate, files.authority)
     return context
 
 
@@ -157,32 +163,68 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
 
     Raises:
         MalformedError: if the address is malformed.
-        UnreachableError: if no Cloister server answers there, or the proxy refuses.
+        UnreachableError: if no Cloister server answers there, or only one whose certificate has expired, or the proxy
+            refuses.
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
-    place = read_address(address)
-    context = _context(files)
+    with _connected(address, _context(files), str(files.authority), seconds, proxy) as secured:
+        if secured.selected_alpn_protocol() != _ALPN:
+            msg = (
+                f"{address} is not the port for agents, though its certificate is the server's; check address and port "
+                "with the coordinator (`server` in site.toml)"
+            )
+            raise UnreachableError(msg)
+        if not _welcomed(secured):
+            raise AuthenticityError(_unwelcome(address, files))
+
+
+@contextmanager
+def _connected(
+    address: str, context: ssl.SSLContext, authority: str, seconds: float, proxy: Proxy | None
+) -> Iterator[ssl.SSLSocket]:
+    """Connect, and name what prevents it; `authority` should have issued the certificate that arrives."""
+    place, deadline, connected = read_address(address), time.monotonic() + seconds, False
     try:
-        with (
-            dial(place, seconds, proxy) as plain,
-            context.wrap_socket(plain, server_hostname=place.host) as secured,
-        ):
-            _await_welcome(secured, address, files)
+        with dial(place, seconds, proxy) as plain:
+            connected = True
+            plain.settimeout(left(deadline))
+            with context.wrap_socket(plain, server_hostname=place.host) as secured:
+                secured.settimeout(left(deadline))
+                yield secured
     except ssl.SSLCertVerificationError as error:
-        raise AuthenticityError(unaccepted(address, str(files.authority), error)) from error
-    except ssl.SSLError as error:
-        msg = (
-            f"something answers at {address}, but not with the TLS of a Cloister server ({error.reason or error}); "
-            "check the address"
-        )
-        raise UnreachableError(msg) from error
+        what = unaccepted(address, authority, error)
+        if error.verify_code in _DATES:
+            raise UnreachableError(what) from error  # it will be renewed: worth another attempt
+        issuer = "" if error.verify_code in _OTHER_NAMES else issuer_remark(place, left(deadline), proxy)
+        raise AuthenticityError(what + issuer) from error
+    except ssl.SSLError as error:  # also of a proxy that inspects TLS, and speaks no TLS 1.3
+        what = not_ours(address, "a Cloister server", error)
+        raise UnreachableError(what + issuer_remark(place, left(deadline), proxy)) from error
     except OSError as error:
-        reason = error.strerror or str(error) or "no answer"
-        msg = (
-            f"cannot reach the server at {address}: {reason.lower()}; check that it runs and that the address is right"
-        )
+        if connected:
+            raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
+        msg = f"cannot reach the server at {address}: {cause(error)}"
         raise UnreachableError(msg) from error
+
+
+def left(deadline: float) -> float:
+    """Return the seconds that are left until a time of the monotonic clock, as a time-out that a socket takes."""
+    return max(1e-3, deadline - time.monotonic())
+
+
+def not_ours(address: str, service: str, error: OSError) -> str:
+    """Return what answered instead of the TLS of `service`, as a sentence."""
+    if isinstance(error, TimeoutError):
+        what = "takes the connection and then says nothing: the server hangs, or"
+    elif isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and "EOF" not in str(error):
+        what = f"answers, but not with the TLS of {service} ({quoted(error.reason or str(error))}):"
+    else:
+        what = "takes the connection and closes it before TLS begins:"
+    return (
+        f"something at {address} {what} another service is behind this address, or a firewall that looks into "
+        "connections; check address and port with the coordinator, and ask your network team what answers there"
+    )
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
@@ -194,7 +236,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
         raise KeyFileError(msg) from error
     _load_pair(context, files)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([_ALPN])
     return context
 
 
@@ -214,23 +256,36 @@ def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError
             f"{address} presents a certificate for another name ({error.verify_message}); use the name in the "
             "certificate, or ask the coordinator for a certificate with this name"
         )
-    if error.verify_code in {_EXPIRED, _NOT_YET}:
+    if error.verify_code in _DATES:
         return (
             f"{address} presents a certificate that is not valid now ({error.verify_message}); ask the coordinator "
             "for a new one, or set this machine's clock"
         )
     return (
-        f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); check the "
-        "address, and that both belong to the same consortium"
+        f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); check "
+        "address and port with the coordinator, and that both belong to the same consortium"
     )
 
 
-def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> None:
+def _welcomed(secured: ssl.SSLSocket) -> bool:
     """Wait for the server's first byte. In TLS 1.3, a refused client learns it only now: the connection is closed."""
     try:
-        welcome = secured.recv(1)
+        return bool(secured.recv(1))
     except (ssl.SSLError, ConnectionError):
-        welcome = b""
-    if not welcome:
-        msg = f"{address} does not accept the certificate {files.certificate}; ask the coordinator for a new one"
-        raise AuthenticityError(msg)
+        return False
+
+
+def _unwelcome(address: str, files: TlsFiles) -> str:
+    refused = f"{address} does not accept the certificate {files.certificate}"
+    if (ends := read_certificate(files.certificate).not_valid_after_utc) < datetime.now(UTC):
+        return f"{refused}: {expired(ends)}"
+    return f"{refused}; ask the coordinator for a new one, and compare your clocks"
+
+
+def expired(ends: datetime) -> str:
+    """Return what to do about a site's certificate that has expired, as a sentence."""
+    return (
+        f"this site's certificate expired on {ends:%Y-%m-%d %H:%M} UTC; have the coordinator approve this site's "
+        "request again (cloister roster approve), and take in the welcome (cloister join); or, if it is wrong, set "
+        "this machine's clock"
+    )

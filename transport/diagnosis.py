@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import ssl
 import stat
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import sentence
-from privacy.untrusted_text import quoted
 from transport.address import read_address
 from transport.channel import probe
-from transport.dialling import dial, places
+from transport.dialling import cause, dial, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +30,7 @@ State = Literal["ok", "warning", "failed"]
 SOON_DAYS = 14
 """A roster or certificate that expires sooner is worth a warning."""
 
-_SECONDS = 4.0  # to connect to one address
+_SECONDS = 4.0  # for one check
 _DAY = 86_400.0
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -129,29 +124,35 @@ def check_port(server: str) -> str:
         UnreachableError: if none answers.
         Worrying: if some do not answer.
     """
-    times, dead = {}, {}
-    for family, place in _places(server):
-        start = time.perf_counter()
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as connection:
-                connection.settimeout(_SECONDS / 2)
-                connection.connect(place)
-        except OSError as error:
-            dead[str(place[0])] = _why(error)
-        else:
-            times[str(place[0])] = time.perf_counter() - start
-    silent = "; ".join(f"{address}: {why}" for address, why in dead.items())
-    if not times:
+    candidates = _places(server)
+    with ThreadPoolExecutor(len(candidates)) as threads:
+        reached = list(threads.map(_time, candidates))
+    times = {str(place[0]): taken for (_, place), taken in zip(candidates, reached, strict=True)}
+    good = {address: taken for address, taken in times.items() if isinstance(taken, float)}
+    dead = "; ".join(f"{address}: {cause(why)}" for address, why in times.items() if isinstance(why, OSError))
+    if not good:
         msg = (
-            f"nothing at {server} accepts a connection ({silent}); if your network lets connections out through a "
+            f"nothing at {server} accepts a connection ({dead}); if your network lets connections out through a "
             "proxy only, name it: https_proxy in the environment, or proxy in [network] of site.toml"
         )
         raise UnreachableError(msg)
-    text = ", ".join(f"{address} in {1000 * seconds:.1f} ms" for address, seconds in times.items())
+    text = ", ".join(f"{address} in {1000 * seconds:.1f} ms" for address, seconds in good.items())
     if dead:
-        msg = f"connected to {text}, but not to {silent}; have the dead address removed from the name"
+        msg = f"connected to {text}, but not to all ({dead}); have the dead address removed from the name"
         raise Worrying(msg)
     return f"connected to {text}"
+
+
+def _time(candidate: Place) -> float | OSError:
+    """Connect to an address; return the seconds that it took, or what went wrong."""
+    (family, place), start = candidate, time.perf_counter()
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_SECONDS / 2)
+            connection.connect(place)
+    except OSError as error:
+        return error
+    return time.perf_counter() - start
 
 
 def check_proxy(server: str, proxy: Proxy) -> str:
@@ -171,33 +172,8 @@ def check_tls(server: str, files: TlsFiles, proxy: Proxy | None = None) -> str:
     Raises:
         CloisterError: if they do not; names who issued the certificate that arrived, if it is not the consortium's.
     """
-    try:
-        probe(server, files, _SECONDS, proxy)
-    except AuthenticityError as error:
-        msg = f"{error}{_issuer(server, proxy)}"
-        raise AuthenticityError(msg) from error
+    probe(server, files, _SECONDS, proxy)
     return "server and site accept each other's certificates"
-
-
-def _issuer(server: str, proxy: Proxy | None) -> str:
-    """Return who issued the certificate that arrives, as a remark; empty if nobody says."""
-    place, context = read_address(server), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only to name who answers; nothing is sent
-    try:
-        with (
-            dial(place, _SECONDS, proxy) as plain,
-            context.wrap_socket(plain, server_hostname=place.host) as secured,
-        ):
-            certificate = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
-            names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
-            names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-            issuer = ", ".join(quoted(str(name.value)) for name in names)
-    except (CloisterError, OSError, ValueError):
-        return ""
-    return (
-        f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have it pass {server} "
-        "on untouched"
-    )
 
 
 def _places(server: str) -> list[Place]:
@@ -205,16 +181,5 @@ def _places(server: str) -> list[Place]:
     try:
         return places(address)
     except OSError as error:
-        msg = (
-            f"{address.host} cannot be resolved here ({(error.strerror or str(error)).lower()}); check `server` in "
-            "site.toml, or ask your network team for its name, or for the proxy that resolves it"
-        )
+        msg = f"{address.host}: {cause(error)}"
         raise UnreachableError(msg) from error
-
-
-def _why(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer, as behind a firewall that drops packets; have outgoing connections to this port allowed"
-    if isinstance(error, ConnectionRefusedError):
-        return "refused: no server runs there, or on another port"
-    return (error.strerror or os.strerror(error.errno or 0)).lower()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 GREETING = b"cloister-join-1\n"
+_ANY_GREETING = b"cloister-join-"
 KEY_BYTES = 32
 LARGEST_ANSWER = 64 << 20  # bytes; a welcome holds a roster
 _STEP = 1 << 14  # bytes of one TLS record
@@ -108,8 +109,12 @@ def read_greeting(source: Source) -> bytes:
         MalformedError: if another service answers.
         UnreachableError: if the connection breaks.
     """
-    if source.exactly(len(GREETING)) != GREETING:
-        msg = "another service answers there, or another version of Cloister"
+    begins = source.exactly(len(GREETING))
+    if begins.startswith(_ANY_GREETING) and begins != GREETING:
+        msg = "another version of Cloister answers there; install the server's version"
+        raise MalformedError(msg)
+    if begins != GREETING:
+        msg = "another service answers there, not a joining port; check address and port with the coordinator"
         raise MalformedError(msg)
     return source.exactly(_length(source, ">H", LARGEST_CERTIFICATE))
 
@@ -180,6 +185,10 @@ class Line:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         self._connection.close()
+
+    def allow(self, seconds: float) -> None:
+        """Set the deadline anew, so many seconds from now."""
+        self._deadline = time.monotonic() + seconds
 
     def exactly(self, count: int) -> bytes:
         """Return the next `count` bytes.

@@ -159,7 +159,10 @@ def open_tunnel(connection: socket.socket, proxy: Proxy, server: Address, second
     answer = b""
     while b"\r\n\r\n" not in answer and b"\n\n" not in answer:
         connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        part = connection.recv(1)  # byte by byte: what follows the answer is the server's
+        try:
+            part = connection.recv(1)  # byte by byte: what follows the answer is the server's
+        except ConnectionResetError:
+            part = b""
         if not part or len(answer) > _LARGEST_ANSWER:
             break
         answer += part

@@ -17,7 +17,7 @@ from server.joining.limits import Limits
 from transport.address import read_address
 from transport.channel import joining_context
 from transport.joining import Line, Outcome, greeting, read_request
-from transport.pki import read_certificate
+from transport.pki import check_server_certificate, read_certificate
 
 if TYPE_CHECKING:
     from server.joining.requests import Requests
@@ -47,6 +47,7 @@ class JoiningPort:
         """
         place = read_address(listen, listening=True)
         joining_context(self._tls)
+        check_server_certificate(self._tls.certificate, self._tls.authority)
         check_free(place)
         self._listening = sockets(place, _WAITING)
         for listening in self._listening:

@@ -75,6 +75,13 @@ def test_without_an_answer_it_ends_at_its_deadline() -> None:
         assert time.monotonic() - start < WITHIN
 
 
+def test_an_address_without_a_route_is_reported_at_once() -> None:
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError):  # as an unreachable network, it is known without waiting
+        connect([(socket.AF_UNIX, "/nowhere/at/all")], 30)
+    assert time.monotonic() - start < WITHIN
+
+
 def test_families_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     six, four = socket.AF_INET6, socket.AF_INET
     given = [(six, 1, 6, "", (f"2001:db8::{n}", 9440)) for n in range(3)] + [(four, 1, 6, "", ("192.0.2.1", 9440))]
@@ -89,7 +96,7 @@ def test_an_agent_reaches_a_server_of_whose_two_addresses_one_is_dead(
     authority, key, certificate = tls_of(federation, "north").read()
     start = time.monotonic()
     with dead() as silent:
-        monkeypatch.setattr(dialling, "places", lambda _: [silent, live])
+        monkeypatch.setattr(dialling, "places", lambda *_: [silent, live])
         probe(f"localhost:{port}", tls_of(federation, "north"))
         target = f"ipv4:{silent[1][0]}:{silent[1][1]},127.0.0.1:{port}"  # as gRPC sees such a name
         options: Any = (*OPTIONS, ("grpc.ssl_target_name_override", "localhost"))

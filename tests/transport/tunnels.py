@@ -1,11 +1,18 @@
 """A real HTTP proxy for tests: it opens tunnels (CONNECT) to servers on this machine, or refuses as a test says."""
 
 import socket
+import ssl
 import threading
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Self
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from typing_extensions import override
+
+from transport.pki import Authority, certificate_pem, key_pem
 
 _PIECE = 1 << 16
 
@@ -28,7 +35,7 @@ class TunnelProxy:
             refusal: the status with which it refuses everything.
             host: where it listens.
         """
-        self._routes, self._refusal = routes or {}, refusal
+        self._routes, self.refusal = routes or {}, refusal
         self._wanted = b64encode(":".join(login).encode()).decode() if login else None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
@@ -64,13 +71,16 @@ class TunnelProxy:
             caller.sendall(f"HTTP/1.1 {status}\r\nServer: test\r\n\r\n".encode())
             if not status.startswith("200"):
                 return
-            with closing(self._dial(server)) as target:
-                threading.Thread(target=self._forward, args=(target, caller), daemon=True).start()
-                self._forward(caller, target)
+            self._pass_on(server, caller)
+
+    def _pass_on(self, server: str, caller: socket.socket) -> None:
+        with closing(self._dial(server)) as target:
+            threading.Thread(target=self._forward, args=(target, caller), daemon=True).start()
+            self._forward(caller, target)
 
     def _status(self, lines: list[str]) -> str:
-        if self._refusal:
-            return self._refusal
+        if self.refusal:
+            return self.refusal
         if self._wanted and not any(
             line.partition(":")[0].lower() == "proxy-authorization" and line.split()[-1] == self._wanted
             for line in lines
@@ -91,3 +101,41 @@ class TunnelProxy:
         for side in (source, target):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
+
+
+class InspectingProxy(TunnelProxy):
+    """Ends TLS in its tunnels, as a hospital's web gateway does: it shows a certificate of its own authority's."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        host: str = "localhost",
+        latest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
+    ) -> None:
+        """Listen.
+
+        Args:
+            folder: where to put its certificate.
+            name: of its organisation.
+            host: the name of the servers that it shows certificates for.
+            latest: the latest version of TLS that it speaks.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        file = folder / "gateway.pem"
+        file.write_bytes(certificate_pem(Authority.create(name).issue_server(host, key.public_key())) + key_pem(key))
+        self._inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._inside.load_cert_chain(file)
+        self._inside.maximum_version = latest
+        self._outside = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._outside.check_hostname, self._outside.verify_mode = False, ssl.CERT_NONE
+        super().__init__()
+
+    @override
+    def _pass_on(self, server: str, caller: socket.socket) -> None:
+        with closing(self._inside.wrap_socket(caller, server_side=True)) as opened:
+            super()._pass_on(server, opened)
+
+    @override
+    def _dial(self, server: str) -> socket.socket:
+        return self._outside.wrap_socket(super()._dial(server))

@@ -1,16 +1,10 @@
 """`cloister check` names what a proxy or another clock does to a site, for causes that are made for real."""
 
-import socket
-import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import line_checks
 from privacy.errors import ConfigError
@@ -19,7 +13,6 @@ from simulations.engine.federation import Federation
 from tests.cloister.commands.test_check import SITES, check, serving, settle, text_of
 from tests.transport.tunnels import TunnelProxy
 from transport.framing import measurement_answer
-from transport.pki import Authority, certificate_pem, key_pem
 
 SERVER = "fed.example.test:9440"  # has no address here: only a proxy can reach it
 
@@ -54,53 +47,6 @@ def test_a_proxy_that_opens_a_tunnel_is_named(distant: Federation, monkeypatch: 
     assert "hunter2" not in str(findings)
 
 
-def test_a_proxy_that_wants_a_password_or_refuses_is_named(distant: Federation) -> None:
-    with TunnelProxy(login=("north", "hunter2")) as proxy:
-        text = text_of(check(through(distant, proxy.place)), "proxy", "failed")
-    assert "asks for a user and a password (407); set CLOISTER_PROXY_USER and CLOISTER_PROXY_PASSWORD" in text
-    with TunnelProxy(refusal="403 Forbidden") as proxy:
-        findings = check(through(distant, proxy.place))
-    assert "have your network team allow CONNECT to it" in text_of(findings, "proxy", "failed")
-    assert "TLS" not in findings
-    with socket.socket() as held:
-        held.bind(("localhost", 0))
-        findings = check(through(distant, f"localhost:{held.getsockname()[1]}"))
-    assert "connection refused; check its name and port" in text_of(findings, "proxy", "failed")
-
-
-@contextmanager
-def inspecting(folder: Path, name: str) -> Iterator[int]:
-    """End TLS with a certificate of one's own, as an inspecting proxy does; give the port."""
-    inspector, key = Authority.create("Hospital Web Gateway"), ec.generate_private_key(ec.SECP256R1())
-    certificate = certificate_pem(inspector.issue_server(name, key.public_key()))
-    (folder / "proxy.pem").write_bytes(certificate + key_pem(key))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "proxy.pem")
-    with socket.create_server(("localhost", 0)) as listening:
-
-        def loop() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listening.accept()
-                    with suppress(OSError), connection:
-                        context.wrap_socket(connection, server_side=True).close()
-
-        thread = threading.Thread(target=loop, daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
-
-
-def test_a_proxy_that_opens_a_tunnel_but_inspects_tls_is_named(distant: Federation, tmp_path: Path) -> None:
-    with inspecting(tmp_path, "fed.example.test") as port, TunnelProxy({SERVER: port}) as proxy:
-        findings = check(through(distant, proxy.place))
-    assert findings["proxy"]["state"] == "ok"
-    text = text_of(findings, "TLS", "failed")
-    assert "issued by “Hospital Web Gateway authority”" in text
-    assert f"have it pass {SERVER} on untouched" in text
-
-
 def test_a_password_in_the_settings_is_refused_with_its_line(distant: Federation) -> None:
     with pytest.raises(ConfigError, match=r"must hold no user and no password; set CLOISTER_PROXY_USER"):
         check(through(distant, "http://north:word@proxy:3128"))
@@ -125,14 +71,10 @@ def test_a_slow_line_and_a_server_that_cannot_measure_it_are_warnings(
         assert "install the same version of Cloister at both ends" in text_of(findings, name, "warning")
 
 
-@pytest.mark.parametrize(("seconds", "state", "said"), [
-    (600.0, "failed", "north's clock is 600 s behind the server's: it shows"),
-    (-20.0, "warning", "ahead of the server's; a run whose round_deadline_seconds is below 4"),
-])  # fmt: skip
-def test_a_clock_that_is_off_is_reported(
-    near: Federation, monkeypatch: pytest.MonkeyPatch, seconds: float, state: str, said: str
+def test_a_clock_that_only_runs_with_short_rounds_mind_is_a_warning(
+    near: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hubs, "measurement_answer", lambda request, clock: measurement_answer(request, clock + seconds))
+    monkeypatch.setattr(hubs, "measurement_answer", lambda request, clock: measurement_answer(request, clock - 20))
     with serving(near) as server:
-        findings = check(settle(near, server, tasks=()))
-    assert said in text_of(findings, "clock", state)
+        text = text_of(check(settle(near, server, tasks=())), "clock", "warning")
+    assert "ahead of the server's; a run whose round_deadline_seconds is below 4" in text

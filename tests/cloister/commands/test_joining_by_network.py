@@ -237,7 +237,7 @@ def test_where_no_joining_port_answers_the_cause_is_named(online: Path) -> None:
         return Invitation(invitation.site, invitation.server, port, invitation.authority, invitation.secret,
                           invitation.expires).to_text()  # fmt: skip
 
-    refused(at(unused_port()), UnreachableError, "connection refused; have the coordinator start the server")
+    refused(at(unused_port()), UnreachableError, "connection refused: nothing listens at this port; correct")
     with socket.create_server(("localhost", 0)) as other:
         other.settimeout(10)
 
@@ -249,6 +249,6 @@ def test_where_no_joining_port_answers_the_cause_is_named(online: Path) -> None:
         speaker = threading.Thread(target=speak)
         speaker.start()
         refused(
-            at(other.getsockname()[1]), UnreachableError, "something answers at .*, but not with the TLS of a joining"
+            at(other.getsockname()[1]), UnreachableError, "something at .* answers, but not with the TLS of a joining"
         )
         speaker.join()

@@ -1,0 +1,61 @@
+"""A server without a run: sites join, agents connect and can be checked, and nobody gets work."""
+
+import socket
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from client.exchange import Exchange
+from client.joining import ask
+from client.line_checks import LineChecks
+from client.settings import read_site
+from privacy.errors import UnreachableError
+from server.founding import create_consortium
+from server.process import wait_for_run
+from tests.federations import await_condition
+from transport.address import Address
+
+
+def unused_port() -> int:
+    with socket.create_server(("localhost", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_agents_connect_as_soon_as_a_site_has_joined(tmp_path: Path) -> None:
+    port, said, ended = unused_port(), list[str](), Event()
+    coordinator = create_consortium(
+        tmp_path, "lungs", "localhost", port, Address("localhost", port), joining_port=unused_port(), online=True
+    )
+    server = Thread(target=wait_for_run, args=(tmp_path / "server", said.append, ended), daemon=True)
+    server.start()
+    try:
+        await_condition(lambda: bool(said))
+        assert said[0].startswith("sites may join at port ")
+        for site in ("north", "south"):
+            assert ask(tmp_path / site, coordinator.invite(site))
+        await_condition(lambda: f"agents may connect at port {port}" in said)
+        place = read_site(tmp_path / "north")
+        line = LineChecks(place)
+        assert "MB/s to the server" in line.speed()
+        assert "the server's" in line.clock()
+
+        def newest() -> bool:  # south's joining made it
+            with Exchange(place.settings.server, place.tls) as exchange:
+                return exchange.roster(1) is not None and exchange.pull(0) is None
+
+        await_condition(newest)
+        assert line.roster().startswith("the server has roster 2, which the agent takes")
+    finally:
+        ended.set()
+        server.join(20)
+    assert not server.is_alive()
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_served(tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        create_consortium(tmp_path, "lungs", "localhost", port, Address("localhost", port))
+        with pytest.raises(UnreachableError, match="another program uses the port"):
+            wait_for_run(tmp_path / "server", print, Event())
