@@ -1,20 +1,23 @@
 """Encrypt an existing folder, decrypt it again, and change what opens it. Each can be killed at any point.
 
 `vault.json` is written first, and says that the folder is being encrypted: from then on, every file is written
-encrypted, and read in either form. Then each file is replaced by its encrypted form, and the old content overwritten
-with zeros where no other name leads to it. In the end the vault says that everything is encrypted, and a file that is
-not is refused. Whoever is killed in between leaves a folder that opens, and that the next call finishes.
+encrypted, and read in either form. Then each file is replaced by its encrypted form. The old content keeps a temporary
+name until it is overwritten with zeros, so that the next call finds it, too; it is not overwritten where a third name
+leads to it. In the end the vault says that everything is encrypted, and a file that is not is refused. Whoever is
+killed in between leaves a folder that opens, and that the next call finishes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy.at_rest.held import FILES, FOLDERS, is_log
+from privacy.at_rest.held import FILES, FOLDERS, RESTORING, is_log
 from privacy.at_rest.sealed import (
     HEAD_BYTES,
     LOG,
@@ -42,10 +45,10 @@ _ENTRIES = 1 << 16  # bytes of entries that become one record
 
 
 def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
-    """Encrypt a site's folder, or change what opens it; finish what an earlier call began.
+    """Encrypt a folder, or change what opens it; finish what an earlier call began.
 
     Args:
-        folder: the site's folder; nobody else may use it meanwhile.
+        folder: the folder; nobody else may use it meanwhile.
         secret: what opens it from now on; None to leave that as it is.
         files: further files and folders to encrypt, relative to the folder.
 
@@ -67,7 +70,7 @@ def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
 
 
 def unprotect(folder: Path) -> int:
-    """Decrypt a site's folder; return how many files were decrypted.
+    """Decrypt a folder; return how many files were decrypted.
 
     Raises:
         OSError, VaultError: as `protect`.
@@ -89,16 +92,18 @@ def finish(folder: Path) -> int:
         return 0
     vault = opened(folder)
     done = 0
-    for path in list(_files(vault)):
-        if _is_left(path):
-            _remove(path)
-        else:
-            done += _encrypt(vault, path) if state == "encrypting" else _decrypt(vault, path)
+    found = dict.fromkeys(_files(vault))
+    for path in filter(_is_left, found):
+        _remove(path)
+    for path in filterfalse(_is_left, found):
+        done += _encrypt(vault, path) if state == "encrypting" else _decrypt(vault, path)
     if state == "encrypting":
         _keep(vault.with_state("encrypted", vault.header.files))
     else:
-        _remove(folder / FILE)
+        gone = folder / f".{FILE}.old.new"
+        (folder / FILE).replace(gone)
         sync_folder(folder)
+        _remove(gone)
         forget(folder)
     return done
 
@@ -111,25 +116,41 @@ def _keep(vault: Vault) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the data key under secrets that were never put in place."""
-    for path in folder.glob(f".{FILE}.*.new"):
-        _remove(path)
+    """Remove the data key under secrets that were never put in place, or are no more; and half a restored backup."""
+    for path in (*_lefts(folder / FILE), *(folder / RESTORING).rglob("*")):
+        if path.is_file():
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
-    with _overwritten(path):
-        path.unlink()
+    """Overwrite a file with zeros, unless another name leads to it, and remove it."""
+    with suppress(PermissionError), open(path, "r+b", opener=private) as file:  # one that its owner may only read
+        if os.fstat(file.fileno()).st_nlink == 1:
+            _overwrite(file)
+    path.unlink()
+
+
+def _overwrite(file: BinaryIO) -> None:
+    size = os.fstat(file.fileno()).st_size
+    file.writelines(bytes(min(_STEP, size - start)) for start in range(0, size, _STEP))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _files(vault: Vault) -> Iterator[Path]:
     """Yield the files to encrypt, and temporary ones beside them."""
     for name in sorted({*FOLDERS, *FILES, *vault.header.files}):
         path = vault.folder / name
-        leftovers = path.parent.glob(f".{path.name}.*.new")
-        for found in (*leftovers, path, *(path.rglob("*") if path.is_dir() else ())):
+        for found in (*_lefts(path), path, *(path.rglob("*") if path.is_dir() else ())):
+            if found.is_symlink():
+                yield from _lefts(Path(os.path.realpath(found)))
             relative = found.relative_to(vault.folder).as_posix()
             if found.is_file() and (vault.header.holds(relative) or _is_left(found)):
                 yield found
+
+
+def _lefts(path: Path) -> Iterator[Path]:
+    yield from path.parent.glob(f".{glob.escape(path.name)}.*.new")
 
 
 def _is_left(path: Path) -> bool:
@@ -195,18 +216,22 @@ def _alone(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _overwritten(path: Path) -> Iterator[None]:
-    """Overwrite a file's content with zeros once it has been replaced or removed, unless another name leads to it."""
+    """Overwrite a file's content with zeros once it has been replaced; until then, it has a temporary name too."""
+    path = Path(os.path.realpath(path))
+    old = path.with_name(f".{path.name}.old.new")
+    if old.exists():
+        _remove(old)
     try:
-        file = open(path, "r+b", opener=private)  # noqa: SIM115 - closed below
-    except (FileNotFoundError, PermissionError):  # a file that its owner may only read is replaced all the same
+        os.link(path, old)
+    except FileNotFoundError:  # there is none yet
         yield
-        return
-    with file as old:
-        yield
-        state = os.fstat(old.fileno())
-        if state.st_nlink:
-            return
-        for start in range(0, state.st_size, _STEP):
-            old.write(bytes(min(_STEP, state.st_size - start)))
-        old.flush()
-        os.fsync(old.fileno())
+    except OSError:  # a file system without second names
+        with open(path, "r+b", opener=private) as file:
+            yield
+            if not os.fstat(file.fileno()).st_nlink:
+                _overwrite(file)
+    else:
+        try:
+            yield
+        finally:
+            _remove(old)

@@ -102,7 +102,7 @@ def test_without_its_secret_the_folder_does_not_open(
     with pytest.raises(VaultError, match=r"copy is encrypted; run this at a terminal, or set CLOISTER_PASSPHRASE"):
         ready_and_open(copy)
     monkeypatch.setenv("CLOISTER_PASSPHRASE", "wrong horse battery")
-    with pytest.raises(VaultError, match="this passphrase does not open the site's encrypted folder; check it and try"):
+    with pytest.raises(VaultError, match="this passphrase does not open the encrypted folder; check it and try"):
         ready_and_open(copy)
 
 

@@ -57,7 +57,7 @@ def test_unattended_with_a_passphrase(site: Path, cloister: Callable[..., str]) 
     for command in (["export", site, "keys/signing.key", out], ["ledger", "show", site], ["agent", site]):
         with pytest.raises(VaultError, match="set CLOISTER_PASSPHRASE"):
             cloister(*command)
-        with pytest.raises(VaultError, match="does not open the site's encrypted folder; check it and try again"):
+        with pytest.raises(VaultError, match="does not open the encrypted folder; check it and try again"):
             cloister(*command, CLOISTER_PASSPHRASE=PHRASE[::-1])
     cloister("export", site, "keys/signing.key", out, CLOISTER_PASSPHRASE=PHRASE)
     assert out.read_bytes() == key

@@ -139,7 +139,7 @@ def test_a_passphrase_opens_it_and_a_new_one_replaces_it(folder: Path, monkeypat
     check_content(folder)
     protect(folder, Secret.of_passphrase("another passphrase"), ())
     forget(folder)
-    with pytest.raises(VaultError, match="this passphrase does not open the site's encrypted folder; check it"):
+    with pytest.raises(VaultError, match="this passphrase does not open the encrypted folder; check it"):
         opened(folder)
     monkeypatch.setenv("CLOISTER_PASSPHRASE", "another passphrase")
     check_content(folder)
@@ -171,7 +171,7 @@ def test_accents_may_be_typed_either_way() -> None:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda text: text[: len(text) // 2], "this file is damaged; restore it from the site's backup"),
+        (lambda text: text[: len(text) // 2], "this file is damaged; restore it from a backup"),
         (lambda text: text.replace('"encrypted"', '"encrypting"'), "this file was altered"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "encrypted by another version of Cloister"),
         (lambda text: text.replace('"kind": "key file"', '"kind": "pkcs11"'), "can open no vault with a 'pkcs11'"),
