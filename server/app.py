@@ -7,6 +7,7 @@ TenSEAL.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError
+from privacy.turn import folder_in_use
+from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from strategies.encrypted_strategy import EncryptedStrategy
 from strategies.event_log import EventLog
@@ -24,6 +27,9 @@ from transport.grid import StreamingGrid
 if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid
+
+    from privacy.run.manifest import SignedRun
+    from server.settings import ServerFolder
 
 app = ServerApp()
 
@@ -41,10 +47,15 @@ def main(grid: Grid, context: Context) -> None:
         msg = "the run's configuration must name `consortium` (consortium.toml) and `manifest` (a signed run)"
         raise ConfigError(msg)
     place = read_consortium(Path(consortium))
-    roster = place.roster()
-    run = read_run(Path(manifest_path), roster)
-    settings = run.manifest.settings
-    event_log = EventLog(place.folder / place.settings.runs / f"{settings.name}-{run.digest[:8]}")
+    kept_server(place).ready()
+    run = read_run(Path(manifest_path), place.roster())
+    folder = place.folder / place.settings.runs / f"{run.manifest.settings.name}-{run.digest[:8]}"
+    with folder_in_use(place.folder), closing(EventLog(folder)) as event_log:
+        _serve(place, run, grid, event_log, new_epoch=bool(context.run_config.get("new-epoch")))
+
+
+def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog, *, new_epoch: bool) -> None:
+    roster, settings = place.roster(), run.manifest.settings
     event_log.record(
         "started",
         run=run.digest,
@@ -55,7 +66,6 @@ def main(grid: Grid, context: Context) -> None:
         profile=settings.profile,
     )
     letters = SealedKeys(place.folder / place.settings.epochs)
-    new_epoch = bool(context.run_config.get("new-epoch"))
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
     strategy = EncryptedStrategy(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, RecordDict
 
 from privacy.errors import ConfigError
+from privacy.turn import folder_in_use
 from server.app import app
 from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
@@ -15,6 +16,7 @@ from server.hub.mailboxes import Mailboxes
 from server.joining.listener import JoiningPort
 from server.joining.renewals import Renewals
 from server.joining.requests import Requests
+from server.protection import kept_server
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
 from transport.flower import SERVER_NODE, quieten
@@ -36,7 +38,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     """
     quieten()
     return_memory()
-    place = read_consortium(consortium)
+    place = _ready(consortium)
     roster, roster_file = place.signed_roster()
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
@@ -44,6 +46,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     renewals = Renewals(place)
     hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file, renewals.certificate)
     with ExitStack() as stack:
+        stack.enter_context(folder_in_use(place.folder))
         stack.callback(hub.stop)
         port = hub.start(place.settings.listen, place.tls)
         open_joining_port(place, stack)
@@ -71,14 +74,21 @@ def let_join(consortium: Path, listening: Callable[[int], None], ended: threadin
         ConfigError: if the settings have no `[joining]`.
         CloisterError: if settings or keys are wrong, or the port cannot be opened.
     """
-    place = read_consortium(consortium)
+    place = _ready(consortium)
     with ExitStack() as stack:
+        stack.enter_context(folder_in_use(place.folder))
         port = open_joining_port(place, stack)
         if port is None:
             msg = f"{place.folder / 'consortium.toml'} has no [joining]; add it, or name a signed run to serve"
             raise ConfigError(msg)
         listening(port)
         ended.wait()
+
+
+def _ready(consortium: Path) -> ServerFolder:
+    place = read_consortium(consortium)
+    kept_server(place).ready()
+    return place
 
 
 def open_joining_port(place: ServerFolder, stack: ExitStack) -> int | None:

@@ -11,10 +11,13 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from privacy.at_rest.held import EVENTS
+from privacy.log_file import LogFile
 from privacy.run.plan import read_plan
-from privacy.storage import append, set_aside, write_atomically
+from privacy.storage import read_file, set_aside, write_atomically
 from privacy.untrusted_text import plain
 from transport.parcel import decode_arrays, encode_arrays
 from transport.run_messages import sum_from_arrays, sum_to_arrays
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
-EVENTS = "events.jsonl"
+__all__ = ["EVENTS", "EventLog", "Undone"]
+
 _LONGEST = 2000  # characters of one text
 
 
@@ -57,13 +61,23 @@ class EventLog:
         self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
+        self._turn = Lock()
+        self._file = (folder / EVENTS).open("a+b")
+        try:
+            self._events = LogFile(folder / EVENTS, self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Record no more."""
+        self._file.close()
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
-        with (self.folder / EVENTS).open("ab") as file:
-            line = json.dumps(entry, allow_nan=False).encode() + b"\n"
-            append(self.folder / EVENTS, file.fileno(), line, sync=False)
+        with self._turn:
+            self._events.append(json.dumps(entry, allow_nan=False).encode() + b"\n", sync=False)
         log.info("%s", event, extra={"entry": entry})
 
     def check_room(self, size: int) -> None:
@@ -125,7 +139,7 @@ class EventLog:
     def missing(self, model: str) -> list[EncryptedSum]:
         """Return the sums that bring a site with this model up to date."""
         lacking = self._steps[len(self._steps) - (self.behind(model) or 0) :]
-        return [sum_from_arrays(decode_arrays(step.path.read_bytes())) for step in lacking]
+        return [sum_from_arrays(decode_arrays(read_file(step.path))) for step in lacking]
 
 
 def _kept(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
