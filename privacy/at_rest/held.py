@@ -40,6 +40,6 @@ def is_space(relative: str) -> bool:
 def is_log(relative: str) -> bool:
     """Return whether entries are appended to this file, so that it is encrypted entry by entry."""
     path = PurePosixPath(relative)
-    if path.name == EVENTS or (path.parts[0] == "ledger" and len(path.parts) == 2):  # noqa: PLR2004 - folder and name
+    if path.name == EVENTS or path.parent.as_posix() == "ledger":
         return True
-    return path.parts[0] in {"outbox", "metrics"} and path.suffix in {".commitments", ".jsonl"}
+    return path.parts[:1] in {("outbox",), ("metrics",)} and path.suffix in {".commitments", ".jsonl"}
