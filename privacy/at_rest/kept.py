@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.at_rest import protection
+from privacy.at_rest.vault import FILE
 from privacy.at_rest.vaults import header_of, is_protected
 from privacy.errors import VaultError
+from privacy.files import unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +64,7 @@ class KeptFolder:
         """
         if not is_protected(self.folder):
             return
-        if header_of(self.folder).state != "encrypted":
+        if header_of(self.folder).state != "encrypted" or unfinished(self.folder / FILE):
             with self.alone():
                 protection.finish(self.folder)
         if not is_protected(self.folder):

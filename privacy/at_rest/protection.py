@@ -10,7 +10,6 @@ killed in between leaves a folder that opens, and that the next call finishes.
 from __future__ import annotations
 
 import fcntl
-import glob
 import os
 from contextlib import contextmanager, suppress
 from itertools import filterfalse
@@ -32,7 +31,7 @@ from privacy.at_rest.sealed import (
 from privacy.at_rest.sealed_log import open_records, sealed_record
 from privacy.at_rest.vault import FILE, Vault
 from privacy.at_rest.vaults import forget, header_of, is_protected, opened, remember
-from privacy.files import private, replace_file, sync_folder
+from privacy.files import private, replace_file, sync_folder, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -58,6 +57,9 @@ def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
     Raises:
         OSError, VaultError: if a file cannot be read or written, or the present secret is missing or wrong.
     """
+    for path in (folder / RESTORING).rglob("*"):  # half a backup, perhaps in the clear
+        if path.is_file():
+            _remove(path)
     if is_protected(folder):
         vault = opened(folder)
         vault = vault.with_secret(secret) if secret else vault
@@ -116,10 +118,9 @@ def _keep(vault: Vault) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the data key under secrets that were never put in place, or are no more; and half a restored backup."""
-    for path in (*_lefts(folder / FILE), *(folder / RESTORING).rglob("*")):
-        if path.is_file():
-            _remove(path)
+    """Remove the data key under secrets that were never put in place, or are no more."""
+    for path in unfinished(folder / FILE):
+        _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -141,16 +142,12 @@ def _files(vault: Vault) -> Iterator[Path]:
     """Yield the files to encrypt, and temporary ones beside them."""
     for name in sorted({*FOLDERS, *FILES, *vault.header.files}):
         path = vault.folder / name
-        for found in (*_lefts(path), path, *(path.rglob("*") if path.is_dir() else ())):
+        for found in (*unfinished(path), path, *(path.rglob("*") if path.is_dir() else ())):
             if found.is_symlink():
-                yield from _lefts(Path(os.path.realpath(found)))
+                yield from unfinished(Path(os.path.realpath(found)))
             relative = found.relative_to(vault.folder).as_posix()
             if found.is_file() and (vault.header.holds(relative) or _is_left(found)):
                 yield found
-
-
-def _lefts(path: Path) -> Iterator[Path]:
-    yield from path.parent.glob(f".{glob.escape(path.name)}.*.new")
 
 
 def _is_left(path: Path) -> bool:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.backup import back_up, restore
+from client.backup import back_up
 from client.protection import protect
+from client.restoring import restore
 from client.settings import SiteFolder, read_site
 from client.turn import TURN, locked
-from cloister.recovery import charging, recover
+from cloister.recovery import Since, charging, recover
 from privacy.accounting.accounting import Mechanism
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget
@@ -143,7 +144,7 @@ def test_a_ledger_of_people_whom_the_settings_no_longer_name_is_not_rolled_back(
     other.path.write_bytes(b"damaged")
     refused(place, tmp_path / "backup")
     with pytest.raises(BackupError, match="lacks later charges"):
-        restore(tmp_path / "backup", place.folder, charging(None, None))
+        restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
 
 
 def test_a_ledger_that_is_signed_with_a_later_key_is_not_rolled_back(place: SiteFolder, tmp_path: Path) -> None:
@@ -159,10 +160,10 @@ def test_a_ledger_that_is_signed_with_a_later_key_is_not_rolled_back(place: Site
 
 def test_where_nothing_is_missing_no_charge_is_announced(place: SiteFolder, tmp_path: Path) -> None:
     lose(place, tmp_path)
-    restore(tmp_path / "backup", place.folder, charging(None, None))
+    restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
     count = len(rounds_of(place.folder))
     with pytest.raises(BackupError, match="so nothing is charged; restore without --charge-missing"):
-        restore(tmp_path / "backup", place.folder, charging(None, None))
+        restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
     assert len(rounds_of(place.folder)) == count
 
 
@@ -170,7 +171,7 @@ def test_what_is_missing_is_charged_at_the_most_that_the_named_run_can_have_cost
     place: SiteFolder, federation: Federation, tmp_path: Path
 ) -> None:
     lose(place, tmp_path)
-    restore(tmp_path / "backup", place.folder, charging(None, [federation.manifest]))
+    restore(tmp_path / "backup", place.folder, charging(Since(None, [federation.manifest], [place.folder])))
     restored = read_site(place.folder)
     limit = restored.settings.limit
     (*before, charge) = restored.ledger.entries().charges
@@ -187,7 +188,7 @@ def test_what_is_missing_is_charged_at_the_most_that_the_named_run_can_have_cost
 
 def test_if_no_run_is_known_the_budget_is_spent(place: SiteFolder, tmp_path: Path) -> None:
     lose(place, tmp_path)
-    restore(tmp_path / "backup", place.folder, charging(None, None))
+    restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
     with pytest.raises(BudgetError, match="over its budget"):
         charged(read_site(place.folder), 5)
 
@@ -200,18 +201,18 @@ def test_a_loss_that_only_the_server_shows_is_charged_later(place: SiteFolder, t
     with pytest.raises(LedgerError, match="see `cloister ledger recover --help`"):
         again.ledger.check_head(known)
     with pytest.raises(LedgerError, match="nothing is missing from this site's ledgers"):
-        recover(again.folder, None, None)
+        recover(again.folder, Since(None, None))
     heads = tmp_path / "ledger-heads.json"
     stored = {SITE: {"head": known.head, "signature": known.signature.hex()},
               "south": {"head": known.head, "signature": "00" * 64}}  # fmt: skip
     heads.write_text(json.dumps(stored))
-    assert [charge["steps"] for charge in recover(again.folder, heads, None)] == [1, 1]
+    assert [charge["steps"] for charge in recover(again.folder, Since(heads, None))] == [1, 1]
     again = read_site(again.folder)
     again.ledger.check_head(known)
     with pytest.raises(BudgetError):
         charged(again, 4)
     with pytest.raises(LedgerError, match="nothing is missing"):
-        recover(again.folder, heads, None)
+        recover(again.folder, Since(heads, None))
 
 
 @pytest.mark.parametrize(

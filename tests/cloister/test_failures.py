@@ -42,7 +42,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("run", "show"): ("client.settings.read_site", ["run.manifest", "north"]),
     ("protect",): ("client.settings.read_site", ["north"]),
     ("backup",): ("client.settings.read_site", ["north", "north.backup"]),
-    ("restore",): ("client.backup.restore", ["north.backup", "north"]),
+    ("restore",): ("client.restoring.restore", ["north.backup", "north"]),
     ("export",): ("client.settings.read_site", ["north", "models/a", "a"]),
     ("data", "check"): ("cloister.own_records.report", ["north"]),
     ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
