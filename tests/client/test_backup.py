@@ -1,9 +1,14 @@
 """A site comes back from its backup, and never with fewer charges than it made."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,11 +22,12 @@ from cloister.recovery import Since, charging, recover
 from privacy.accounting.accounting import Mechanism
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget
-from privacy.errors import BackupError, BudgetError, CloisterError, LedgerError, VaultError
+from privacy.errors import BackupError, BudgetError, CloisterError, ConfigError, LedgerError, VaultError
 from privacy.ledger.ledger import Budget, Release
+from privacy.ledger.recovery import Limits, most_charged
 from privacy.storage import read_file, write_atomically
 from simulations.engine.federation import Federation
-from tests.federations import NOISY, TERMS, FederationMaker, signed_run
+from tests.federations import NOISY, SITES, TERMS, FederationMaker, signed_run
 from transport.pki import key_pem
 
 SITE, PHRASE = "north", "correct horse battery staple"
@@ -184,6 +190,113 @@ def test_what_is_missing_is_charged_at_the_most_that_the_named_run_can_have_cost
     with pytest.raises(BudgetError, match="over the limit of"):
         restored.ledger.reserve(Release(charge.release.run, 1, 1), one, limit)
     charged(restored, 5)  # another run
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ("maximum_epsilon = 3.0", "maximum_epsilon = 1.0"),
+        ("delta = 1e-05", "delta = 1e-09"),
+        ("held_out = 0.2", "held_out = 0.2\nrecords_per_person = 3"),
+    ],
+)
+def test_a_bound_holds_under_all_the_settings_that_stood(
+    federation: Federation, tmp_path: Path, then: str, now: str
+) -> None:
+    place = read_site(federation.paths[SITE])
+    back_up(place, tmp_path / "backup")
+    _, manifest, digest = signed_run(federation)
+    with suppress(BudgetError):
+        for number in count(1):
+            place.ledger.reserve(Release(digest, number, 1), manifest.round_cost, place.settings.limit)
+    made = len(place.ledger.mechanisms())
+    place.ledger.path.unlink()
+    settings = place.folder / "site.toml"
+    (tmp_path / "before.toml").write_text(settings.read_text())
+    settings.write_text(settings.read_text().replace(then, now))
+    assert settings.read_text() != (tmp_path / "before.toml").read_text()
+    copytree(place.folder, tmp_path / "blind")
+    since = Since(None, [federation.manifest], [tmp_path / "before.toml"])
+    (charge,) = restore(tmp_path / "backup", place.folder, charging(since, settings)).place.ledger.entries().charges
+    assert charge.mechanism.steps >= made * manifest.round_cost.steps
+    assert len(read_site(place.folder).ledger.mechanisms()) == 1
+    limit = read_site(tmp_path / "blind").settings  # what the present settings alone would bound
+    ledger = read_site(place.folder).ledger.at(tmp_path / "none", None)
+    alone = most_charged(ledger, manifest.round_cost, [Limits(limit.limit, limit.data.records_per_person)])
+    assert alone is None or alone.steps < made * manifest.round_cost.steps
+
+
+def test_what_the_named_settings_cannot_explain_is_not_accepted(
+    place: SiteFolder, federation: Federation, tmp_path: Path
+) -> None:
+    settings = place.folder / "site.toml"
+    settings.write_text(settings.read_text().replace("maximum_epsilon = 3.0", "maximum_epsilon = 0.001"))
+    lose(place, tmp_path)
+    since = Since(None, [federation.manifest], [settings])
+    with pytest.raises(LedgerError, match="no run that you named can have made them under the settings"):
+        restore(tmp_path / "backup", place.folder, charging(since, settings))
+    assert not place.ledger.path.exists()
+    for runs, named in (([federation.manifest], []), ([], [settings])):
+        with pytest.raises(ConfigError, match=r"every site\.toml that stood since"):
+            Since(None, runs, named)
+    with pytest.raises(ConfigError, match="--settings goes with --run"):
+        Since(None, None, [settings])
+
+
+def test_settings_of_another_site_bound_nothing(federation: Federation, tmp_path: Path) -> None:
+    place = read_site(federation.paths[SITE])
+    charged(place, 1)
+    lose(place, tmp_path)
+    since = Since(None, [federation.manifest], [federation.paths["south"]])
+    with pytest.raises(ConfigError, match="these are settings of south, not of north; name this site's own"):
+        restore(tmp_path / "backup", place.folder, charging(since))
+    assert not place.ledger.path.exists()
+
+
+def test_a_loss_that_no_head_shows_is_charged_if_one_insists(place: SiteFolder) -> None:
+    with pytest.raises(
+        LedgerError, match="if no head is left anywhere and charges are lost all the same, add --without"
+    ):
+        recover(place.folder, Since(None, None))
+    assert [charge["steps"] for charge in recover(place.folder, Since(None, None), without_head=True)] == [1, 1]
+    with pytest.raises(BudgetError, match="over its budget"):
+        charged(read_site(place.folder), 5)
+
+
+def test_a_site_is_restored_where_a_folder_is_on_another_disk(place: SiteFolder, tmp_path: Path) -> None:
+    other = Path(tempfile.mkdtemp(dir="/dev/shm")) if Path("/dev/shm").is_dir() else tmp_path  # noqa: S108
+    try:
+        back_up(place, tmp_path / "backup")
+        ledger = f"{SITE}-patients"
+        shutil.move(place.folder / "ledger", other / "ledger")
+        (place.folder / "ledger").symlink_to(other / "ledger", target_is_directory=True)
+        (other / "ledger" / ledger).unlink()
+        restore(tmp_path / "backup", place.folder)
+        assert (place.folder / "ledger").is_symlink()
+        assert (other / "ledger" / ledger).exists()
+        assert rounds_of(place.folder) == [1, 2]
+        assert {path.name for path in place.folder.parent.iterdir()} == {*SITES, "server", "coordinator"}
+    finally:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def test_a_restore_through_a_link_changes_nothing(place: SiteFolder, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "backup")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(ConfigError, match="link is a link"):
+        restore(tmp_path / "backup", tmp_path / "link")
+    assert not list((tmp_path / "real").iterdir())
+
+
+def test_keys_elsewhere_in_the_folder_come_back_too(federation: Federation, tmp_path: Path) -> None:
+    folder = federation.paths[SITE]
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text() + '\n[keys]\ntls_key = "own.key"\n')
+    (folder / "keys" / "tls.key").rename(folder / "own.key")
+    back_up(read_site(folder), tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "again")
+    assert (tmp_path / "again" / "own.key").read_bytes() == (folder / "own.key").read_bytes()
 
 
 def test_if_no_run_is_known_the_budget_is_spent(place: SiteFolder, tmp_path: Path) -> None:
