@@ -142,9 +142,14 @@ def _parts(folder: Path, header: Backup) -> Iterator[bytes]:
     data = header.to_bytes()
     yield _MAGIC + len(data).to_bytes(_LENGTH, "big") + data
     for each in header.files:
-        with open(folder / each.name, "rb", opener=private) as file:
-            while piece := file.read(STEP):
-                yield piece
+        yield from content_of(folder / each.name)
+
+
+def content_of(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes as they are, encrypted or not."""
+    with open(path, "rb", opener=private) as file:
+        while piece := file.read(STEP):
+            yield piece
 
 
 def _is_safe(name: str) -> bool:

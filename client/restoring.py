@@ -21,7 +21,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from client.backup import SETTINGS, STEP, Backup, check_ledgers, damaged, names_of
+from client.backup import SETTINGS, STEP, Backup, check_ledgers, content_of, damaged, names_of
 from client.settings import read_site
 from client.turn import TURN, without_agent
 from privacy.at_rest.held import RESTORED, RESTORING, is_log
@@ -150,8 +150,7 @@ def _put_in_place(folder: Path) -> None:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                with open(path, "rb", opener=private) as file:
-                    replace_file(place, iter(lambda file=file: file.read(STEP), b""))
+                replace_file(place, content_of(path))
             sync_folder(place.parent)
     done.rename(folder / RESTORING)  # from now on, commands open the site
     sync_folder(folder)

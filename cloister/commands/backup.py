@@ -68,11 +68,13 @@ def restore(
     A ledger in the folder that continues the backup's stays. If entries would be lost, nothing is restored.
     """
     from client.restoring import restore as restore_backup  # noqa: PLC0415
+    from cloister.folders import check_has_ledger  # noqa: PLC0415
     from cloister.recovery import Since, charging  # noqa: PLC0415
 
     if (run and spent) or (not charge_missing and (run or settings or spent or heads)):
         msg = "give --charge-missing with --run and --settings, or with --spent; see cloister restore --help"
         raise ConfigError(msg)
+    check_has_ledger(site)
     charge = None
     if charge_missing:
         present = site / "site.toml"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,9 +125,11 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Overwrite a file with zeros, unless another name leads to it, and remove it."""
-    with suppress(PermissionError), open(path, "r+b", opener=private) as file:  # one that its owner may only read
-        if os.fstat(file.fileno()).st_nlink == 1:
-            _overwrite(file)
+    if path.stat().st_nlink == 1:
+        with suppress(PermissionError):  # another account's
+            path.chmod(0o600)  # its owner may have kept even themselves from writing
+            with open(path, "r+b", opener=private) as file:
+                _overwrite(file)
     path.unlink()
 
 
@@ -223,9 +225,12 @@ def _overwritten(path: Path) -> Iterator[None]:
     except FileNotFoundError:  # there is none yet
         yield
     except OSError:  # a file system without second names
-        with open(path, "r+b", opener=private) as file:
+        with ExitStack() as stack:
+            file = None
+            with suppress(PermissionError):
+                file = stack.enter_context(open(path, "r+b", opener=private))
             yield
-            if not os.fstat(file.fileno()).st_nlink:
+            if file and not os.fstat(file.fileno()).st_nlink:
                 _overwrite(file)
     else:
         try:
