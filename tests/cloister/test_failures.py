@@ -118,6 +118,7 @@ def test_every_error_of_a_command_is_one_sentence(
 ) -> None:
     place, arguments = SEAMS[command]
     module, _, name = place.rpartition(".")
+    importlib.import_module("cloister.accounts")  # or it would take, and keep, a function that is replaced here
     for error in ERRORS:
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module(module), name, _raising(error))
