@@ -93,7 +93,8 @@ def steps(*, whole: bool, few: int) -> int:
     return 1 if whole else few
 
 
-whole = pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.soak), False], ids=["all", "some"])
+soaked = pytest.param(True, marks=(pytest.mark.soak, pytest.mark.timeout(1800)))
+whole = pytest.mark.parametrize("whole", [soaked, False], ids=["all", "some"])
 
 
 @whole
