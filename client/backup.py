@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
@@ -78,7 +79,9 @@ class Backup:
             values: dict[str, Any] = json.loads(file.read(min(length, _LARGEST_HEADER)))
             files = tuple(Held(str(name), int(size), str(digest)) for name, size, digest in values["files"])
             header = cls(str(values["site"]), str(values["time"]), files, str(values["mac"]))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            for each in files:
+                os.fsencode(each.name)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise damaged(path) from error
         if not all(_is_safe(each.name) and each.size >= 0 for each in files):
             raise damaged(path)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,9 +94,10 @@ def finish(folder: Path) -> int:
     vault = opened(folder)
     done = 0
     found = dict.fromkeys(_files(vault))
-    for path in filter(_is_left, found):
+    lefts = set(filter(_is_left, found))
+    for path in lefts:
         _remove(path)
-    for path in filterfalse(_is_left, found):
+    for path in (each for each in found if each not in lefts):
         done += _encrypt(vault, path) if state == "encrypting" else _decrypt(vault, path)
     if state == "encrypting":
         _keep(vault.with_state("encrypted", vault.header.files))
@@ -125,7 +125,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Overwrite a file with zeros, unless another name leads to it, and remove it."""
-    if path.stat().st_nlink == 1:
+    if not path.is_symlink() and path.stat().st_nlink == 1:
         with suppress(PermissionError):  # another account's
             path.chmod(0o600)  # its owner may have kept even themselves from writing
             with open(path, "r+b", opener=private) as file:
@@ -148,13 +148,14 @@ def _files(vault: Vault) -> Iterator[Path]:
             if found.is_symlink():
                 yield from unfinished(Path(os.path.realpath(found)))
             relative = found.relative_to(vault.folder).as_posix()
-            if found.is_file() and (vault.header.holds(relative) or _is_left(found)):
+            if _is_left(found) or (found.is_file() and vault.header.holds(relative)):
                 yield found
 
 
 def _is_left(path: Path) -> bool:
     """Return whether this is a temporary file, left by a process that was killed."""
-    return path.name.startswith(".") and path.name.endswith(".new")
+    named = path.name.startswith(".") and path.name.endswith(".new")
+    return named and (path.is_symlink() or path.is_file())
 
 
 def _encrypt(vault: Vault, path: Path) -> bool:
@@ -218,7 +219,7 @@ def _overwritten(path: Path) -> Iterator[None]:
     """Overwrite a file's content with zeros once it has been replaced; until then, it has a temporary name too."""
     path = Path(os.path.realpath(path))
     old = path.with_name(f".{path.name}.old.new")
-    if old.exists():
+    if os.path.lexists(old):
         _remove(old)
     try:
         os.link(path, old)

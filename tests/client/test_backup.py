@@ -1,6 +1,7 @@
 """A site comes back from its backup, and never with fewer charges than it made."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -339,9 +340,25 @@ def test_a_loss_that_only_the_server_shows_is_charged_later(place: SiteFolder, t
         lambda data: data.replace(b'"site": "north"', b'"site": "nxrth"', 1),
         lambda data: b"\xef\xbb\xbf" + data,
         lambda data: data.replace(b"backup-1", b"backup-2", 1),
+        lambda data: data.replace(b'"keys/', b'"\\ud8/', 1),
+        lambda data: data.replace(b'"keys/roster"', b'".restored/1"', 1),
+        lambda data: re.sub(rb'(authority.pem", )\d', rb"\g<1>Infinity, ", data, count=1),
         lambda _: b"",
     ],
-    ids=["cut", "halved", "longer", "flipped", "path", "site", "byte order mark", "version", "empty"],
+    ids=[
+        "cut",
+        "halved",
+        "longer",
+        "flipped",
+        "path",
+        "site",
+        "byte order mark",
+        "version",
+        "surrogate",
+        "own state",
+        "infinity",
+        "empty",
+    ],
 )
 def test_a_damaged_backup_is_one_sentence_and_changes_nothing(
     place: SiteFolder, tmp_path: Path, edit: Callable[[bytes], bytes], request: pytest.FixtureRequest

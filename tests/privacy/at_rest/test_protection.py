@@ -133,6 +133,18 @@ def test_what_was_in_the_clear_is_overwritten_on_the_disk(folder: Path) -> None:
             assert not any(file.read())
 
 
+def test_a_file_that_its_owner_may_only_read_is_overwritten_and_one_behind_a_link_is_not(folder: Path) -> None:
+    (folder / "keys" / "signing.key").chmod(0o400)
+    (folder.parent / "others").write_bytes(b"another's")
+    (folder / "keys" / ".signing.key.old.new").symlink_to(folder.parent / "others")
+    (folder / "keys" / ".tls.key.9.new").symlink_to(folder.parent / "nowhere")
+    with (folder / "keys" / "signing.key").open("rb") as old:
+        protect(folder, SECRET, ())
+        assert not any(old.read())
+    assert (folder.parent / "others").read_bytes() == b"another's"
+    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+
+
 def test_a_passphrase_opens_it_and_a_new_one_replaces_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     protect(folder, Secret.of_passphrase(PHRASE), ())
     monkeypatch.setenv("CLOISTER_PASSPHRASE", PHRASE)
