@@ -22,9 +22,10 @@ from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
 from client.protection import ready
 from client.settings import SiteFolder, read_site
-from client.turn import TURN, locked
+from client.turn import TURN
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
+from privacy.locks import locked
 from privacy.parallel import in_processes
 from transport.channel import probe
 from transport.flower import answer

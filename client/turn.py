@@ -6,13 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from privacy.errors import VaultError
-from privacy.turn import locked
+from privacy.locks import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["TURN", "locked", "without_agent"]
 
 TURN = ".agent"
 """The lock's file in a site's folder."""

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError
-from privacy.turn import folder_in_use
+from privacy.folder_locks import folder_in_use
 from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from strategies.encrypted_strategy import EncryptedStrategy

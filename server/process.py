@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, RecordDict
 
 from privacy.errors import ConfigError
-from privacy.turn import folder_in_use
+from privacy.folder_locks import folder_in_use
 from server.app import app
 from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub

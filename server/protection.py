@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privacy.at_rest.kept import KeptFolder
-from privacy.turn import folder_alone
+from privacy.folder_locks import folder_alone
 
 if TYPE_CHECKING:
     from server.settings import ServerFolder

@@ -18,7 +18,7 @@ from client.backup import back_up
 from client.protection import protect
 from client.restoring import restore
 from client.settings import SiteFolder, read_site
-from client.turn import TURN, locked
+from client.turn import TURN
 from cloister.recovery import Since, charging, recover
 from privacy.accounting.accounting import Mechanism
 from privacy.at_rest.vault import Secret
@@ -26,6 +26,7 @@ from privacy.at_rest.vaults import forget
 from privacy.errors import BackupError, BudgetError, CloisterError, ConfigError, LedgerError, VaultError
 from privacy.ledger.ledger import Budget, Release
 from privacy.ledger.recovery import Limits, most_charged
+from privacy.locks import locked
 from privacy.storage import read_file, write_atomically
 from simulations.engine.federation import Federation
 from tests.federations import NOISY, SITES, TERMS, FederationMaker, signed_run

@@ -1,4 +1,4 @@
-"""Locks that keep two processes from using one folder at once. A lock ends with its process at the latest."""
+"""Locks on the folders of servers and coordinators. A lock ends with its process at the latest."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ from privacy.errors import VaultError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
-
-
-def locked(file: BinaryIO | int) -> bool:
-    """Lock a file until it is closed, at the latest when the process ends; return False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
@@ -33,9 +23,11 @@ def folder_alone(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not locked(descriptor):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             msg = f"{folder}: a server or another command uses this folder; stop it, and run this again"
-            raise VaultError(msg)
+            raise VaultError(msg) from error
         yield
     finally:
         os.close(descriptor)
