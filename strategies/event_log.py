@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,23 +62,22 @@ class EventLog:
         self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
-        self._turn = Lock()
-        self._file = (folder / EVENTS).open("a+b")
-        try:
-            self._events = LogFile(folder / EVENTS, self._file)
-        except BaseException:
-            self._file.close()
-            raise
+        self._turn, self._events = Lock(), ExitStack()
+        self._log: LogFile | None = None
 
     def close(self) -> None:
-        """Record no more."""
-        self._file.close()
+        """Close the file of events."""
+        self._log = None
+        self._events.close()
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         with self._turn:
-            self._events.append(json.dumps(entry, allow_nan=False).encode() + b"\n", sync=False)
+            if self._log is None:  # not before: another process may still write to it when this one starts
+                path = self.folder / EVENTS
+                self._log = LogFile(path, self._events.enter_context(path.open("a+b")))
+            self._log.append(json.dumps(entry, allow_nan=False).encode() + b"\n", sync=False)
         log.info("%s", event, extra={"entry": entry})
 
     def check_room(self, size: int) -> None:
