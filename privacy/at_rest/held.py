@@ -21,7 +21,7 @@ EVENTS = "events.jsonl"
 """A server's log of one run."""
 
 _PUBLIC = "models", "public"
-_SPACE = ".space"
+_EMPTY = frozenset({".space", ".server"})  # reserved space, a lock
 
 
 def holds(relative: str) -> bool:
@@ -29,12 +29,12 @@ def holds(relative: str) -> bool:
     parts = PurePosixPath(relative).parts
     if len(parts) < 2:  # noqa: PLR2004 - a folder and a name
         return relative in FILES
-    return parts[0] in FOLDERS and parts[:2] != _PUBLIC and not is_space(relative)
+    return parts[0] in FOLDERS and parts[:2] != _PUBLIC and not is_empty(relative)
 
 
-def is_space(relative: str) -> bool:
-    """Return whether this is disk space that was reserved, and has no content."""
-    return PurePosixPath(relative).name == _SPACE
+def is_empty(relative: str) -> bool:
+    """Return whether this is disk space that was reserved, or a lock: neither has content."""
+    return PurePosixPath(relative).name in _EMPTY
 
 
 def is_log(relative: str) -> bool:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from privacy.at_rest.held import holds, is_space
+from privacy.at_rest.held import holds, is_empty
 from privacy.at_rest.sealed import ID_BYTES
 from privacy.errors import VaultError
 
@@ -125,7 +125,7 @@ class Header:
     def holds(self, relative: str) -> bool:
         """Return whether a file of the folder is kept encrypted."""
         own = any(relative == each or relative.startswith(f"{each}/") for each in self.files)
-        return (own and not is_space(relative)) or holds(relative)
+        return (own and not is_empty(relative)) or holds(relative)
 
     def to_bytes(self) -> bytes:
         """Encode as JSON."""
