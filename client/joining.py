@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from client.asking import Asking
+from client.protection import new_site
 from client.settings import Keys
+from privacy.at_rest.vaults import is_protected
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import AuthenticityError, ConfigError, KeyFileError
 from privacy.failures import reason
@@ -41,6 +43,7 @@ from transport.pki import (
 )
 
 if TYPE_CHECKING:
+    from privacy.at_rest.vault import Secret
     from privacy.crypto.signing import PublicKey
     from privacy.run.invitation import Invitation
     from privacy.run.roster import Roster
@@ -71,8 +74,10 @@ def own_key(folder: Path) -> str | None:
     return read_signing_key(path).public_key().public_bytes_raw().hex() if path.exists() else None
 
 
-def begin(folder: Path, invitation: Invitation) -> bytes:
+def begin(folder: Path, invitation: Invitation, secret: Secret | None = None) -> bytes:
     """Make a site's keys in `folder`/keys, unless they are there; return its request to join.
+
+    With a secret, the folder is encrypted before a key is made, and opens with it.
 
     Raises:
         AuthenticityError: if the invitation has expired.
@@ -81,6 +86,8 @@ def begin(folder: Path, invitation: Invitation) -> bytes:
     """
     invitation.check_valid()
     _check_same(folder, invitation)
+    if secret and not is_protected(folder):
+        new_site(folder).protect(secret)
     for path, make in (
         (folder / _DEFAULT.tls_key, _new_tls_key),
         (folder / _DEFAULT.signing_key, _new_signing_key),
@@ -96,13 +103,13 @@ def begin(folder: Path, invitation: Invitation) -> bytes:
     return write_request(JoinRequest(invitation.site, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 
-def prepare(folder: Path, invitation: Invitation, proxy: str | None = None) -> bytes:
+def prepare(folder: Path, invitation: Invitation, proxy: str | None = None, secret: Secret | None = None) -> bytes:
     """Make a site's keys, and a `site.toml` to fill in, unless they are there; return its request to join.
 
     Raises:
         CloisterError: as `begin` does.
     """
-    request = begin(folder, invitation)
+    request = begin(folder, invitation, secret)
     if not (folder / "site.toml").exists():
         write_atomically(folder / "site.toml", _settings_text(invitation, proxy).encode())
     return request
@@ -120,7 +127,7 @@ def _new_sealing_key() -> bytes:
     return SealingKey.generate().to_bytes()
 
 
-def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int | None:
+def ask(folder: Path, invitation: Invitation, proxy: str | None = None, secret: Secret | None = None) -> int | None:
     """Ask the running server; return the version of the roster that now lists the site, or None if it has to wait.
 
     Nothing is written before the server has accepted the invitation.
@@ -129,6 +136,7 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int |
         folder: the site's.
         invitation: the site's.
         proxy: as in `[network]` of a site's settings.
+        secret: as for `begin`.
 
     Raises:
         AuthenticityError: if the server is another's, or the invitation has expired or was used by other keys.
@@ -144,7 +152,7 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int |
                 "site did that in another folder, name it with --folder; otherwise tell the coordinator at once"
             )
             raise AuthenticityError(msg)
-        answer = asking.ask(prepare(folder, invitation, proxy))
+        answer = asking.ask(prepare(folder, invitation, proxy, secret))
     if answer.outcome is Outcome.REFUSED:
         msg = (
             f"the server refused the request of {invitation.site}: {quoted(answer.content.decode('utf-8', 'replace'))}"

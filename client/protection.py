@@ -1,76 +1,24 @@
-"""Encrypt a site's folder, decrypt it, and change what opens it: `cloister protect SITE`."""
+"""What is encrypted in a site's folder: `cloister protect SITE`."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.turn import without_agent
-from privacy.at_rest import protection
 from privacy.at_rest.held import holds
-from privacy.at_rest.vaults import header_of, is_protected
-from privacy.errors import VaultError
+from privacy.at_rest.kept import KeptFolder
 
 if TYPE_CHECKING:
     from client.settings import SiteFolder
     from privacy.at_rest.vault import Secret
 
 
-def protect(place: SiteFolder, secret: Secret | None) -> int:
-    """Encrypt a site's folder, or change what opens it; return how many files were encrypted.
-
-    Args:
-        place: the site.
-        secret: what opens it from now on; None to leave that as it is.
-
-    Raises:
-        VaultError: if an agent is running, or the present secret is missing or wrong.
-    """
-    with without_agent(place.folder):
-        return protection.protect(place.folder, secret, _further(place)[0])
-
-
-def unprotect(place: SiteFolder) -> int:
-    """Decrypt a site's folder; return how many files were decrypted.
-
-    Raises:
-        VaultError: as `protect`.
-    """
-    with without_agent(place.folder):
-        return protection.unprotect(place.folder)
-
-
-def ready(place: SiteFolder) -> None:
-    """Open a site's folder, if it is encrypted; finish its encryption, if that was interrupted.
-
-    Raises:
-        VaultError: if it cannot be opened, or `site.toml` names keys in it that are not encrypted.
-    """
-    if not is_protected(place.folder):
-        return
-    if header_of(place.folder).state != "encrypted":
-        with without_agent(place.folder):
-            protection.finish(place.folder)
-    if not is_protected(place.folder):
-        return
-    header = header_of(place.folder)
-    if missing := [each for each in _further(place)[0] if not header.holds(each)]:
-        msg = (
-            f"{place.folder / missing[0]}: `site.toml` keeps keys here, which were not encrypted with the rest; run "
-            f"cloister protect {place.folder}"
-        )
-        raise VaultError(msg)
-
-
-def outside(place: SiteFolder) -> list[Path]:
-    """Return the keys that `site.toml` keeps outside the folder; they stay as they are."""
-    return _further(place)[1]
-
-
-def _further(place: SiteFolder) -> tuple[tuple[str, ...], list[Path]]:
-    """Return the keys in the folder that are not in its usual folders, and those outside it."""
+def kept(place: SiteFolder) -> KeptFolder:
+    """Return a site's folder as one that can be encrypted."""
     within, without, keys = list[str](), list[Path](), place.settings.keys
     for each in fields(keys):
         path = Path(os.path.abspath(place.path(getattr(keys, each.name))))  # noqa: PTH100 - resolve() follows links
@@ -78,4 +26,25 @@ def _further(place: SiteFolder) -> tuple[tuple[str, ...], list[Path]]:
             without.append(path)
         elif not holds((relative := path.relative_to(place.folder)).as_posix()) and not holds(str(relative / "key")):
             within.append(relative.as_posix())
-    return tuple(within), without
+    return KeptFolder(place.folder, tuple(within), tuple(without), partial(without_agent, place.folder))
+
+
+def new_site(folder: Path) -> KeptFolder:
+    """Return the folder of a site that is about to join, and has no settings yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return KeptFolder(folder, (), (), partial(without_agent, folder))
+
+
+def protect(place: SiteFolder, secret: Secret | None) -> int:
+    """Encrypt a site's folder, as `KeptFolder.protect`."""
+    return kept(place).protect(secret)
+
+
+def unprotect(place: SiteFolder) -> int:
+    """Decrypt a site's folder, as `KeptFolder.unprotect`."""
+    return kept(place).unprotect()
+
+
+def ready(place: SiteFolder) -> None:
+    """Open a site's folder, as `KeptFolder.ready`."""
+    kept(place).ready()

@@ -12,7 +12,9 @@ from pydantic.dataclasses import dataclass
 
 from client.data.sources.options import SourceOptions
 from client.data.sources.registry import Source
+from privacy.at_rest.held import RESTORED
 from privacy.config import STRICT, File, read_toml, settings_file
+from privacy.errors import BackupError
 from privacy.ledger.ledger import Budget as LedgerBudget
 from privacy.ledger.ledger import Ledger
 from privacy.run.optimizer import Optimizer, Sgd
@@ -241,6 +243,10 @@ def read_site(path: Path) -> SiteFolder:
 
     Raises:
         ConfigError: if the file is missing or invalid, or its folder is reached through a link.
+        BackupError: if a restore into the folder was interrupted.
     """
     file = settings_file(path, "site.toml")
+    if (file.parent / RESTORED).exists():
+        msg = f"{file.parent}: a restore was interrupted here; finish it with the same command: cloister restore"
+        raise BackupError(msg)
     return SiteFolder(file.parent, read_toml(file, SiteSettings))

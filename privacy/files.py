@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import stat
 from contextlib import contextmanager, suppress
@@ -72,6 +73,11 @@ def created(path: Path, named: Path) -> Iterator[BinaryIO]:
 def temporary(path: Path) -> Path:
     """Return the name under which this process writes a file before it takes its place."""
     return path.with_name(f".{path.name}.{os.getpid()}.new")
+
+
+def unfinished(path: Path) -> list[Path]:
+    """Return files of that kind, left by processes that were killed."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.new"))
 
 
 def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, sync: bool = True) -> None:

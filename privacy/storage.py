@@ -164,12 +164,15 @@ def must_open(file: BinaryIO, held: tuple[Vault, str] | None, path: Path) -> boo
     """
     sealed = is_sealed(file)
     if sealed and held is None:
-        msg = f"{path}: this file is encrypted, but not in its site's folder beside {FILE}; restore that file"
+        msg = (
+            f"{path}: this file is encrypted, but not in its own folder beside {FILE}; restore that file, or take the "
+            "content out with cloister export"
+        )
         raise VaultError(msg)
     if not sealed and held and held[0].header.state == "encrypted":
         msg = (
             f"{path}: this file is not encrypted, though its folder is: it was cut, or put there by other means; "
-            "restore it from the site's backup"
+            "restore it from a backup"
         )
         raise VaultError(msg)
     return sealed

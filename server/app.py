@@ -7,6 +7,7 @@ TenSEAL.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError
+from privacy.folder_locks import folder_in_use
+from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from strategies.encrypted_strategy import EncryptedStrategy
 from strategies.event_log import EventLog
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from privacy.run.manifest import SignedRun
-    from privacy.run.roster import Roster
     from server.settings import ServerFolder
 
 app = ServerApp()
@@ -45,18 +47,16 @@ def main(grid: Grid, context: Context) -> None:
         msg = "the run's configuration must name `consortium` (consortium.toml) and `manifest` (a signed run)"
         raise ConfigError(msg)
     place = read_consortium(Path(consortium))
-    roster = place.roster()
-    run = read_run(Path(manifest_path), roster)
-    event_log = EventLog(place.folder / place.settings.runs / f"{run.manifest.settings.name}-{run.digest[:8]}")
-    with event_log.alone():
-        _serve(grid, place, roster, run, event_log, new_epoch=bool(context.run_config.get("new-epoch")))
+    kept_server(place).ready()
+    run = read_run(Path(manifest_path), place.roster())
+    folder = place.folder / place.settings.runs / f"{run.manifest.settings.name}-{run.digest[:8]}"
+    with folder_in_use(place.folder), closing(EventLog(folder)) as event_log, event_log.alone():
+        _serve(place, run, grid, event_log, new_epoch=bool(context.run_config.get("new-epoch")))
 
 
-def _serve(
-    grid: Grid, place: ServerFolder, roster: Roster, run: SignedRun, event_log: EventLog, *, new_epoch: bool
-) -> None:
+def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog, *, new_epoch: bool) -> None:
     """Run the rounds that no earlier process has ended."""
-    settings = run.manifest.settings
+    roster, settings = place.roster(), run.manifest.settings
     letters = SealedKeys(place.folder / place.settings.epochs)
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's

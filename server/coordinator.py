@@ -31,6 +31,16 @@ from privacy.run.enrolment import JoinRequest, number_of, open_request, write_we
 from privacy.run.invitation import VALID_HOURS, Invitation, InvitationRecord, Port, read_record, record_name
 from privacy.run.roster import Member, Roster, open_roster, sign_roster
 from privacy.storage import read_file, write_atomically
+from server.protection import (
+    ANSWERS,
+    AUTHORITY_KEY,
+    INVITATIONS,
+    RENEWALS,
+    REQUESTS,
+    SIGNING_KEY,
+    WELCOMES,
+    kept_coordinator,
+)
 from transport.address import Dialled, read_address
 from transport.pki import (
     certificate_pem,
@@ -47,12 +57,6 @@ log = logging.getLogger("cloister.coordinator")
 
 ROSTER_DAYS = 90
 """How long a roster is valid."""
-
-INVITATIONS, REQUESTS, WELCOMES = "invitations", "requests", "welcomes"
-"""Folders at the server: what it needs to recognise invited sites, what they ask, and what they get."""
-
-RENEWALS, ANSWERS = "renewals", "answers"
-"""Folder at the server, with certificates that sites want renewed; and in it, one with the new ones."""
 
 LATEST = "latest-roster"
 """File of the coordinator, with the version of the latest roster that it signed."""
@@ -100,11 +104,13 @@ class Coordinator:
         Raises:
             ConfigError: if there is none.
             KeyFileError: if its keys cannot be read.
+            VaultError: if it is encrypted and cannot be opened.
         """
         file = settings_file(path, "coordinator.toml")
         self.folder, self.settings = file.parent, read_toml(file, CoordinatorSettings)
-        self._authority = read_authority(self.folder / "authority.key", self.folder / "authority.pem")
-        self._signing_key = read_signing_key(self.folder / "signing.key")
+        kept_coordinator(self.folder).ready()
+        self._authority = read_authority(self.folder / AUTHORITY_KEY, self.folder / "authority.pem")
+        self._signing_key = read_signing_key(self.folder / SIGNING_KEY)
 
     @property
     def roster_path(self) -> Path:

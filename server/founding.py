@@ -9,13 +9,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.errors import ConfigError
-from privacy.storage import write_atomically
+from privacy.storage import make_folder, write_atomically
 from server.coordinator import Coordinator, printable
+from server.protection import AUTHORITY_KEY, SIGNING_KEY, kept_coordinator, kept_server
+from server.settings import read_consortium
 from transport.address import Address, read_host
 from transport.pki import Authority, certificate_pem, key_pem
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from privacy.at_rest.vault import Secret
 
 PORT = 9440
 """The port on which a server listens, unless the coordinator says otherwise."""
@@ -33,6 +37,7 @@ def create_consortium(
     *,
     joining_port: int = 0,
     online: bool = False,
+    secret: Secret | None = None,
 ) -> Coordinator:
     """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
 
@@ -44,6 +49,7 @@ def create_consortium(
         listen: where the server listens; by default on the same port, on all addresses of its machine.
         joining_port: where sites ask to join, on all addresses of its machine; 0: with files only.
         online: whether the server's machine has the coordinator's folder, so that sites are answered at once.
+        secret: what opens both folders, which are encrypted before a key is made; None: they are not.
 
     Raises:
         ConfigError: if the name is not one, or the folder holds a consortium already.
@@ -61,23 +67,26 @@ def create_consortium(
             raise ConfigError(msg)
     authority, key = Authority.create(consortium), ec.generate_private_key(ec.SECP256R1())
     ca, name = certificate_pem(authority.certificate), f"consortium = {json.dumps(consortium)}\n"
+    listening = listen or _everywhere(port)
+    settings = f"{name}listen = {json.dumps(str(listening))}\n{_joining_text(joining_port, online=online)}"
+    _write(server, {"consortium.toml": settings.encode()})
+    make_folder(coordinator)
+    if secret:
+        for kept in (kept_coordinator(coordinator), kept_server(read_consortium(server))):
+            kept.protect(secret)
     _write(coordinator, {
         "authority.pem": ca,
-        "authority.key": key_pem(authority.key),
-        "signing.key": key_pem(Ed25519PrivateKey.generate()),
+        AUTHORITY_KEY: key_pem(authority.key),
+        SIGNING_KEY: key_pem(Ed25519PrivateKey.generate()),
         "coordinator.toml": (
             f"{name}server = {json.dumps(str(Address(host, port)))}   # which agents dial\n"
             f"joining_port = {joining_port}   # of the same host, where sites ask to join; 0: with files only\n"
         ).encode(),
     })  # fmt: skip
-    listening = listen or _everywhere(port)
     _write(server, {
         "authority.pem": ca,
         "tls.pem": certificate_pem(authority.issue_server(host, key.public_key())),
         "tls.key": key_pem(key),
-        "consortium.toml": (
-            f"{name}listen = {json.dumps(str(listening))}\n{_joining_text(joining_port, online=online)}"
-        ).encode(),
     })  # fmt: skip
     return Coordinator(coordinator)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
+from privacy.folder_locks import folder_in_use
 from server.app import app
 from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
@@ -15,6 +16,7 @@ from server.hub.mailboxes import Mailboxes
 from server.joining.listener import JoiningPort
 from server.joining.renewals import Renewals
 from server.joining.requests import Requests
+from server.protection import kept_server
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
 from transport.address import read_address
@@ -39,7 +41,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     """
     quieten()
     return_memory()
-    place = read_consortium(consortium)
+    place = _ready(consortium)
     roster, roster_file = place.signed_roster()
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
@@ -47,6 +49,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     renewals = Renewals(place)
     hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file, renewals.certificate)
     with ExitStack() as stack:
+        stack.enter_context(folder_in_use(place.folder))
         stack.callback(hub.stop)
         port = hub.start(place.settings.listen, place.tls)
         open_joining_port(place, stack)
@@ -76,10 +79,11 @@ def wait_for_run(consortium: Path, say: Callable[[str], None], ended: threading.
         CloisterError: if settings or keys are wrong, or a port cannot be opened.
     """
     quieten()
-    place = read_consortium(consortium)
+    place = _ready(consortium)
     check_server_certificate(place.tls.certificate, place.tls.authority)
     check_free(read_address(place.settings.listen, listening=True))
     with ExitStack() as stack:
+        stack.enter_context(folder_in_use(place.folder))
         port = open_joining_port(place, stack)
         if port is not None:
             say(f"sites may join at port {port}")
@@ -90,6 +94,12 @@ def wait_for_run(consortium: Path, say: Callable[[str], None], ended: threading.
         stack.callback(watch.stop)
         watch.start()
         ended.wait()
+
+
+def _ready(consortium: Path) -> ServerFolder:
+    place = read_consortium(consortium)
+    kept_server(place).ready()
+    return place
 
 
 class AgentsPort:

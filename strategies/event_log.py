@@ -10,16 +10,19 @@ import json
 import logging
 import math
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from privacy.at_rest.held import EVENTS
 from privacy.crypto.summation import claimed_site
 from privacy.errors import RunError
 from privacy.locks import locked
+from privacy.log_file import LogFile
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question, Vote
-from privacy.storage import append, set_aside, write_atomically
+from privacy.storage import read_file, set_aside, write_atomically
 from privacy.untrusted_text import plain
 from strategies.run_state import ReleasedSum, UndoneSum
 from transport.parcel import decode_arrays, encode_arrays
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
-EVENTS = "events.jsonl"
+__all__ = ["EVENTS", "EventLog", "Undone"]
+
 _LOCK = ".server"
 _LONGEST = 2000  # characters of one text
 
@@ -65,6 +69,13 @@ class EventLog:
         self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
+        self._turn, self._events = Lock(), ExitStack()
+        self._log: LogFile | None = None
+
+    def close(self) -> None:
+        """Close the file of events."""
+        self._log = None
+        self._events.close()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -82,9 +93,11 @@ class EventLog:
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
-        with (self.folder / EVENTS).open("ab") as file:
-            line = json.dumps(entry, allow_nan=False).encode() + b"\n"
-            append(self.folder / EVENTS, file.fileno(), line, sync=False)
+        with self._turn:
+            if self._log is None:  # not before: another process may still write to it when this one starts
+                path = self.folder / EVENTS
+                self._log = LogFile(path, self._events.enter_context(path.open("a+b")))
+            self._log.append(json.dumps(entry, allow_nan=False).encode() + b"\n", sync=False)
         log.info("%s", event, extra={"entry": entry})
 
     def check_room(self, size: int) -> None:
@@ -189,7 +202,7 @@ class EventLog:
         return total, tuple(claimed_site(part.header, plan) for part in total.contributions)
 
     def _read(self, number: int) -> EncryptedSum:
-        return sum_from_arrays(decode_arrays(self._path(number).read_bytes()))
+        return sum_from_arrays(decode_arrays(read_file(self._path(number))))
 
     def _path(self, number: int) -> Path:
         return self._sums / f"{number:06d}.sum"

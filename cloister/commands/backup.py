@@ -26,7 +26,9 @@ def backup(
     """
     from client.backup import back_up  # noqa: PLC0415
     from client.settings import read_site  # noqa: PLC0415
+    from cloister.folders import check_has_ledger  # noqa: PLC0415
 
+    check_has_ledger(site)
     place = read_site(site)
     with patience("copying"):
         header = back_up(place, file)
@@ -51,8 +53,12 @@ def restore(
             help="With --charge-missing: a signed run that may have charged the site since; name all of them."
         ),
     ] = None,
+    settings: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --run: a site.toml that stood at some time since; name all of them, and the last."),
+    ] = None,
     spent: Annotated[
-        bool, typer.Option("--spent", help="With --charge-missing: the runs are unknown; the whole budget is spent.")
+        bool, typer.Option("--spent", help="With --charge-missing: one of them is unknown; the whole budget is spent.")
     ] = False,
     heads: Annotated[Path | None, typer.Option(help="With --charge-missing: the server's ledger-heads.json.")] = None,
     as_json: Json = False,
@@ -61,17 +67,21 @@ def restore(
 
     A ledger in the folder that continues the backup's stays. If entries would be lost, nothing is restored.
     """
-    from client.backup import restore as restore_backup  # noqa: PLC0415
-    from cloister.recovery import charging  # noqa: PLC0415
+    from client.restoring import restore as restore_backup  # noqa: PLC0415
+    from cloister.folders import check_has_ledger  # noqa: PLC0415
+    from cloister.recovery import Since, charging  # noqa: PLC0415
 
-    if charge_missing != (bool(run) or spent) or (bool(run) and spent) or (heads and not charge_missing):
-        msg = (
-            "with --charge-missing, name every run that may have charged the site since, each as --run, or use --spent "
-            "if they are unknown"
-        )
+    if (run and spent) or (not charge_missing and (run or settings or spent or heads)):
+        msg = "give --charge-missing with --run and --settings, or with --spent; see cloister restore --help"
         raise ConfigError(msg)
+    check_has_ledger(site)
+    charge = None
+    if charge_missing:
+        present = site / "site.toml"
+        since = Since(heads, None if spent else run or (), settings or ())
+        charge = charging(since, present if present.exists() else None)
     with patience("restoring"):
-        restored = restore_backup(file, site, charging(heads, None if spent else run) if charge_missing else None)
+        restored = restore_backup(file, site, charge)
     header = restored.header
     if as_json:
         typer.echo(json.dumps({"site": header.site, "time": header.time, "files": len(header.files),

@@ -16,9 +16,16 @@ from privacy.failures import reason
 from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
+    from privacy.at_rest.vault import Secret
     from privacy.run.invitation import Invitation
 
 Folder = Annotated[Path, typer.Option(help="The consortium's folder, with coordinator/ and server/ in it.")]
+Protect = Annotated[
+    bool, typer.Option("--protect", help="Encrypt what is made here, from the first key on, with a new passphrase.")
+]
+KeyFile = Annotated[
+    Path | None, typer.Option(help="Encrypt it with this file instead of a passphrase; it is made if missing.")
+]
 SiteFolder = Annotated[Path | None, typer.Option(help="The site's folder; by default, one of the site's name.")]
 
 _AGAIN_SECONDS = 5.0  # between two questions whether the coordinator has approved
@@ -36,16 +43,22 @@ def init(
         typer.Option("--online", help="Keep coordinator/ on the server's machine, so that sites join at once."),
     ] = False,
     folder: Folder = Path(),
+    protect: Protect = False,
+    key_file: KeyFile = None,
     as_json: Json = False,
 ) -> None:
     """Found a consortium: make its authority, the coordinator's signing key and the server's certificate."""
+    from cloister.new_secrets import for_new_folders  # noqa: PLC0415
     from server.founding import create_consortium  # noqa: PLC0415
     from transport.pki import authority_fingerprint, read_certificate  # noqa: PLC0415
 
     if joining_port == port:
         msg = f"port {port} is for agents; choose another --joining-port"
         raise ConfigError(msg)
-    coordinator = create_consortium(folder, name, host, port, joining_port=joining_port, online=online)
+    with for_new_folders((folder / "coordinator", folder / "server"), key_file, protect=protect) as secret:
+        coordinator = create_consortium(
+            folder, name, host, port, joining_port=joining_port, online=online, secret=secret
+        )
     fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
     if as_json:
         typer.echo(json.dumps({"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}))
@@ -94,6 +107,8 @@ def join(
             "Its user and password: CLOISTER_PROXY_USER and CLOISTER_PROXY_PASSWORD."
         ),
     ] = None,
+    protect: Protect = False,
+    key_file: KeyFile = None,
     as_json: Json = False,
 ) -> None:
     """Join a consortium: make this site's keys here, ask to become a member, and take in the answer.
@@ -101,6 +116,7 @@ def join(
     The private keys never leave this site. Interrupted or not approved yet: run the same command again.
     """
     from client import joining  # noqa: PLC0415
+    from cloister.new_secrets import for_new_folders  # noqa: PLC0415
     from privacy.run.enrolment import is_welcome  # noqa: PLC0415
     from privacy.run.invitation import is_invitation, read_invitation  # noqa: PLC0415
 
@@ -112,10 +128,12 @@ def join(
     place = folder or Path(invitation.site)
     if known := joining.membership(place, invitation):
         _say_member(place, invitation.site, known.version, as_json=as_json, again=True)
-    elif files or not invitation.joining_port:
-        _ask_with_file(place, invitation, _checked(proxy), as_json=as_json)
-    else:
-        _ask(place, invitation, wait, _checked(proxy), as_json=as_json)
+        return
+    with for_new_folders((place,), key_file, protect=protect) as secret:
+        if files or not invitation.joining_port:
+            _ask_with_file(place, invitation, _checked(proxy), secret, as_json=as_json)
+        else:
+            _ask(place, invitation, wait, _checked(proxy), secret, as_json=as_json)
 
 
 def _checked(proxy: str | None) -> str | None:
@@ -127,11 +145,13 @@ def _checked(proxy: str | None) -> str | None:
         raise ConfigError(str(error)) from error
 
 
-def _ask(place: Path, invitation: Invitation, minutes: float, proxy: str | None, *, as_json: bool) -> None:
+def _ask(
+    place: Path, invitation: Invitation, minutes: float, proxy: str | None, secret: Secret | None, *, as_json: bool
+) -> None:
     from client.joining import ask  # noqa: PLC0415
 
     until = time.monotonic() + 60 * minutes
-    while (version := ask(place, invitation, proxy)) is None and time.monotonic() < until:
+    while (version := ask(place, invitation, proxy, secret)) is None and time.monotonic() < until:
         time.sleep(min(_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
     if version is None:
         _say_kept(place, invitation, as_json=as_json)
@@ -141,10 +161,12 @@ def _ask(place: Path, invitation: Invitation, minutes: float, proxy: str | None,
         _say_member(place, invitation.site, version, as_json=as_json)
 
 
-def _ask_with_file(place: Path, invitation: Invitation, proxy: str | None, *, as_json: bool) -> None:
+def _ask_with_file(
+    place: Path, invitation: Invitation, proxy: str | None, secret: Secret | None, *, as_json: bool
+) -> None:
     from client import joining  # noqa: PLC0415
 
-    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation, proxy)
+    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation, proxy, secret)
     write_atomically(request, data)
     if as_json:
         typer.echo(json.dumps({"site": invitation.site, "member": False, "request": str(request),

@@ -86,7 +86,8 @@ def adopt(
 
 
 @ledger.command(
-    "recover", epilog="Example:  cloister ledger recover north --heads ledger-heads.json --run run.manifest"
+    "recover",
+    epilog="Example:  cloister ledger recover north --heads ledger-heads.json --run run.manifest --settings north",
 )
 def recover(
     site: Site,
@@ -96,22 +97,31 @@ def recover(
     run: Annotated[
         list[Path] | None, typer.Option(help="A signed run that may have charged the site since; name all of them.")
     ] = None,
+    settings: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --run: a site.toml that stood at some time since; name all of them, and the present."),
+    ] = None,
     spent: Annotated[
-        bool, typer.Option("--spent", help="The runs are unknown: count the whole budget as spent, for good.")
+        bool, typer.Option("--spent", help="One of them is unknown: count the whole budget as spent, for good.")
+    ] = False,
+    without_head: Annotated[
+        bool, typer.Option("--without-head", help="Charge though no head shows a loss: all copies of it are lost too.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Charge what may be missing from a site's ledgers, if their newest copies are lost. Stop the agent first.
 
-    A run is charged with the most that the site's policy lets it spend. Nothing of this can be taken back.
+    A run is charged with the most that any of the settings let it spend. Nothing of this can be taken back.
     """
+    from cloister.recovery import Since  # noqa: PLC0415
     from cloister.recovery import recover as recover_lost  # noqa: PLC0415
 
-    if bool(run) == spent:
-        msg = "name every run that may have charged the site since, each as --run; if they are unknown, use --spent"
+    if run and spent:
+        msg = "give --run and --settings, or --spent, not both"
         raise ConfigError(msg)
+    since = Since(heads, None if spent else run or (), settings or ())
     with patience("counting what the runs may have charged"):
-        charges = recover_lost(site, heads, None if spent else run)
+        charges = recover_lost(site, since, without_head=without_head)
     if as_json:
         typer.echo(json.dumps({"charges": charges}))
         return

@@ -1,7 +1,8 @@
 """Which files of a site's folder are kept encrypted.
 
 Not: `site.toml`, the records, `models/public/` and `statements/`, which people write and read; a request to join, which
-goes to the coordinator; and locks and reserved space, which have no content.
+goes to the coordinator; and locks and reserved space, which have no content. Servers and coordinators name their files
+in `vault.json`, see `server.protection`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ FOLDERS = frozenset({
     "approvals",
 })  # fmt: skip
 FILES = frozenset({"refused-tasks.json", "audit.json"})
+RESTORING, RESTORED = ".restoring", ".restored"
+"""A backup while it is unpacked beside the files of a site, and once it is complete."""
+
+EVENTS = "events.jsonl"
+"""A server's log of one run."""
+
 _PUBLIC = "models", "public"
-_SPACE = ".space"
+_EMPTY = frozenset({".space", ".server"})  # reserved space, a lock
 
 
 def holds(relative: str) -> bool:
@@ -22,12 +29,17 @@ def holds(relative: str) -> bool:
     parts = PurePosixPath(relative).parts
     if len(parts) < 2:  # noqa: PLR2004 - a folder and a name
         return relative in FILES
-    return parts[0] in FOLDERS and parts[:2] != _PUBLIC and parts[-1] != _SPACE
+    return parts[0] in FOLDERS and parts[:2] != _PUBLIC and not is_empty(relative)
+
+
+def is_empty(relative: str) -> bool:
+    """Return whether this is disk space that was reserved, or a lock: neither has content."""
+    return PurePosixPath(relative).name in _EMPTY
 
 
 def is_log(relative: str) -> bool:
     """Return whether entries are appended to this file, so that it is encrypted entry by entry."""
     path = PurePosixPath(relative)
-    if path.parts[0] == "ledger" and len(path.parts) == 2:  # noqa: PLR2004 - a folder and a name
+    if path.name == EVENTS or path.parent.as_posix() == "ledger":
         return True
-    return path.parts[0] in {"outbox", "metrics"} and path.suffix in {".commitments", ".jsonl"}
+    return path.parts[:1] in {("outbox",), ("metrics",)} and path.suffix in {".commitments", ".jsonl"}

@@ -1,20 +1,21 @@
 """Encrypt an existing folder, decrypt it again, and change what opens it. Each can be killed at any point.
 
 `vault.json` is written first, and says that the folder is being encrypted: from then on, every file is written
-encrypted, and read in either form. Then each file is replaced by its encrypted form, and the old content overwritten
-with zeros where no other name leads to it. In the end the vault says that everything is encrypted, and a file that is
-not is refused. Whoever is killed in between leaves a folder that opens, and that the next call finishes.
+encrypted, and read in either form. Then each file is replaced by its encrypted form. The old content keeps a temporary
+name until it is overwritten with zeros, so that the next call finds it, too; it is not overwritten where a third name
+leads to it. In the end the vault says that everything is encrypted, and a file that is not is refused. Whoever is
+killed in between leaves a folder that opens, and that the next call finishes.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy.at_rest.held import FILES, FOLDERS, is_log
+from privacy.at_rest.held import FILES, FOLDERS, RESTORING, is_log
 from privacy.at_rest.sealed import (
     HEAD_BYTES,
     LOG,
@@ -29,7 +30,7 @@ from privacy.at_rest.sealed import (
 from privacy.at_rest.sealed_log import open_records, sealed_record
 from privacy.at_rest.vault import FILE, Vault
 from privacy.at_rest.vaults import forget, header_of, is_protected, opened, remember
-from privacy.files import private, replace_file, sync_folder
+from privacy.files import private, replace_file, sync_folder, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,10 +43,10 @@ _ENTRIES = 1 << 16  # bytes of entries that become one record
 
 
 def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
-    """Encrypt a site's folder, or change what opens it; finish what an earlier call began.
+    """Encrypt a folder, or change what opens it; finish what an earlier call began.
 
     Args:
-        folder: the site's folder; nobody else may use it meanwhile.
+        folder: the folder; nobody else may use it meanwhile.
         secret: what opens it from now on; None to leave that as it is.
         files: further files and folders to encrypt, relative to the folder.
 
@@ -55,6 +56,9 @@ def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
     Raises:
         OSError, VaultError: if a file cannot be read or written, or the present secret is missing or wrong.
     """
+    for path in (folder / RESTORING).rglob("*"):  # half a backup, perhaps in the clear
+        if path.is_file():
+            _remove(path)
     if is_protected(folder):
         vault = opened(folder)
         vault = vault.with_secret(secret) if secret else vault
@@ -67,7 +71,7 @@ def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
 
 
 def unprotect(folder: Path) -> int:
-    """Decrypt a site's folder; return how many files were decrypted.
+    """Decrypt a folder; return how many files were decrypted.
 
     Raises:
         OSError, VaultError: as `protect`.
@@ -89,16 +93,19 @@ def finish(folder: Path) -> int:
         return 0
     vault = opened(folder)
     done = 0
-    for path in list(_files(vault)):
-        if _is_left(path):
-            _remove(path)
-        else:
-            done += _encrypt(vault, path) if state == "encrypting" else _decrypt(vault, path)
+    found = dict.fromkeys(_files(vault))
+    lefts = set(filter(_is_left, found))
+    for path in lefts:
+        _remove(path)
+    for path in (each for each in found if each not in lefts):
+        done += _encrypt(vault, path) if state == "encrypting" else _decrypt(vault, path)
     if state == "encrypting":
         _keep(vault.with_state("encrypted", vault.header.files))
     else:
-        _remove(folder / FILE)
+        gone = folder / f".{FILE}.old.new"
+        (folder / FILE).replace(gone)
         sync_folder(folder)
+        _remove(gone)
         forget(folder)
     return done
 
@@ -111,30 +118,44 @@ def _keep(vault: Vault) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the data key under secrets that were never put in place."""
-    for path in folder.glob(f".{FILE}.*.new"):
+    """Remove the data key under secrets that were never put in place, or are no more."""
+    for path in unfinished(folder / FILE):
         _remove(path)
 
 
 def _remove(path: Path) -> None:
-    with _overwritten(path):
-        path.unlink()
+    """Overwrite a file with zeros, unless another name leads to it, and remove it."""
+    if not path.is_symlink() and path.stat().st_nlink == 1:
+        with suppress(PermissionError):  # another account's
+            path.chmod(0o600)  # its owner may have kept even themselves from writing
+            with open(path, "r+b", opener=private) as file:
+                _overwrite(file)
+    path.unlink()
+
+
+def _overwrite(file: BinaryIO) -> None:
+    size = os.fstat(file.fileno()).st_size
+    file.writelines(bytes(min(_STEP, size - start)) for start in range(0, size, _STEP))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _files(vault: Vault) -> Iterator[Path]:
     """Yield the files to encrypt, and temporary ones beside them."""
     for name in sorted({*FOLDERS, *FILES, *vault.header.files}):
         path = vault.folder / name
-        leftovers = path.parent.glob(f".{path.name}.*.new")
-        for found in (*leftovers, path, *(path.rglob("*") if path.is_dir() else ())):
+        for found in (*unfinished(path), path, *(path.rglob("*") if path.is_dir() else ())):
+            if found.is_symlink():
+                yield from unfinished(Path(os.path.realpath(found)))
             relative = found.relative_to(vault.folder).as_posix()
-            if found.is_file() and (vault.header.holds(relative) or _is_left(found)):
+            if _is_left(found) or (found.is_file() and vault.header.holds(relative)):
                 yield found
 
 
 def _is_left(path: Path) -> bool:
     """Return whether this is a temporary file, left by a process that was killed."""
-    return path.name.startswith(".") and path.name.endswith(".new")
+    named = path.name.startswith(".") and path.name.endswith(".new")
+    return named and (path.is_symlink() or path.is_file())
 
 
 def _encrypt(vault: Vault, path: Path) -> bool:
@@ -195,18 +216,25 @@ def _alone(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _overwritten(path: Path) -> Iterator[None]:
-    """Overwrite a file's content with zeros once it has been replaced or removed, unless another name leads to it."""
+    """Overwrite a file's content with zeros once it has been replaced; until then, it has a temporary name too."""
+    path = Path(os.path.realpath(path))
+    old = path.with_name(f".{path.name}.old.new")
+    if os.path.lexists(old):
+        _remove(old)
     try:
-        file = open(path, "r+b", opener=private)  # noqa: SIM115 - closed below
-    except (FileNotFoundError, PermissionError):  # a file that its owner may only read is replaced all the same
+        os.link(path, old)
+    except FileNotFoundError:  # there is none yet
         yield
-        return
-    with file as old:
-        yield
-        state = os.fstat(old.fileno())
-        if state.st_nlink:
-            return
-        for start in range(0, state.st_size, _STEP):
-            old.write(bytes(min(_STEP, state.st_size - start)))
-        old.flush()
-        os.fsync(old.fileno())
+    except OSError:  # a file system without second names
+        with ExitStack() as stack:
+            file = None
+            with suppress(PermissionError):
+                file = stack.enter_context(open(path, "r+b", opener=private))
+            yield
+            if file and not os.fstat(file.fileno()).st_nlink:
+                _overwrite(file)
+    else:
+        try:
+            yield
+        finally:
+            _remove(old)

@@ -102,8 +102,8 @@ class FileKey:
     def altered(self) -> VaultError:
         """Return the error for a file that does not open."""
         msg = (
-            f"{self.path}: this encrypted file was altered or cut, or belongs at another place; restore it from the "
-            "site's backup"
+            f"{self.path}: this encrypted file was altered or cut, or belongs at another place; restore it from a "
+            "backup"
         )
         return VaultError(msg)
 
@@ -116,12 +116,12 @@ def key_of_head(head: bytes, data_key: bytes, vault: bytes, relative: str, path:
     """
     kind, own = head[len(MAGIC) : len(MAGIC) + 1], head[len(MAGIC) + 2 : -SALT_BYTES]
     if len(head) != HEAD_BYTES or not head.startswith((MAGIC + WHOLE + b"\n", MAGIC + LOG + b"\n")):
-        msg = f"{path}: this file is cut or not encrypted as this version does it; restore it from the site's backup"
+        msg = f"{path}: this file is cut or not encrypted as this version does it; restore it from a backup"
         raise VaultError(msg)
     if own != vault:
         msg = (
-            f"{path}: this file was encrypted in another site's folder, or before encryption was set up anew; restore "
-            "this site's own from its backup"
+            f"{path}: this file was encrypted in another folder, or before encryption was set up anew; restore this "
+            "folder's own from its backup"
         )
         raise VaultError(msg)
     return FileKey(data_key, vault, relative, kind, head[-SALT_BYTES:], path)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from privacy.at_rest.held import holds
+from privacy.at_rest.held import holds, is_empty
 from privacy.at_rest.sealed import ID_BYTES
 from privacy.errors import VaultError
 
@@ -123,9 +123,9 @@ class Header:
         return self.slots[0].kind
 
     def holds(self, relative: str) -> bool:
-        """Return whether a file of the site's folder is kept encrypted."""
+        """Return whether a file of the folder is kept encrypted."""
         own = any(relative == each or relative.startswith(f"{each}/") for each in self.files)
-        return own or holds(relative)
+        return (own and not is_empty(relative)) or holds(relative)
 
     def to_bytes(self) -> bytes:
         """Encode as JSON."""
@@ -197,7 +197,7 @@ class Vault:
         for slot in header.slots:
             if slot.kind == secret.kind and (data_key := slot.unwrap(secret, header.id)) is not None:
                 return cls(folder, header, data_key).checked()
-        msg = f"{folder}: this {secret.kind} does not open the site's encrypted folder; check it and try again"
+        msg = f"{folder}: this {secret.kind} does not open the encrypted folder; check it and try again"
         raise VaultError(msg)
 
     def checked(self) -> Vault:
@@ -207,7 +207,7 @@ class Vault:
             VaultError: if `vault.json` was altered.
         """
         if not hmac.compare_digest(self._mac(), self.header.mac):
-            msg = f"{self.folder / FILE}: this file was altered; restore it from the site's backup"
+            msg = f"{self.folder / FILE}: this file was altered; restore it from a backup"
             raise VaultError(msg)
         return self
 
@@ -234,4 +234,4 @@ def _canonical(values: dict[str, Any]) -> bytes:
 
 
 def _damaged(path: Path) -> VaultError:
-    return VaultError(f"{path}: this file is damaged; restore it from the site's backup")
+    return VaultError(f"{path}: this file is damaged; restore it from a backup")

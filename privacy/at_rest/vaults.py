@@ -59,7 +59,7 @@ def header_of(folder: Path) -> Header:
             version = _version(os.fstat(file.fileno()))
             header = Header.from_bytes(file.read(_MOST), Path(path))
     except OSError as error:
-        msg = f"{path}: {(error.strerror or str(error)).lower()}; restore this file from the site's backup"
+        msg = f"{path}: {(error.strerror or str(error)).lower()}; restore this file from a backup"
         raise VaultError(msg) from error
     with _lock:
         _headers[path] = version, header

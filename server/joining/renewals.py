@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError
 from privacy.storage import read_file, write_atomically
-from server.coordinator import ANSWERS, RENEWALS, Coordinator
+from server.coordinator import Coordinator
+from server.protection import ANSWERS, RENEWALS
 from transport.diagnosis import Worrying, days_left
 from transport.pki import certificate_pem, check_renewed, load_certificate, read_certificate, renewal_is_due
 

@@ -18,7 +18,8 @@ from privacy.failures import sentence
 from privacy.run.enrolment import open_request
 from privacy.run.invitation import number_of_proof, read_record, record_name
 from privacy.storage import read_file, write_atomically
-from server.coordinator import INVITATIONS, REQUESTS, WELCOMES, Coordinator
+from server.coordinator import Coordinator
+from server.protection import INVITATIONS, REQUESTS, WELCOMES
 from transport.joining import LARGEST_SENTENCE, Answer, Outcome, Standing, State
 
 if TYPE_CHECKING:

@@ -45,8 +45,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """Read an event log's events; skip a last line that is still being written."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    text = read_log(path)
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
 
 def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:

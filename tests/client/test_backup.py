@@ -1,27 +1,35 @@
 """A site comes back from its backup, and never with fewer charges than it made."""
 
 import json
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.backup import back_up, restore
+from client.backup import back_up
 from client.protection import protect
+from client.restoring import restore
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
-from cloister.recovery import charging, recover
+from cloister.recovery import Since, charging, recover
 from privacy.accounting.accounting import Mechanism
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget
-from privacy.errors import BackupError, BudgetError, CloisterError, LedgerError, VaultError
+from privacy.errors import BackupError, BudgetError, CloisterError, ConfigError, LedgerError, VaultError
 from privacy.ledger.ledger import Budget, Release
+from privacy.ledger.recovery import Limits, most_charged
 from privacy.locks import locked
 from privacy.storage import read_file, write_atomically
 from simulations.engine.federation import Federation
-from tests.federations import NOISY, TERMS, FederationMaker, signed_run
+from tests.federations import NOISY, SITES, TERMS, FederationMaker, signed_run
 from transport.pki import key_pem
 
 SITE, PHRASE = "north", "correct horse battery staple"
@@ -144,7 +152,7 @@ def test_a_ledger_of_people_whom_the_settings_no_longer_name_is_not_rolled_back(
     other.path.write_bytes(b"damaged")
     refused(place, tmp_path / "backup")
     with pytest.raises(BackupError, match="lacks later charges"):
-        restore(tmp_path / "backup", place.folder, charging(None, None))
+        restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
 
 
 def test_a_ledger_that_is_signed_with_a_later_key_is_not_rolled_back(place: SiteFolder, tmp_path: Path) -> None:
@@ -160,10 +168,10 @@ def test_a_ledger_that_is_signed_with_a_later_key_is_not_rolled_back(place: Site
 
 def test_where_nothing_is_missing_no_charge_is_announced(place: SiteFolder, tmp_path: Path) -> None:
     lose(place, tmp_path)
-    restore(tmp_path / "backup", place.folder, charging(None, None))
+    restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
     count = len(rounds_of(place.folder))
     with pytest.raises(BackupError, match="so nothing is charged; restore without --charge-missing"):
-        restore(tmp_path / "backup", place.folder, charging(None, None))
+        restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
     assert len(rounds_of(place.folder)) == count
 
 
@@ -171,7 +179,7 @@ def test_what_is_missing_is_charged_at_the_most_that_the_named_run_can_have_cost
     place: SiteFolder, federation: Federation, tmp_path: Path
 ) -> None:
     lose(place, tmp_path)
-    restore(tmp_path / "backup", place.folder, charging(None, [federation.manifest]))
+    restore(tmp_path / "backup", place.folder, charging(Since(None, [federation.manifest], [place.folder])))
     restored = read_site(place.folder)
     limit = restored.settings.limit
     (*before, charge) = restored.ledger.entries().charges
@@ -186,9 +194,116 @@ def test_what_is_missing_is_charged_at_the_most_that_the_named_run_can_have_cost
     charged(restored, 5)  # another run
 
 
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ("maximum_epsilon = 3.0", "maximum_epsilon = 1.0"),
+        ("delta = 1e-05", "delta = 1e-09"),
+        ("held_out = 0.2", "held_out = 0.2\nrecords_per_person = 3"),
+    ],
+)
+def test_a_bound_holds_under_all_the_settings_that_stood(
+    federation: Federation, tmp_path: Path, then: str, now: str
+) -> None:
+    place = read_site(federation.paths[SITE])
+    back_up(place, tmp_path / "backup")
+    _, manifest, digest = signed_run(federation)
+    with suppress(BudgetError):
+        for number in count(1):
+            place.ledger.reserve(Release(digest, number, 1), manifest.round_cost, place.settings.limit)
+    made = len(place.ledger.mechanisms())
+    place.ledger.path.unlink()
+    settings = place.folder / "site.toml"
+    (tmp_path / "before.toml").write_text(settings.read_text())
+    settings.write_text(settings.read_text().replace(then, now))
+    assert settings.read_text() != (tmp_path / "before.toml").read_text()
+    copytree(place.folder, tmp_path / "blind")
+    since = Since(None, [federation.manifest], [tmp_path / "before.toml"])
+    (charge,) = restore(tmp_path / "backup", place.folder, charging(since, settings)).place.ledger.entries().charges
+    assert charge.mechanism.steps >= made * manifest.round_cost.steps
+    assert len(read_site(place.folder).ledger.mechanisms()) == 1
+    limit = read_site(tmp_path / "blind").settings  # what the present settings alone would bound
+    ledger = read_site(place.folder).ledger.at(tmp_path / "none", None)
+    alone = most_charged(ledger, manifest.round_cost, [Limits(limit.limit, limit.data.records_per_person)])
+    assert alone is None or alone.steps < made * manifest.round_cost.steps
+
+
+def test_what_the_named_settings_cannot_explain_is_not_accepted(
+    place: SiteFolder, federation: Federation, tmp_path: Path
+) -> None:
+    settings = place.folder / "site.toml"
+    settings.write_text(settings.read_text().replace("maximum_epsilon = 3.0", "maximum_epsilon = 0.001"))
+    lose(place, tmp_path)
+    since = Since(None, [federation.manifest], [settings])
+    with pytest.raises(LedgerError, match="no run that you named can have made them under the settings"):
+        restore(tmp_path / "backup", place.folder, charging(since, settings))
+    assert not place.ledger.path.exists()
+    for runs, named in (([federation.manifest], []), ([], [settings])):
+        with pytest.raises(ConfigError, match=r"every site\.toml that stood since"):
+            Since(None, runs, named)
+    with pytest.raises(ConfigError, match="--settings goes with --run"):
+        Since(None, None, [settings])
+
+
+def test_settings_of_another_site_bound_nothing(federation: Federation, tmp_path: Path) -> None:
+    place = read_site(federation.paths[SITE])
+    charged(place, 1)
+    lose(place, tmp_path)
+    since = Since(None, [federation.manifest], [federation.paths["south"]])
+    with pytest.raises(ConfigError, match="these are settings of south, not of north; name this site's own"):
+        restore(tmp_path / "backup", place.folder, charging(since))
+    assert not place.ledger.path.exists()
+
+
+def test_a_loss_that_no_head_shows_is_charged_if_one_insists(place: SiteFolder) -> None:
+    with pytest.raises(
+        LedgerError, match="if no head is left anywhere and charges are lost all the same, add --without"
+    ):
+        recover(place.folder, Since(None, None))
+    assert [charge["steps"] for charge in recover(place.folder, Since(None, None), without_head=True)] == [1, 1]
+    with pytest.raises(BudgetError, match="over its budget"):
+        charged(read_site(place.folder), 5)
+
+
+def test_a_site_is_restored_where_a_folder_is_on_another_disk(place: SiteFolder, tmp_path: Path) -> None:
+    other = Path(tempfile.mkdtemp(dir="/dev/shm")) if Path("/dev/shm").is_dir() else tmp_path  # noqa: S108
+    try:
+        back_up(place, tmp_path / "backup")
+        ledger = f"{SITE}-patients"
+        shutil.move(place.folder / "ledger", other / "ledger")
+        (place.folder / "ledger").symlink_to(other / "ledger", target_is_directory=True)
+        (other / "ledger" / ledger).unlink()
+        restore(tmp_path / "backup", place.folder)
+        assert (place.folder / "ledger").is_symlink()
+        assert (other / "ledger" / ledger).exists()
+        assert rounds_of(place.folder) == [1, 2]
+        assert {path.name for path in place.folder.parent.iterdir()} == {*SITES, "server", "coordinator"}
+    finally:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def test_a_restore_through_a_link_changes_nothing(place: SiteFolder, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "backup")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(ConfigError, match="link is a link"):
+        restore(tmp_path / "backup", tmp_path / "link")
+    assert not list((tmp_path / "real").iterdir())
+
+
+def test_keys_elsewhere_in_the_folder_come_back_too(federation: Federation, tmp_path: Path) -> None:
+    folder = federation.paths[SITE]
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text() + '\n[keys]\ntls_key = "own.key"\n')
+    (folder / "keys" / "tls.key").rename(folder / "own.key")
+    back_up(read_site(folder), tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "again")
+    assert (tmp_path / "again" / "own.key").read_bytes() == (folder / "own.key").read_bytes()
+
+
 def test_if_no_run_is_known_the_budget_is_spent(place: SiteFolder, tmp_path: Path) -> None:
     lose(place, tmp_path)
-    restore(tmp_path / "backup", place.folder, charging(None, None))
+    restore(tmp_path / "backup", place.folder, charging(Since(None, None)))
     with pytest.raises(BudgetError, match="over its budget"):
         charged(read_site(place.folder), 5)
 
@@ -201,18 +316,18 @@ def test_a_loss_that_only_the_server_shows_is_charged_later(place: SiteFolder, t
     with pytest.raises(LedgerError, match="see `cloister ledger recover --help`"):
         again.ledger.check_head(known)
     with pytest.raises(LedgerError, match="nothing is missing from this site's ledgers"):
-        recover(again.folder, None, None)
+        recover(again.folder, Since(None, None))
     heads = tmp_path / "ledger-heads.json"
     stored = {SITE: {"head": known.head, "signature": known.signature.hex()},
               "south": {"head": known.head, "signature": "00" * 64}}  # fmt: skip
     heads.write_text(json.dumps(stored))
-    assert [charge["steps"] for charge in recover(again.folder, heads, None)] == [1, 1]
+    assert [charge["steps"] for charge in recover(again.folder, Since(heads, None))] == [1, 1]
     again = read_site(again.folder)
     again.ledger.check_head(known)
     with pytest.raises(BudgetError):
         charged(again, 4)
     with pytest.raises(LedgerError, match="nothing is missing"):
-        recover(again.folder, heads, None)
+        recover(again.folder, Since(heads, None))
 
 
 @pytest.mark.parametrize(
@@ -226,9 +341,25 @@ def test_a_loss_that_only_the_server_shows_is_charged_later(place: SiteFolder, t
         lambda data: data.replace(b'"site": "north"', b'"site": "nxrth"', 1),
         lambda data: b"\xef\xbb\xbf" + data,
         lambda data: data.replace(b"backup-1", b"backup-2", 1),
+        lambda data: data.replace(b'"keys/', b'"\\ud8/', 1),
+        lambda data: data.replace(b'"keys/roster"', b'".restored/1"', 1),
+        lambda data: re.sub(rb'(authority.pem", )\d', rb"\g<1>Infinity, ", data, count=1),
         lambda _: b"",
     ],
-    ids=["cut", "halved", "longer", "flipped", "path", "site", "byte order mark", "version", "empty"],
+    ids=[
+        "cut",
+        "halved",
+        "longer",
+        "flipped",
+        "path",
+        "site",
+        "byte order mark",
+        "version",
+        "surrogate",
+        "own state",
+        "infinity",
+        "empty",
+    ],
 )
 def test_a_damaged_backup_is_one_sentence_and_changes_nothing(
     place: SiteFolder, tmp_path: Path, edit: Callable[[bytes], bytes], request: pytest.FixtureRequest

@@ -1,4 +1,4 @@
-"""A site whose folder is encrypted trains as any other, and a copy of its folder gives nothing away."""
+"""A site that joined encrypted trains as any other, and copies of its folder and the server's give nothing away."""
 
 import re
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from shutil import copytree
 import pytest
 
 from client.flower import open_site
+from client.joining import begin, finish
 from client.protection import protect, ready, unprotect
 from client.settings import read_site
 from client.turn import TURN
@@ -22,18 +23,20 @@ from privacy.locks import locked
 from privacy.log_file import read_log
 from privacy.run.settings import Encryption
 from privacy.storage import read_file
+from server.founding import create_consortium
 from simulations.engine.federation import Federation
 from tests import studies
-from tests.federations import NOISY, TERMS, FederationMaker, rounds_of, run_with, task_name
+from tests.federations import NOISY, SITES, TERMS, FederationMaker, rounds_of, run_with, share_keys, task_name
 
 SITE, PHRASE = "north", "correct horse battery staple"
 CANARIES, BYTES = 1000, 12
 OPEN = {"site.toml", "records.csv", FILE, TURN}
+SERVERS_OPEN = {"consortium.toml", "authority.pem", "tls.pem", "roster", "run.manifest", FILE}
 
 
 @pytest.fixture(scope="module")
-def run(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A federation after a run with masks and a mean of models, in which one site's folder was encrypted before."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A federation after a run with masks and a mean of models. One site joined with encryption, as the server has."""
     assert NOISY.training
     settings = replace(
         NOISY,
@@ -42,23 +45,43 @@ def run(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         training=replace(NOISY.training, averaging=0.5),
         encryption=Encryption(update_bound=1.0, collusion_resistant=True),
     )
-    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("protected"))(
-        settings, {site: replace(TERMS, tasks=(settings.task,), collusion_resistant=True) for site in ("north",)}
-    )
-    place = read_site(federation.paths[SITE])
+    secret, keys = Secret.of_passphrase(PHRASE), tmp_path_factory.mktemp("keys")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLOISTER_PASSPHRASE", PHRASE)
-        protect(place, Secret.of_passphrase(PHRASE))
+        coordinator = create_consortium(keys, "lungs", "localhost", secret=secret)
+        requests = [begin(keys / site, coordinator.invite(site), secret if site == SITE else None) for site in SITES]
+        for approval in coordinator.approve(requests)[1]:
+            finish(keys / approval.site, approval.welcome)
+        share_keys(Federation(keys, SITES))
+        federation = FederationMaker(keys, tmp_path_factory.mktemp("protected"))(
+            settings, {SITE: replace(TERMS, tasks=(settings.task,), collusion_resistant=True)}
+        )
         open_site.cache_clear()
         run_with(federation)
         yield federation
-    forget(federation.paths[SITE])
+    for folder in (keys, federation.folder):
+        for name in (SITE, "server", "coordinator"):
+            forget(folder / name)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path, clear: set[str] = OPEN) -> dict[str, bytes]:
     """What is in the encrypted files of a folder."""
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - OPEN
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".server"]  # a lock
+    names = {path.relative_to(folder).as_posix() for path in files} - clear
     return {name: read_log(folder / name) if is_log(name) else read_file(folder / name) for name in sorted(names)}
+
+
+def canaries_in(kept: dict[str, bytes]) -> set[bytes]:
+    """Pieces of what is in files, many of each kind; bytes that repeat (zeros, JSON's words) are none."""
+    random, canaries = Random(7), set[bytes]()  # noqa: S311 - chooses what to look for
+    for kind in {name.partition("/")[0] for name in kept}:
+        own = b"\0".join(content for name, content in kept.items() if name.startswith(kind))
+        for _ in range(CANARIES // 2):
+            start = random.randrange(max(1, len(own) - BYTES))
+            canaries.add(own[start : start + BYTES])
+    canaries = {each for each in canaries if len(set(each)) >= BYTES - 4}
+    assert len(canaries) >= CANARIES
+    return canaries
 
 
 def test_every_round_has_the_site_s_update_and_all_sites_have_one_model(run: Federation) -> None:
@@ -70,24 +93,35 @@ def test_every_round_has_the_site_s_update_and_all_sites_have_one_model(run: Fed
 
 def test_none_of_a_thousand_canaries_is_in_a_copy_of_the_folder(run: Federation, tmp_path: Path) -> None:
     folder = run.paths[SITE]
-    kept, random = contents(folder), Random(7)  # noqa: S311 - chooses what to look for
-    kinds = {name.partition("/")[0] for name in kept}
-    assert kinds >= {"keys", "ledger", "ledger-heads", "models", "outbox", "metrics"}
-    canaries = set[bytes]()
-    for kind in kinds:
-        own = b"\0".join(content for name, content in kept.items() if name.startswith(kind))
-        for _ in range(CANARIES // 2):
-            start = random.randrange(max(1, len(own) - BYTES))
-            canaries.add(own[start : start + BYTES])
-    # Weights, keys, charges, and what was written in hexadecimal; bytes that repeat (zeros, JSON's words) are none.
-    canaries = {each for each in canaries if len(set(each)) >= BYTES - 4}
-    assert len(canaries) >= CANARIES
+    kept = contents(folder)
+    assert {name.partition("/")[0] for name in kept} >= {
+        "keys",
+        "ledger",
+        "ledger-heads",
+        "models",
+        "outbox",
+        "metrics",
+    }
+    canaries = canaries_in(kept)  # weights, keys, charges, and what was written in hexadecimal
     copy = Path(copytree(folder, tmp_path / "copy"))
     for path in copy.rglob("*"):
         if path.is_file() and path.name not in {"site.toml", "records.csv"}:  # which people wrote
             data = path.read_bytes()
             assert not [each for each in canaries if each in data], path.name
             assert path.name in OPEN or data.startswith(MAGIC)
+
+
+def test_none_of_a_thousand_canaries_is_in_a_copy_of_the_servers_folder(run: Federation, tmp_path: Path) -> None:
+    kept = contents(run.server, SERVERS_OPEN)
+    assert {name.partition("/")[0] for name in kept} >= {"tls.key", "invitations", "runs", "ledger-heads.json"}
+    canaries, copy = canaries_in(kept), Path(copytree(run.server, tmp_path / "copy"))
+    for path in copy.rglob("*"):
+        if path.is_file() and path.relative_to(copy).as_posix() not in SERVERS_OPEN:
+            data = path.read_bytes()
+            assert data.startswith(MAGIC) or not data, path
+            assert not [each for each in canaries if each in data], path
+    for path in run.folder.joinpath("coordinator").rglob("*"):
+        assert not path.is_file() or b"PRIVATE KEY" not in path.read_bytes()
 
 
 def test_names_of_files_are_all_that_a_copy_shows(run: Federation) -> None:
@@ -103,7 +137,7 @@ def test_without_its_secret_the_folder_does_not_open(
     with pytest.raises(VaultError, match=r"copy is encrypted; run this at a terminal, or set CLOISTER_PASSPHRASE"):
         ready_and_open(copy)
     monkeypatch.setenv("CLOISTER_PASSPHRASE", "wrong horse battery")
-    with pytest.raises(VaultError, match="this passphrase does not open the site's encrypted folder; check it and try"):
+    with pytest.raises(VaultError, match="this passphrase does not open the encrypted folder; check it and try"):
         ready_and_open(copy)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from math import inf, nan
 from typing import Any
@@ -160,9 +161,9 @@ values = st.recursive(
 def test_every_event_is_one_line_of_strict_json(
     tmp_path_factory: pytest.TempPathFactory, details: dict[str, Any]
 ) -> None:
-    event_log = EventLog(tmp_path_factory.mktemp("event_log"))
-    event_log.record("one", **details)
-    event_log.record("two")
+    with closing(EventLog(tmp_path_factory.mktemp("event_log"))) as event_log:
+        event_log.record("one", **details)
+        event_log.record("two")
     text = (event_log.folder / "events.jsonl").read_text(encoding="utf-8")
     assert text.isascii()
     assert [_strict(line)["event"] for line in text.splitlines()] == ["one", "two"]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cloister.cli import app
 from privacy.at_rest.vaults import forget
-from privacy.errors import ConfigError, VaultError
+from privacy.errors import ConfigError, KeyFileError, VaultError
 from simulations.engine.federation import Federation
 from tests.federations import TERMS
 
@@ -51,19 +51,19 @@ def test_unattended_with_a_passphrase(site: Path, cloister: Callable[..., str]) 
     with pytest.raises(ConfigError, match="at least 12 characters; nothing was changed"):
         cloister("protect", site, CLOISTER_PASSPHRASE=PHRASE[:5])
     files = sum(path.is_file() for path in (site / "keys").rglob("*"))
-    done = json.loads(cloister("protect", site, "--json", CLOISTER_PASSPHRASE=PHRASE))
+    done = json.loads(cloister("protect", site, "--json", CLOISTER_PASSPHRASE=PHRASE).splitlines()[-1])
     assert (done["encrypted"], done["files"]) == (True, files)
     out = site.parent / "signing.key"
     for command in (["export", site, "keys/signing.key", out], ["ledger", "show", site], ["agent", site]):
         with pytest.raises(VaultError, match="set CLOISTER_PASSPHRASE"):
             cloister(*command)
-        with pytest.raises(VaultError, match="does not open the site's encrypted folder; check it and try again"):
+        with pytest.raises(VaultError, match="does not open the encrypted folder; check it and try again"):
             cloister(*command, CLOISTER_PASSPHRASE=PHRASE[::-1])
     cloister("export", site, "keys/signing.key", out, CLOISTER_PASSPHRASE=PHRASE)
     assert out.read_bytes() == key
     assert SITE in cloister("ledger", "show", site, CLOISTER_PASSPHRASE=PHRASE)
     new = {"CLOISTER_PASSPHRASE": PHRASE, "CLOISTER_NEW_PASSPHRASE": ANOTHER}
-    assert json.loads(cloister("protect", site, "--json", **new))["changed_secret"]
+    assert json.loads(cloister("protect", site, "--json", **new).splitlines()[-1])["changed_secret"]
     with pytest.raises(VaultError, match="does not open"):
         cloister("protect", site, "--off", CLOISTER_PASSPHRASE=PHRASE)
     cloister("protect", site, "--off", CLOISTER_PASSPHRASE=ANOTHER)
@@ -84,6 +84,26 @@ def test_unattended_with_a_key_file(site: Path, cloister: Callable[..., str]) ->
     key_file.write_bytes(b"short")
     with pytest.raises(VaultError, match="this one has 5"):
         cloister("ledger", "show", site, CLOISTER_KEY_FILE=str(key_file))
+
+
+def test_a_file_is_exported_by_whichever_path_it_is_named(site: Path, cloister: Callable[..., str]) -> None:
+    (site / "ledger").mkdir()
+    (site / "ledger" / "people").write_bytes(b"one\ntwo\n")
+    link, out = site.parent / "link", site.parent / "out"
+    link.symlink_to(site, target_is_directory=True)
+    key = {"CLOISTER_KEY_FILE": str(site.parent / "key")}
+    cloister("protect", site, "--key-file", site.parent / "key")
+    named = site / "ledger" / "people"
+    for file in ("ledger/people", named, link / "ledger" / "people", site / "keys/../ledger/people",
+                 os.path.relpath(named)):  # fmt: skip
+        cloister("export", site, file, out, **key)
+        assert out.read_bytes() == b"one\ntwo\n"
+        out.unlink()
+    for file, told in (("ledger/none", "no such file"), ("keys", "directory"), ("/etc/hostname", "is not in"),
+                       ("../federation", "is not in")):  # fmt: skip
+        with pytest.raises(KeyFileError, match=f"{told}.*name a file in the folder"):
+            cloister("export", site, file, out, **key)
+        assert not out.exists()
 
 
 def test_at_a_terminal_the_passphrase_is_asked_for_and_not_shown(site: Path) -> None:

@@ -133,6 +133,18 @@ def test_what_was_in_the_clear_is_overwritten_on_the_disk(folder: Path) -> None:
             assert not any(file.read())
 
 
+def test_a_file_that_its_owner_may_only_read_is_overwritten_and_one_behind_a_link_is_not(folder: Path) -> None:
+    (folder / "keys" / "signing.key").chmod(0o400)
+    (folder.parent / "others").write_bytes(b"another's")
+    (folder / "keys" / ".signing.key.old.new").symlink_to(folder.parent / "others")
+    (folder / "keys" / ".tls.key.9.new").symlink_to(folder.parent / "nowhere")
+    with (folder / "keys" / "signing.key").open("rb") as old:
+        protect(folder, SECRET, ())
+        assert not any(old.read())
+    assert (folder.parent / "others").read_bytes() == b"another's"
+    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+
+
 def test_a_passphrase_opens_it_and_a_new_one_replaces_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("privacy.at_rest.vault._MEMORY_KIB", _MEMORY_KIB)  # other tests derive keys in less memory
     protect(folder, Secret.of_passphrase(PHRASE), ())
@@ -142,7 +154,7 @@ def test_a_passphrase_opens_it_and_a_new_one_replaces_it(folder: Path, monkeypat
     check_content(folder)
     protect(folder, Secret.of_passphrase("another passphrase"), ())
     forget(folder)
-    with pytest.raises(VaultError, match="this passphrase does not open the site's encrypted folder; check it"):
+    with pytest.raises(VaultError, match="this passphrase does not open the encrypted folder; check it"):
         opened(folder)
     monkeypatch.setenv("CLOISTER_PASSPHRASE", "another passphrase")
     check_content(folder)
@@ -174,7 +186,7 @@ def test_accents_may_be_typed_either_way() -> None:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda text: text[: len(text) // 2], "this file is damaged; restore it from the site's backup"),
+        (lambda text: text[: len(text) // 2], "this file is damaged; restore it from a backup"),
         (lambda text: text.replace('"encrypted"', '"encrypting"'), "this file was altered"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "encrypted by another version of Cloister"),
         (lambda text: text.replace('"kind": "key file"', '"kind": "pkcs11"'), "can open no vault with a 'pkcs11'"),

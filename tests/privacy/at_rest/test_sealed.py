@@ -117,14 +117,14 @@ def test_a_file_of_another_folder_is_refused_by_name(folder: Path, tmp_path: Pat
     write_atomically(tmp_path / "south" / "keys" / "a", b"secret")
     (folder / "keys").mkdir()
     (tmp_path / "south" / "keys" / "a").rename(folder / "keys" / "a")
-    with pytest.raises(VaultError, match="encrypted in another site's folder"):
+    with pytest.raises(VaultError, match="encrypted in another folder"):
         read_file(folder / "keys" / "a")
 
 
 def test_without_its_vault_a_file_says_so(folder: Path) -> None:
     write_atomically(folder / "keys" / "a", b"secret")
     (folder / "vault.json").unlink()
-    with pytest.raises(VaultError, match=r"not in its site's folder beside vault\.json"):
+    with pytest.raises(VaultError, match=r"not in its own folder beside vault\.json"):
         read_file(folder / "keys" / "a")
 
 

@@ -1,0 +1,53 @@
+"""Locks on the folders of servers and coordinators. A lock ends with its process at the latest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from privacy.errors import VaultError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def folder_alone(folder: Path) -> Iterator[None]:
+    """Use a server's or a coordinator's folder while no other process does.
+
+    Raises:
+        VaultError: if another process uses it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"{folder}: a server or another command uses this folder; stop it, and run this again"
+            raise VaultError(msg) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def folder_in_use(folder: Path) -> Iterator[None]:
+    """Use a folder beside others, and keep `folder_alone` out.
+
+    Raises:
+        VaultError: if `folder_alone` is in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network's file system may lock no folders
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                msg = f"{folder}: this folder is being encrypted, decrypted or copied; wait until that has ended"
+                raise VaultError(msg) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""What is encrypted in a server's folder and in a coordinator's: `cloister protect server`, `... coordinator`.
+
+A server's: its TLS key, invitations, requests and welcomes, its records of runs, letters with keys, and heads of
+ledgers. A coordinator's: the authority's key, the key that signs runs, and invitations. Not: settings, certificates and
+the roster, which others read.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from privacy.at_rest.kept import KeptFolder
+from privacy.folder_locks import folder_alone
+
+if TYPE_CHECKING:
+    from server.settings import ServerFolder
+
+INVITATIONS, REQUESTS, WELCOMES = "invitations", "requests", "welcomes"
+"""Folders at the server: what it needs to recognise invited sites, what they ask, and what they get."""
+
+RENEWALS, ANSWERS = "renewals", "answers"
+"""Folder at the server, with certificates that sites want renewed; and in it, one with the new ones."""
+
+AUTHORITY_KEY, SIGNING_KEY = "authority.key", "signing.key"
+"""Files of the coordinator."""
+
+
+def kept_server(place: ServerFolder) -> KeptFolder:
+    """Return a server's folder as one that can be encrypted."""
+    settings = place.settings
+    beside_roster = (settings.roster.parent / name for name in (INVITATIONS, REQUESTS, WELCOMES, RENEWALS))
+    within, without = list[str](), list[Path]()
+    for each in (settings.tls_key, settings.runs, settings.epochs, settings.ledger_heads, *beside_roster):
+        path = Path(os.path.abspath(place.folder / each))  # noqa: PTH100 - resolve() follows links
+        if path.is_relative_to(place.folder) and path != place.folder:
+            within.append(path.relative_to(place.folder).as_posix())
+        else:
+            without.append(path)
+    return KeptFolder(place.folder, tuple(within), tuple(without), partial(folder_alone, place.folder))
+
+
+def kept_coordinator(folder: Path) -> KeptFolder:
+    """Return a coordinator's folder as one that can be encrypted."""
+    files = AUTHORITY_KEY, SIGNING_KEY, INVITATIONS
+    return KeptFolder(folder, files, (), partial(folder_alone, folder))
