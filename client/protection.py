@@ -1,4 +1,4 @@
-"""Encrypt a site's folder, decrypt it, and change what opens it: `cloister protect SITE`."""
+"""Encrypt a site's or a person's folder, decrypt it, and change what opens it: `cloister protect SITE`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.person import PersonFolder
 from client.turn import without_agent
 from privacy.at_rest import protection
 from privacy.at_rest.held import holds
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from privacy.at_rest.vault import Secret
 
 
-def protect(place: SiteFolder, secret: Secret | None) -> int:
+def protect(place: SiteFolder | PersonFolder, secret: Secret | None) -> int:
     """Encrypt a site's folder, or change what opens it; return how many files were encrypted.
 
     Args:
@@ -32,7 +33,7 @@ def protect(place: SiteFolder, secret: Secret | None) -> int:
         return protection.protect(place.folder, secret, _further(place)[0])
 
 
-def unprotect(place: SiteFolder) -> int:
+def unprotect(place: SiteFolder | PersonFolder) -> int:
     """Decrypt a site's folder; return how many files were decrypted.
 
     Raises:
@@ -42,7 +43,7 @@ def unprotect(place: SiteFolder) -> int:
         return protection.unprotect(place.folder)
 
 
-def ready(place: SiteFolder) -> None:
+def ready(place: SiteFolder | PersonFolder) -> None:
     """Open a site's folder, if it is encrypted; finish its encryption, if that was interrupted.
 
     Raises:
@@ -64,13 +65,15 @@ def ready(place: SiteFolder) -> None:
         raise VaultError(msg)
 
 
-def outside(place: SiteFolder) -> list[Path]:
+def outside(place: SiteFolder | PersonFolder) -> list[Path]:
     """Return the keys that `site.toml` keeps outside the folder; they stay as they are."""
     return _further(place)[1]
 
 
-def _further(place: SiteFolder) -> tuple[tuple[str, ...], list[Path]]:
+def _further(place: SiteFolder | PersonFolder) -> tuple[tuple[str, ...], list[Path]]:
     """Return the keys in the folder that are not in its usual folders, and those outside it."""
+    if isinstance(place, PersonFolder):
+        return (), []
     within, without, keys = list[str](), list[Path](), place.settings.keys
     for each in fields(keys):
         path = Path(os.path.abspath(place.path(getattr(keys, each.name))))  # noqa: PTH100 - resolve() follows links

@@ -16,31 +16,34 @@ from privacy.errors import ConfigError, KeyFileError
 from privacy.failures import reason
 
 if TYPE_CHECKING:
+    from client.person import PersonFolder
     from client.settings import SiteFolder
     from privacy.at_rest.vault import Secret
 
 Site = Annotated[Path, typer.Argument(help="site.toml, or its folder.")]
+Place = Annotated[Path, typer.Argument(metavar="SITE", help="site.toml or person.toml, or its folder.")]
 
 _NEW = "CLOISTER_NEW_PASSPHRASE"
 
 
 def protect(
-    site: Site,
+    site: Place,
     key_file: Annotated[
         Path | None, typer.Option(help="Open it with this file instead of a passphrase; it is made if missing.")
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Decrypt the folder again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Encrypt what a site keeps on its disk, change the passphrase, or decrypt it again.
+    """Encrypt what a site or a person keeps on their disk, change the passphrase, or decrypt it again.
 
     Stop the agent first. If it is interrupted, run it again.
     """
     from client import protection  # noqa: PLC0415
+    from client.person import is_person, read_person  # noqa: PLC0415
     from client.settings import read_site  # noqa: PLC0415
     from privacy.at_rest.vaults import is_protected  # noqa: PLC0415
 
-    place = read_site(site)
+    place = read_person(site) if is_person(site) else read_site(site)
     before = is_protected(place.folder)
     if off:
         if not before or key_file:
@@ -85,7 +88,7 @@ def export(
     typer.echo(json.dumps({"file": str(out), "bytes": len(data)}) if as_json else f"✓ {out}: {len(data):,} bytes")
 
 
-def _new_passphrase(place: SiteFolder, *, before: bool) -> Secret | None:
+def _new_passphrase(place: SiteFolder | PersonFolder, *, before: bool) -> Secret | None:
     """Return a new passphrase: from the environment, or typed twice; None to keep the present one.
 
     Raises:
@@ -115,7 +118,7 @@ def _new_passphrase(place: SiteFolder, *, before: bool) -> Secret | None:
     return secret
 
 
-def _new_key_file(place: SiteFolder, path: Path) -> Secret:
+def _new_key_file(place: SiteFolder | PersonFolder, path: Path) -> Secret:
     """Read a key file; make it first if it is missing.
 
     Raises:
@@ -132,7 +135,7 @@ def _new_key_file(place: SiteFolder, path: Path) -> Secret:
     return read_key_file(path)
 
 
-def _tell(place: SiteFolder, count: int, *, encrypted: bool, changed: bool, as_json: bool) -> None:
+def _tell(place: SiteFolder | PersonFolder, count: int, *, encrypted: bool, changed: bool, as_json: bool) -> None:
     if as_json:
         report = {"folder": str(place.folder), "encrypted": encrypted, "files": count, "changed_secret": changed}
         typer.echo(json.dumps(report))

@@ -18,7 +18,8 @@ from privacy.failures import sentence
 from privacy.run.enrolment import open_request
 from privacy.run.invitation import number_of_proof, read_record, record_name
 from privacy.storage import read_file, write_atomically
-from server.coordinator import INVITATIONS, REQUESTS, WELCOMES, Coordinator
+from server.coordinator import Coordinator
+from server.invitations import INVITATIONS, REQUESTS, WELCOMES
 from transport.joining import LARGEST_SENTENCE, Answer, Outcome, Standing, State
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Requests:
         except (CloisterError, OSError) as error:
             if isinstance(error, CloisterError) and error.may_leave_site:
                 return Answer(Outcome.REFUSED, str(error).encode()[:LARGEST_SENTENCE])
-            log.warning("the request of %s could not be answered: %s", record.site, sentence(error))
+            log.warning("the request of %s could not be answered: %s", record.name, sentence(error))
             text = "the server cannot answer now; tell the coordinator, who finds the reason in its log, and try again"
             return Answer(Outcome.REFUSED, text.encode())
 

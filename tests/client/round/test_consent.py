@@ -13,7 +13,6 @@ from client.flower import open_site
 from client.state.approvals import MOST_WAITING, Approvals
 from client.task.installed import installed_digest
 from privacy.errors import KeyFileError, PolicyError
-from privacy.run.manifest import SignedRun
 from tests.client.agent_rounds import QUERY, ask, plan_of, train
 from tests.federations import (
     NOISY,
@@ -21,6 +20,7 @@ from tests.federations import (
     FederationMaker,
     charges_of,
     node_of,
+    opened_run,
     restart,
     run_with,
     signed_run,
@@ -47,7 +47,7 @@ def approvals_of(federation: Federation) -> Approvals:
 
 def test_a_site_waits_for_approval_and_joins_from_the_next_round_on(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, rounds=2), {SITE: CAREFUL})
-    signed = SignedRun(*signed_run(federation))
+    signed = opened_run(federation)
 
     def answer(message: Message, context: Context) -> Message:
         if message.metadata.message_type == wire.TRAIN.name and context.node_id == node_of(federation, "south"):
@@ -67,7 +67,7 @@ def test_a_site_waits_for_approval_and_joins_from_the_next_round_on(make_federat
 
 def test_what_is_withdrawn_is_refused_and_nothing_is_charged(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, {SITE: CAREFUL})
-    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    signed, approvals = opened_run(federation), approvals_of(federation)
     approvals.decide(signed, approved=True)
     plan = plan_of(federation)
     approvals.decide(signed, approved=False)
@@ -86,7 +86,7 @@ def test_a_run_that_the_policy_refuses_does_not_wait(make_federation: Federation
 
 def test_a_bounded_number_of_runs_waits_and_decided_ones_stay(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, {SITE: CAREFUL})
-    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    signed, approvals = opened_run(federation), approvals_of(federation)
     approvals.decide(signed, approved=True)
     for number in range(MOST_WAITING + 3):
         with pytest.raises(PolicyError, match="north has not approved the run study"):
@@ -97,7 +97,7 @@ def test_a_bounded_number_of_runs_waits_and_decided_ones_stay(make_federation: F
 
 def test_an_approval_of_another_run_or_by_another_key_approves_nothing(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, {SITE: CAREFUL})
-    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    signed, approvals = opened_run(federation), approvals_of(federation)
     approvals.decide(signed._replace(digest="5" * 64), approved=True)
     (other,) = (federation.paths[SITE] / "approvals").glob("*.decision")
     path = other.rename(other.with_stem(signed.digest[:16]))
