@@ -16,6 +16,7 @@ COMMANDS = (
     ["init"],
     ["invite"],
     ["join"],
+    ["person", "join"],
     ["revoke"],
     ["renew"],
     ["roster", "approve"],

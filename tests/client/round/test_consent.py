@@ -13,7 +13,7 @@ from client.flower import open_site
 from client.state.approvals import MOST_WAITING, Approvals
 from client.task.installed import installed_digest
 from privacy.errors import KeyFileError, PolicyError
-from tests.client.agent_rounds import QUERY, ask, plan_of, train
+from tests.client.agent_rounds import QUERY, TRAIN, ask, plan_of, train
 from tests.federations import (
     NOISY,
     TERMS,
@@ -25,7 +25,9 @@ from tests.federations import (
     run_with,
     signed_run,
 )
+from tests.people import enter, leave, sign_as
 from transport import messages as wire
+from transport.run_messages import pack_train
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -135,3 +137,38 @@ def test_a_site_trains_only_the_code_whose_digest_its_policy_lists(make_federati
     federation.write_settings(SITE, "localhost:1", right)
     restart(federation, SITE)
     assert answer_of(federation).has_content()
+
+
+def test_a_researchers_run_is_joined_until_they_leave_and_nothing_is_charged_then(
+    make_federation: FederationMaker,
+) -> None:
+    federation = make_federation(NOISY)
+    sign_as(federation, enter(federation, "ines", "researcher"), NOISY)
+    plan = plan_of(federation)
+    leave(federation, "ines")
+    document = federation.manifest.read_bytes()
+    for answer in (ask(federation, QUERY, wire.QUERY.pack(wire.Query(document))),
+                   ask(federation, TRAIN, pack_train(document, plan.to_bytes(), []))):  # fmt: skip
+        assert "nobody in roster 3 of demo signed this run" in str(answer.error.reason)
+    assert charges_of(federation, SITE) == 0
+
+
+def test_an_auditors_run_is_refused_by_the_rosters_rule(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY)
+    sign_as(federation, enter(federation, "rui", "auditor"), NOISY)
+    answer = ask(federation, QUERY, wire.QUERY.pack(wire.Query(federation.manifest.read_bytes())))
+    assert "only coordinators and researchers may sign runs" in str(answer.error.reason)
+    assert charges_of(federation, SITE) == 0
+
+
+def test_a_site_names_whose_runs_it_joins_and_who_may_have_the_model(make_federation: FederationMaker) -> None:
+    strict = replace(TERMS, further_policy='signers = ["coordinator"]\nrecipients = ["ines"]\n')
+    federation = make_federation(NOISY, {SITE: strict})
+    ines, wanted = enter(federation, "ines", "researcher"), replace(NOISY, recipients=("ines", "auditor"))
+    sign_as(federation, ines, wanted)
+    assert "(policy: signers)" in str(answer_of(federation).error.reason)
+    federation.sign(wanted)
+    assert "a run whose model auditor may have" in str(answer_of(federation).error.reason)
+    federation.sign(replace(NOISY, recipients=("ines",)))
+    assert answer_of(federation).has_content()
+    assert charges_of(federation, SITE) == 0
