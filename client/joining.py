@@ -296,6 +296,8 @@ tasks = []                    # installed tasks, for example ["mypackage.lungs:S
 maximum_epsilon = 3.0         # of one run
 minimum_noise_multiplier = 0.5
 approval = false              # true: only runs approved here with `cloister approve`
+# signers = ["coordinator"]   # whose runs: names or roles; by default, of all whom the roster allows to sign
+recipients = []               # who may have the model beside a run's sites: names or roles; by default, nobody
 minimum_cohort = 3            # with fewer sites, nothing leaves
 disclose = ["epsilon"]        # what else leaves; metrics, if listed here, leave without noise and are in no ε
 {network}"""

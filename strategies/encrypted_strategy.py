@@ -23,6 +23,7 @@ from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from privacy.codec.envelope import verify_update
 from privacy.crypto.summation import RunningSum
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.run.manifest import open_run
 from privacy.run.plan import read_plan
 from strategies.attention import Attention
 from strategies.bodies import Bodies
@@ -117,6 +118,7 @@ class EncryptedStrategy(Strategy):
 
         Raises:
             RunError: if too many rounds in a row released nothing, or another round would release nothing either.
+            AuthenticityError: if a newer roster does not list who signed the run.
         """
         del arrays, config
         self._round.check_repeated(self._before, started=self._event_log.started)
@@ -128,6 +130,7 @@ class EncryptedStrategy(Strategy):
         self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         if roster := self._newer_roster():
+            open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
             self._members.use_roster(roster)
             self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
         present = self._members.gather(grid, cohort.minimum, seconds)

@@ -91,10 +91,6 @@ class Roster:
         """Return the person with this name, or None."""
         return next((person for person in self.people if person.name == name), None)
 
-    def owner(self, signing_key: str) -> Person | None:
-        """Return the person with this public key, in hex; None if nobody listed has it."""
-        return next((person for person in self.people if person.signing_key == signing_key), None)
-
 
 def sign_roster(roster: Roster, authority: PrivateKey) -> SignedDocument:
     """Sign a roster as the consortium's authority."""

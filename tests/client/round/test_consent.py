@@ -12,16 +12,20 @@ from client.flower import app as client_app
 from client.flower import open_site
 from client.state.approvals import MOST_WAITING, Approvals
 from client.task.installed import installed_digest
-from privacy.errors import KeyFileError, PolicyError
+from privacy.errors import AuthenticityError, KeyFileError, PolicyError
+from simulations.engine.inline import InlineGrid
+from simulations.engine.results import event_log_path, read_events
 from tests.client.agent_rounds import QUERY, TRAIN, ask, plan_of, train
 from tests.federations import (
     NOISY,
+    SITES,
     TERMS,
     FederationMaker,
     charges_of,
     node_of,
     opened_run,
     restart,
+    roster_of,
     run_with,
     signed_run,
 )
@@ -32,6 +36,7 @@ from transport.run_messages import pack_train
 if TYPE_CHECKING:
     from flwr.app import Context, Message
 
+    from privacy.run.roster import Roster
     from simulations.engine.federation import Federation
 
 SITE = "north"
@@ -172,3 +177,26 @@ def test_a_site_names_whose_runs_it_joins_and_who_may_have_the_model(make_federa
     federation.sign(replace(NOISY, recipients=("ines",)))
     assert answer_of(federation).has_content()
     assert charges_of(federation, SITE) == 0
+
+
+def test_a_run_ends_with_a_reason_once_who_signed_it_is_revoked(make_federation: FederationMaker) -> None:
+    settings = replace(NOISY, rounds=3)
+    federation = make_federation(settings)
+    sign_as(federation, enter(federation, "ines", "researcher"), settings)
+    log, before = event_log_path(federation), roster_of(federation)
+
+    class Watching(InlineGrid):
+        """Notices, after the first round, that ines was revoked."""
+
+        def newer_roster(self) -> Roster | None:
+            if charges_of(federation, SITE) == 0 or roster_of(federation) != before:
+                return None
+            leave(federation, "ines")
+            return roster_of(federation)
+
+    with pytest.raises(AuthenticityError, match="nobody in roster 3 of demo signed this run"):
+        run_with(federation, make_grid=Watching)
+    events = read_events(log)
+    assert [event["released"] for event in events if event["event"] == "round"] == [True]
+    assert "nobody in roster 3" in events[-1]["reason"]
+    assert [charges_of(federation, site) for site in SITES] == [1] * len(SITES)

@@ -211,6 +211,16 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(lungs: Path, arguments:
     assert files(lungs) == before
 
 
+def test_a_token_of_another_consortium_is_refused_and_changes_nothing(lungs: Path) -> None:
+    enter("ines", "researcher")
+    cloister("init", "hearts", "--host", "localhost", "--folder", "hearts")
+    cloister("invite", "--person", "ines", "--role", "researcher", "--folder", "hearts", "--out", "other.invitation")
+    before = files(lungs)
+    with pytest.raises(ConfigError, match="ines belongs to another consortium; name another folder with --folder"):
+        cloister("person", "join", "other.invitation", "--files")
+    assert files(lungs) == before
+
+
 def _utf16(text: bytes) -> bytes:
     return text.decode().encode("utf-16")
 
