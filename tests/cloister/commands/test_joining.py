@@ -177,3 +177,18 @@ def test_a_certificate_of_a_site_that_left_is_not_renewed(lungs: Path) -> None:
     cloister("revoke", "east")
     assert report("renew")["certificates"] == []
     assert not waiting.exists()
+
+
+def test_a_site_refuses_a_second_roster_of_its_version_and_keeps_its_own(lungs: Path) -> None:
+    first = (lungs / "north" / "keys" / "roster").read_bytes()
+    cloister("renew")
+    cloister("roster", "take", "server/roster", "--site", "north")
+    kept = {path: path.read_bytes() for path in (lungs / "north").rglob("*") if path.is_file()}
+    (lungs / "coordinator" / "latest-roster").write_text("1")  # as after a restore from an old backup
+    (lungs / "server" / "roster").write_bytes(first)
+    cloister("renew")
+    with pytest.raises(AuthenticityError, match="the authority signed two rosters 2: the one here has the digest"):
+        cloister("roster", "take", "server/roster", "--site", "north")
+    assert {path: path.read_bytes() for path in (lungs / "north").rglob("*") if path.is_file()} == kept
+    cloister("renew")
+    cloister("roster", "take", "server/roster", "--site", "north")
