@@ -1,4 +1,4 @@
-"""Ask a running server to let this site join.
+"""Ask a running server to let a site or a person join.
 
 Nothing is sent before the server has shown a certificate for its name, issued by the authority that the invitation
 names: first its authority's certificate is fetched and compared, then a second connection trusts this authority alone.
@@ -32,13 +32,13 @@ _REMARK_SECONDS = 1.0  # to see who issued another service's certificate
 
 
 class Asking:
-    """One connection to the joining port, over which a site may make one request."""
+    """One connection to the joining port, over which one request may be made."""
 
     def __init__(self, invitation: Invitation, proxy: str | None = None) -> None:
         """Connect, check the server, and show the invitation.
 
         Args:
-            invitation: the site's.
+            invitation: of whoever asks.
             proxy: as in `[network]` of a site's settings.
 
         Raises:
@@ -81,13 +81,15 @@ class Asking:
         return read_answer(self._line)
 
     def _standing(self) -> str | None:
-        standing, site = read_standing(self._line), self._invitation.site
+        standing, name = read_standing(self._line), self._invitation.name
         if standing.state is State.EXPIRED:
-            msg = f"the invitation of {site} has expired; ask the coordinator for a new one"
+            msg = f"the invitation of {name} has expired; ask the coordinator for a new one"
             raise AuthenticityError(msg)
         if standing.state is State.UNKNOWN:
-            msg = f"the server at {self._place} does not know this invitation of {site}; ask the coordinator to copy "
-            raise AuthenticityError(msg + "its invitations/ to the server, or for a new invitation")
+            msg = f"the server at {self._place} does not know this invitation of {name}: it was withdrawn, or "
+            raise AuthenticityError(
+                msg + "the server lacks it; ask the coordinator for a new one, or to copy invitations/ to the server"
+            )
         return standing.used_by
 
     def _authority(self) -> bytes:

@@ -1,6 +1,7 @@
-"""A site's part in joining a consortium: make its keys, ask, and become a member.
+"""Join a consortium as a site or as a person: make the keys, ask, and get into the roster.
 
 The keys are made here and stay here. `begin` may be called again with the same invitation: it asks with the same keys.
+A site makes three keys, a person one; all else is the same for both.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from client.asking import Asking
-from client.protection import new_site
+from client.person import FILE as PERSON_FILE
+from client.person import check_listed, read_person
+from client.person import settings_text as person_text
+from client.protection import new_folder
+from client.rosters import checked_roster, replace_roster
 from client.settings import Keys
 from privacy.at_rest.vaults import is_protected
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import AuthenticityError, ConfigError, KeyFileError
 from privacy.failures import reason
-from privacy.run.enrolment import JoinRequest, authority_in, open_welcome, write_request
+from privacy.run.enrolment import JoinRequest, PersonRequest, authority_in, open_welcome, write_request
 from privacy.run.invitation import read_invitation
 from privacy.run.roster import open_roster
 from privacy.storage import read_file, write_atomically
@@ -43,8 +48,11 @@ from transport.pki import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from privacy.at_rest.vault import Secret
     from privacy.crypto.signing import PublicKey
+    from privacy.run.enrolment import Welcome
     from privacy.run.invitation import Invitation
     from privacy.run.roster import Roster
 
@@ -54,10 +62,10 @@ _JOINED = Path("keys/joined")  # the number of the invitation with which it join
 
 
 def membership(folder: Path, invitation: Invitation) -> Roster | None:
-    """Return the roster of a site that has joined with this very invitation; None if it has not.
+    """Return the roster of whoever has joined with this very invitation in `folder`; None if nobody has.
 
     Raises:
-        ConfigError: if the folder is another site's, or trusts another authority.
+        ConfigError: if the folder is somebody else's, or trusts another authority.
     """
     _check_same(folder, invitation)
     joined = folder / _JOINED
@@ -69,49 +77,50 @@ def membership(folder: Path, invitation: Invitation) -> Roster | None:
 
 
 def own_key(folder: Path) -> str | None:
-    """Return the public key with which this site signs, in hex; None before it has one."""
+    """Return the public key of this folder's signing key, in hex; None before it has one."""
     path = folder / _DEFAULT.signing_key
     return read_signing_key(path).public_key().public_bytes_raw().hex() if path.exists() else None
 
 
 def begin(folder: Path, invitation: Invitation, secret: Secret | None = None) -> bytes:
-    """Make a site's keys in `folder`/keys, unless they are there; return its request to join.
+    """Make the keys in `folder`/keys, unless they are there; return the request to join.
 
     With a secret, the folder is encrypted before a key is made, and opens with it.
 
     Raises:
         AuthenticityError: if the invitation has expired.
-        ConfigError: if the folder is another site's, or trusts another authority.
+        ConfigError: if the folder is somebody else's, or trusts another authority.
         KeyFileError: if keys are there, but cannot be read.
     """
     invitation.check_valid()
     _check_same(folder, invitation)
     if secret and not is_protected(folder):
-        new_site(folder).protect(secret)
-    for path, make in (
-        (folder / _DEFAULT.tls_key, _new_tls_key),
-        (folder / _DEFAULT.signing_key, _new_signing_key),
-        (folder / _DEFAULT.sealing_key, _new_sealing_key),
-    ):
-        if not path.exists():
-            write_atomically(path, make())
+        new_folder(folder).protect(secret)
+    for path, make in (_PERSONS_KEYS if invitation.role else _SITES_KEYS).items():
+        if not (folder / path).exists():
+            write_atomically(folder / path, make())
     write_atomically(folder / _INVITATION, invitation.to_text().encode())
+    if invitation.role:
+        key = read_signing_key(folder / _DEFAULT.signing_key).public_key().public_bytes_raw().hex()
+        return write_request(PersonRequest(invitation.name, key), invitation)
     tls = read_tls_key(folder / _DEFAULT.tls_key)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, invitation.site)])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, invitation.name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls, hashes.SHA256())
     pem = request.public_bytes(Encoding.PEM).decode()
-    return write_request(JoinRequest(invitation.site, pem, *_public_keys(folder, _DEFAULT)), invitation)
+    return write_request(JoinRequest(invitation.name, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 
 def prepare(folder: Path, invitation: Invitation, proxy: str | None = None, secret: Secret | None = None) -> bytes:
-    """Make a site's keys, and a `site.toml` to fill in, unless they are there; return its request to join.
+    """Make keys, and a `site.toml` to fill in or a `person.toml`, unless they are there; return the request to join.
 
     Raises:
         CloisterError: as `begin` does.
     """
     request = begin(folder, invitation, secret)
-    if not (folder / "site.toml").exists():
-        write_atomically(folder / "site.toml", _settings_text(invitation, proxy).encode())
+    path = folder / (PERSON_FILE if invitation.role else "site.toml")
+    if not path.exists():
+        text = person_text(invitation) if invitation.role else _settings_text(invitation, proxy)
+        write_atomically(path, text.encode())
     return request
 
 
@@ -127,20 +136,28 @@ def _new_sealing_key() -> bytes:
     return SealingKey.generate().to_bytes()
 
 
+_PERSONS_KEYS: dict[Path, Callable[[], bytes]] = {_DEFAULT.signing_key: _new_signing_key}
+_SITES_KEYS: dict[Path, Callable[[], bytes]] = {
+    _DEFAULT.tls_key: _new_tls_key,
+    _DEFAULT.signing_key: _new_signing_key,
+    _DEFAULT.sealing_key: _new_sealing_key,
+}
+
+
 def ask(folder: Path, invitation: Invitation, proxy: str | None = None, secret: Secret | None = None) -> int | None:
-    """Ask the running server; return the version of the roster that now lists the site, or None if it has to wait.
+    """Ask the running server; return the version of the roster that now lists who asks, or None if they have to wait.
 
     Nothing is written before the server has accepted the invitation.
 
     Args:
-        folder: the site's.
-        invitation: the site's.
+        folder: the site's or the person's.
+        invitation: theirs.
         proxy: as in `[network]` of a site's settings.
         secret: as for `begin`.
 
     Raises:
         AuthenticityError: if the server is another's, or the invitation has expired or was used by other keys.
-        ConfigError: if the folder is another site's, or trusts another authority.
+        ConfigError: if the folder is somebody else's, or trusts another authority.
         UnreachableError: if no joining port answers.
     """
     invitation.check_valid()
@@ -148,21 +165,21 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None, secret: 
     with Asking(invitation, proxy) as asking:
         if asking.used_by not in {None, own_key(folder)}:
             msg = (
-                f"the invitation of {invitation.site} was used before, by other keys than those in {folder}; if this "
-                "site did that in another folder, name it with --folder; otherwise tell the coordinator at once"
+                f"the invitation of {invitation.name} was used before, by other keys than those in {folder}; if you "
+                "did that in another folder, name it with --folder; otherwise tell the coordinator at once"
             )
             raise AuthenticityError(msg)
         answer = asking.ask(prepare(folder, invitation, proxy, secret))
     if answer.outcome is Outcome.REFUSED:
         msg = (
-            f"the server refused the request of {invitation.site}: {quoted(answer.content.decode('utf-8', 'replace'))}"
+            f"the server refused the request of {invitation.name}: {quoted(answer.content.decode('utf-8', 'replace'))}"
         )
         raise AuthenticityError(msg)
     return finish(folder, answer.content)[1] if answer.outcome is Outcome.WELCOME else None
 
 
 def finish(folder: Path, data: bytes) -> tuple[str, int]:
-    """Become a member: keep the certificates and the roster of a welcome; return the site and the roster's version.
+    """Keep the certificate, if it is a site's, and the roster of a welcome; return the name and the roster's version.
 
     Raises:
         AuthenticityError: if the authority that the invitation named did not sign it, or it is for other keys.
@@ -175,22 +192,42 @@ def finish(folder: Path, data: bytes) -> tuple[str, int]:
     pem = ssl.DER_cert_to_PEM_cert(der).encode()
     authority = authority_key(load_certificate(pem, "the authority's certificate in this welcome"), "this welcome")
     welcome = open_welcome(document, authority)
-    certificate = load_certificate(welcome.certificate.encode(), "the certificate in this welcome")
-    if certificate.public_key() != read_tls_key(folder / _DEFAULT.tls_key).public_key():
-        msg = f"this welcome certifies another TLS key than the one in {folder}; join again with a new invitation"
-        raise AuthenticityError(msg)
-    roster = _check_roster(folder, _DEFAULT, welcome.site, welcome.roster_file, authority)
+    roster = _check_welcome(folder, welcome, authority)
     write_atomically(folder / _DEFAULT.authority, pem)
-    write_atomically(folder / _DEFAULT.tls_certificate, welcome.certificate.encode())
+    if welcome.certificate is not None:
+        write_atomically(folder / _DEFAULT.tls_certificate, welcome.certificate.encode())
     write_atomically(folder / _DEFAULT.roster, welcome.roster_file)
     if invited := _invitation(folder):
         write_atomically(folder / _JOINED, invited.number.encode())
         (folder / _INVITATION).unlink()
-    return welcome.site, roster.version
+    return welcome.name, roster.version
+
+
+def _check_welcome(folder: Path, welcome: Welcome, authority: PublicKey) -> Roster:
+    """Check that a welcome is for the keys in a folder; return its roster."""
+    if (welcome.certificate is None) == (folder / _DEFAULT.tls_key).exists():
+        whose = ("site", "person") if welcome.certificate is None else ("person", "site")
+        msg = (
+            f"{folder} is the folder of a {whose[0]}, and this welcome is for a {whose[1]}; name the folder that asked"
+        )
+        raise AuthenticityError(msg)
+    if welcome.certificate is None:
+        key = read_signing_key(folder / _DEFAULT.signing_key)
+        return checked_roster(
+            folder / _DEFAULT.roster,
+            welcome.roster_file,
+            authority,
+            lambda roster: check_listed(roster, welcome.name, key),
+        )
+    certificate = load_certificate(welcome.certificate.encode(), "the certificate in this welcome")
+    if certificate.public_key() != read_tls_key(folder / _DEFAULT.tls_key).public_key():
+        msg = f"this welcome certifies another TLS key than the one in {folder}; join again with a new invitation"
+        raise AuthenticityError(msg)
+    return _check_roster(folder, _DEFAULT, welcome.name, welcome.roster_file, authority)
 
 
 def _trusted(folder: Path) -> str | None:
-    """Return the SHA-256 of the certificate of the authority that a site trusts; None if it trusts none."""
+    """Return the SHA-256 of the certificate of the authority that a folder trusts; None if it trusts none."""
     path = folder / _DEFAULT.authority
     if path.exists():
         return read_certificate(path).fingerprint(hashes.SHA256()).hex()
@@ -198,7 +235,7 @@ def _trusted(folder: Path) -> str | None:
 
 
 def _invitation(folder: Path) -> Invitation | None:
-    """Return the invitation with which a site asked to join and has no welcome yet."""
+    """Return the invitation with which somebody asked to join and has no welcome yet."""
     path = folder / _INVITATION
     return read_invitation(read_file(path).decode("utf-8", "replace")) if path.exists() else None
 
@@ -213,14 +250,11 @@ def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
         data: the signed roster.
 
     Raises:
-        AuthenticityError: if the authority did not sign it, it has expired, is older than the site's, or lists other
-            keys for this site.
+        AuthenticityError: as `client.rosters.checked_roster`, or if it lists other keys for this site.
     """
-    path, authority = folder / keys.roster, read_authority_key(folder / keys.authority)
+    authority = read_authority_key(folder / keys.authority)
     roster = _check_roster(folder, keys, site, data, authority)
-    if path.exists() and (kept := read_file(path)) != data:  # sums of rounds under it may still come
-        write_atomically(older_roster(path, open_roster(kept, authority, expired=True).version), kept)
-    write_atomically(path, data)
+    replace_roster(folder / keys.roster, data, authority)
     return roster
 
 
@@ -238,31 +272,17 @@ def check_offered(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
         raise AuthenticityError(msg) from error
 
 
-def older_roster(path: Path, version: int) -> Path:
-    """Return where a site keeps an older version of its roster."""
-    return path.with_name(f"{path.name}-{version}")
-
-
 def _check_roster(folder: Path, keys: Keys, site: str, data: bytes, authority: PublicKey) -> Roster:
-    path, roster = folder / keys.roster, open_roster(data, authority)
-    member, tls = roster.member(site), read_tls_key(folder / keys.tls_key).public_key()
-    if (member.signing_key, member.sealing_key) != _public_keys(folder, keys) or member.tls_key != key_digest(tls):
-        msg = (
-            f"roster {roster.version} lists keys for {site} that are not in {folder}; join again with a new invitation"
-        )
-        raise AuthenticityError(msg)
-    if path.exists():
-        before = open_roster(read_file(path), authority, expired=True)
-        if before.version > roster.version:
+    def check(roster: Roster) -> None:
+        member, tls = roster.member(site), read_tls_key(folder / keys.tls_key).public_key()
+        if (member.signing_key, member.sealing_key) != _public_keys(folder, keys) or member.tls_key != key_digest(tls):
             msg = (
-                f"roster {roster.version} is older than the site's, {before.version}; ask the coordinator for the "
-                "latest"
+                f"roster {roster.version} lists keys for {site} that are not in {folder}; join again with a new "
+                "invitation"
             )
             raise AuthenticityError(msg)
-        if before.consortium != roster.consortium:
-            msg = f"this roster is of {roster.consortium!a}, and the site is in {before.consortium!a}; ask for its own"
-            raise AuthenticityError(msg)
-    return roster
+
+    return checked_roster(folder / keys.roster, data, authority, check)
 
 
 def _public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
@@ -279,14 +299,14 @@ def _settings_text(invitation: Invitation, proxy: str | None) -> str:
     """Return a `site.toml` to fill in: whoever joins decides what the site takes part in."""
     network = f"\n[network]\nproxy = {json.dumps(proxy)}\n" if proxy else ""
     return f"""\
-# {invitation.site}. Fill in [data], and [policy] to take part in runs; docs/operations.md explains every key.
+# {invitation.name}. Fill in [data], and [policy] to take part in runs; docs/operations.md explains every key.
 
-site = {json.dumps(invitation.site)}
+site = {json.dumps(invitation.name)}
 server = {json.dumps(invitation.server)}
 
 [data]
 file = "records.csv"          # the site's records, relative to this folder
-lineage = "{invitation.site}-people"   # the people that the records are about; all files about them share one budget
+lineage = "{invitation.name}-people"   # the people that the records are about; all files about them share one budget
 held_out = 0.2                # the fraction that is never trained on
 
 [budget]                      # the most that may ever be spent on these people
@@ -298,20 +318,26 @@ tasks = []                    # installed tasks, for example ["mypackage.lungs:S
 maximum_epsilon = 3.0         # of one run
 minimum_noise_multiplier = 0.5
 approval = false              # true: only runs approved here with `cloister approve`
+# signers = ["coordinator"]   # whose runs: names or roles; by default, of all whom the roster allows to sign
+recipients = []               # who may have the model beside a run's sites: names or roles; by default, nobody
 minimum_cohort = 3            # with fewer sites, nothing leaves
 disclose = ["epsilon"]        # what else leaves; metrics, if listed here, leave without noise and are in no ε
 {network}"""
 
 
 def _check_same(folder: Path, invitation: Invitation) -> None:
-    """Check that a folder is empty, or belongs to the invited site.
+    """Check that a folder is empty, or belongs to whoever is invited.
 
     Raises:
-        ConfigError: if it is another site's, or trusts another authority.
+        ConfigError: if it is somebody else's, or trusts another authority.
     """
     if (_trusted(folder) or invitation.authority) != invitation.authority:
         msg = f"{folder} belongs to another consortium; name another folder with --folder"
         raise ConfigError(msg)
-    if (invited := _invitation(folder)) and invited.site != invitation.site:
-        msg = f"{folder} is the folder of another site; name another folder with --folder"
+    before, other = _invitation(folder), "site.toml" if invitation.role else PERSON_FILE
+    names = {invitation.name} | ({before.name} if before else set[str]())
+    if invitation.role and (folder / PERSON_FILE).exists():
+        names.add(read_person(folder).settings.name)
+    if len(names) > 1 or (folder / other).exists():
+        msg = f"{folder} is the folder of another site or person; name another folder with --folder"
         raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""What is encrypted in a site's folder: `cloister protect SITE`."""
+"""What is encrypted in a site's or a person's folder: `cloister protect SITE`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from privacy.at_rest.held import holds
 from privacy.at_rest.kept import KeptFolder
 
 if TYPE_CHECKING:
+    from client.person import PersonFolder
     from client.settings import SiteFolder
     from privacy.at_rest.vault import Secret
 
@@ -29,8 +30,13 @@ def kept(place: SiteFolder) -> KeptFolder:
     return KeptFolder(place.folder, tuple(within), tuple(without), partial(without_agent, place.folder))
 
 
-def new_site(folder: Path) -> KeptFolder:
-    """Return the folder of a site that is about to join, and has no settings yet."""
+def kept_person(place: PersonFolder) -> KeptFolder:
+    """Return a person's folder as one that can be encrypted."""
+    return KeptFolder(place.folder, (), (), partial(without_agent, place.folder))
+
+
+def new_folder(folder: Path) -> KeptFolder:
+    """Return the folder of a site or person about to join, which has no settings yet."""
     folder.mkdir(parents=True, exist_ok=True)
     return KeptFolder(folder, (), (), partial(without_agent, folder))
 

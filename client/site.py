@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from client.joining import older_roster
+from client.rosters import older_roster
 from client.state.approvals import Approvals
 from client.state.checkpoint import Checkpoint
 from client.state.commitments import Commitments
@@ -19,7 +19,7 @@ from client.work.works import Works
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import KeyFileError
 from privacy.failures import reason
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_run
 from privacy.run.roster import open_roster
 from privacy.storage import read_file
 from strategies.advance import State
@@ -73,7 +73,7 @@ class Site(Works):
         """Take a roster for all that follows."""
         self.roster = roster
         # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
-        self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=roster.manifest_key))
+        self.open_run = lru_cache(_RUNS)(partial(open_run, roster=roster))
 
     def roster_under(self, fingerprint: str) -> Roster:
         """Return the roster for which a key epoch was made: its members are those of the rounds under these keys."""

@@ -13,9 +13,9 @@ from privacy.accounting.calibration import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, LedgerError, RefusedError
 from privacy.ledger.balance import Balance, excessive, without_infinity
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_manifest, open_run
 from privacy.run.new_manifest import sign_manifest
-from privacy.run.policy import check_policy
+from privacy.run.policy import check_policy, check_recipients, check_signer
 from privacy.run.settings import RunSettings
 from privacy.storage import open_file, read_document
 from strategies.registry import check_strategy, completed
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from privacy.ledger.entries import Entry
     from privacy.ledger.ledger import Ledger
     from privacy.run.manifest import Manifest
+    from privacy.run.people import Person
+    from privacy.run.roster import Roster
 
 
 def balances(place: SiteFolder) -> tuple[Balance, Balance]:
@@ -176,11 +178,16 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         CloisterError: if settings, ledger or run are wrong.
     """
     place = read_site(path)
-    return planned(place, _read_run(run, place))
+    return planned(place, *_read_run(run, place))
 
 
-def planned(place: SiteFolder, manifest: Manifest) -> dict[str, Any]:
+def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None) -> dict[str, Any]:
     """Return a run's cost to a site, whether the site would take part, and if not, which σ would suffice.
+
+    Args:
+        place: the site.
+        manifest: the run's.
+        signer: who signed it; None if nobody has yet.
 
     Raises:
         CloisterError: if the ledger cannot be trusted.
@@ -191,6 +198,12 @@ def planned(place: SiteFolder, manifest: Manifest) -> dict[str, Any]:
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
     after = ledger.cost([*done, cost], delta)
     refusals = _refusals(
+        *([lambda: check_signer(policy, signer, ledger.site)] if signer else []),
+        *(
+            [lambda: check_recipients(policy, manifest.settings, _roster(place), ledger.site)]
+            if manifest.settings.recipients
+            else []
+        ),
         lambda: check_policy(policy, manifest, alone, ledger.site),
         lambda: check_strategy(policy, manifest.settings, ledger.site),
         *([lambda: check_installed(policy, task, ledger.site)] if task in policy.tasks else []),
@@ -232,20 +245,23 @@ def planned(place: SiteFolder, manifest: Manifest) -> dict[str, Any]:
     }, None)  # fmt: skip
 
 
-def _read_run(path: Path, place: SiteFolder) -> Manifest:
-    """Read a signed run, or make one from a run's settings, as the coordinator would."""
+def _roster(place: SiteFolder) -> Roster:
+    return read_roster(place.path(place.settings.keys.roster), place.path(place.settings.keys.authority))
 
-    def opened(data: bytes) -> Manifest:
-        keys = place.settings.keys
+
+def _read_run(path: Path, place: SiteFolder) -> tuple[Manifest, Person | None]:
+    """Read a signed run, and who signed it; or make one from a run's settings, which nobody has signed."""
+
+    def opened(data: bytes) -> tuple[Manifest, Person | None]:
         if data.startswith(b"cloister-signed-"):
-            roster = read_roster(place.path(keys.roster), place.path(keys.authority))
-            return open_manifest(data, roster.manifest_key)[0]
+            run = open_run(data, _roster(place))
+            return run.manifest, run.signer
         nobody, settings = Ed25519PrivateKey.generate(), read_toml(path, RunSettings)
         with suppress(RefusedError):  # reported by the caller; do not import what the policy forbids
             check_strategy(place.settings.policy, settings, place.settings.site)
             settings = completed(settings)
         signed = sign_manifest(settings, nobody, roster_version=1)
-        return open_manifest(signed.to_bytes(), nobody.public_key())[0]
+        return open_manifest(signed.to_bytes(), nobody.public_key())[0], None
 
     return read_document(path, opened, "name a run.toml, or a signed run")
 

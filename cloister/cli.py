@@ -25,6 +25,7 @@ from cloister.commands.consent import approve, run
 from cloister.commands.data import data
 from cloister.commands.joining import init, invite, join
 from cloister.commands.ledger import ledger
+from cloister.commands.person import person
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
 from cloister.views.patience import patience
@@ -51,6 +52,7 @@ app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
+app.add_typer(person, name="person")
 app.add_typer(roster, name="roster")
 app.add_typer(run, name="run")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
@@ -103,21 +105,23 @@ def demo(
         typer.echo(json.dumps(summary))
 
 
-@app.command(
-    epilog="Example:  cloister sign study.toml --coordinator coordinator --roster server/roster --out run.manifest"
-)
+@app.command(epilog="Example:  cloister sign study.toml --as ana --out run.manifest")
 def sign(
     run: Annotated[Path, typer.Argument(help="The run's settings, run.toml.")],
-    coordinator: Annotated[Path, typer.Option(help="Folder with authority.pem and signing.key.")] = Path("coordinator"),
-    roster: Annotated[Path, typer.Option(help="The consortium's roster.")] = Path("server/roster"),
+    folder: Annotated[
+        Path, typer.Option("--as", help="The folder of whoever signs: coordinator/, or one by `cloister person join`.")
+    ] = Path("coordinator"),
+    roster: Annotated[
+        Path | None, typer.Option(help="The consortium's roster; by default, the one that this folder knows.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the signed run.")] = Path("run.manifest"),
     as_json: Json = False,
 ) -> None:
-    """Calibrate a run's noise, show its cost, and sign it as the coordinator."""
+    """Calibrate a run's noise, show its cost, and sign it, as a coordinator or researcher of the roster."""
     from cloister.commands.sign import sign_run  # noqa: PLC0415
 
     with patience("calibrating the noise"):
-        report = sign_run(run, coordinator, roster, out)
+        report = sign_run(run, folder, roster, out)
     if as_json:
         typer.echo(json.dumps(report))
     else:

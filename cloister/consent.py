@@ -11,7 +11,7 @@ from client.task.installed import installed_digest
 from cloister.accounts import planned
 from cloister.views.observers import against_whom, cost_of_votes
 from privacy.errors import CloisterError, PolicyError
-from privacy.run.manifest import SignedRun, open_manifest
+from privacy.run.manifest import open_run
 from privacy.run.policy import check_hours
 from privacy.storage import read_document
 from transport.pki import read_roster, read_signing_key
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from client.settings import SiteFolder
     from client.state.approvals import Decision
-    from privacy.run.manifest import Manifest
+    from privacy.run.manifest import Manifest, SignedRun
     from privacy.run.roster import Roster
 
 
@@ -38,10 +38,10 @@ def read_signed(place: SiteFolder, run: Path) -> SignedRun:
     """Read a signed run: a file, or one that the site keeps, by the first digits of its digest.
 
     Raises:
-        CloisterError: if there is none, or the consortium's coordinator did not sign it.
+        CloisterError: if there is none, or nobody signed it whom the roster allows to.
     """
     path = run if run.exists() else approvals_of(place).find(str(run))
-    return read_document(path, lambda data: _opened(data, _roster(place)), "name a signed run")
+    return read_document(path, lambda data: open_run(data, _roster(place)), "name a signed run")
 
 
 def describe(place: SiteFolder, signed: SignedRun) -> dict[str, Any]:
@@ -51,20 +51,23 @@ def describe(place: SiteFolder, signed: SignedRun) -> dict[str, Any]:
         CloisterError: if the site's roster, ledger or keys are wrong.
     """
     manifest, policy = signed.manifest, place.settings.policy
-    settings, plan, roster = manifest.settings, planned(place, manifest), _roster(place)
+    settings, plan, roster = manifest.settings, planned(place, manifest, signed.signer), _roster(place)
     digest, hours = installed_digest(settings.task), _reason(place)
     refusals = list(plan["refusals"])
     if digest is None:
         refusals.append(f"{settings.task} is not installed here; install its package")
     if _expired(manifest):
-        refusals.append("the run has expired; ask the coordinator to sign it again")
+        refusals.append("the run has expired; have it signed again")
     return {
         "site": place.settings.site,
         "run": signed.digest,
         "name": settings.name,
         "signed_by": {
             "consortium": roster.consortium,
-            "key": roster.coordinator_key,
+            "name": signed.signer.name,
+            "role": signed.signer.role,
+            "key": signed.signer.signing_key,
+            "signers": None if policy.signers is None else list(policy.signers),
             "created": manifest.created,
             "expires": datetime.fromtimestamp(manifest.expires, UTC).isoformat(timespec="seconds"),
         },
@@ -82,6 +85,7 @@ def describe(place: SiteFolder, signed: SignedRun) -> dict[str, Any]:
         "masks": settings.encryption.collusion_resistant,
         "max_grad_norm": settings.privacy.max_grad_norm,
         "disclosed": list(policy.disclose),
+        "recipients": {"run": list(settings.recipients), "policy": list(policy.recipients)},
         "cost": plan,
         **against_whom(manifest),
         **cost_of_votes(manifest),
@@ -104,7 +108,7 @@ def kept_runs(place: SiteFolder) -> list[dict[str, Any]]:
 
 def _listed(approvals: Approvals, document: bytes, roster: Roster) -> dict[str, Any]:
     try:
-        signed = _opened(document, roster)
+        signed = open_run(document, roster)
         decided = _decided(approvals.decision(signed.digest))
     except CloisterError as error:
         return {"run": None, "problem": str(error)}
@@ -134,8 +138,3 @@ def _reason(place: SiteFolder) -> str | None:
 def _roster(place: SiteFolder) -> Roster:
     keys = place.settings.keys
     return read_roster(place.path(keys.roster), place.path(keys.authority))
-
-
-def _opened(document: bytes, roster: Roster) -> SignedRun:
-    manifest, digest = open_manifest(document, roster.manifest_key)
-    return SignedRun(document, manifest, digest)

@@ -1,4 +1,4 @@
-"""Which kind of folder somebody names: a site's, a server's or a coordinator's."""
+"""Which kind of folder somebody names: a site's, a person's, a server's or a coordinator's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def read_folder(path: Path) -> KeptFolder:
     Raises:
         ConfigError: if it has no usable settings.
     """
-    from client.protection import kept  # noqa: PLC0415 - only what this kind of folder needs
+    from client.person import is_person, read_person  # noqa: PLC0415 - only what this kind of folder needs
+    from client.protection import kept, kept_person  # noqa: PLC0415
     from client.settings import read_site  # noqa: PLC0415
     from server.protection import kept_coordinator, kept_server  # noqa: PLC0415
     from server.settings import read_consortium  # noqa: PLC0415
@@ -30,6 +31,8 @@ def read_folder(path: Path) -> KeptFolder:
         return kept_server(read_consortium(path))
     if _is(path, _COORDINATOR):
         return kept_coordinator(settings_file(path, _COORDINATOR).parent)
+    if is_person(path):
+        return kept_person(read_person(path))
     return kept(read_site(path))
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
 from client.turn import without_agent
+from cloister.past_runs import read_past_run
 from privacy.accounting.accounting import Mechanism
 from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
 from privacy.failures import reason
 from privacy.ledger.ledger_head import SignedHead
 from privacy.ledger.recovery import Limits, Loss, NamedRun
-from privacy.run.manifest import open_manifest
-from privacy.storage import read_document, read_file
-from transport.pki import read_roster
+from privacy.storage import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,12 +138,9 @@ def _settings(place: SiteFolder, paths: Sequence[Path]) -> list[SiteSettings]:
 
 def _named(place: SiteFolder, runs: Sequence[Path]) -> dict[bool, list[NamedRun]]:
     """Return the runs by whether they are charged to the held-out records' ledger."""
-    roster = read_roster(place.path(place.settings.keys.roster), place.path(place.settings.keys.authority))
     named: dict[bool, list[NamedRun]] = {False: [], True: []}
     for path in runs:
-        manifest, digest = read_document(
-            path, lambda data: open_manifest(data, roster.manifest_key), "name the signed run"
-        )
+        _, manifest, digest, _ = read_past_run(place, path)
         kind = manifest.settings.kind
         named[kind.held_out].append(NamedRun(digest, kind.purpose, manifest.round_cost))
         if vote := manifest.settings.vote:

@@ -1,47 +1,41 @@
-"""The coordinator's part in a consortium: invite sites, approve them, renew and end memberships.
+"""The coordinator's part in a consortium: invite sites and people, approve them, renew and end their entries.
 
     coordinator/   authority.pem, authority.key, signing.key, coordinator.toml, invitations/, latest-roster
     server/        consortium.toml, authority.pem, tls.pem, tls.key, roster, invitations/, requests/, welcomes/
 
 The authority's key never leaves the coordinator's folder, and no site's private key ever enters it. The folder needs no
 network: requests and welcomes are files. Of an invitation it keeps only what verifies a request.
+
+The coordinator who founded the consortium is a person of the roster like all others: `signing.key` is that person's.
 """
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import AfterValidator, ValidationError
-from pydantic.dataclasses import dataclass as settings
+from pydantic import ValidationError
 
-from privacy.config import STRICT, File, read_toml, settings_file
+from privacy.config import read_toml, settings_file
 from privacy.errors import AuthenticityError, ConfigError, KeyFileError, MalformedError
-from privacy.run.enrolment import JoinRequest, number_of, open_request, write_welcome
-from privacy.run.invitation import VALID_HOURS, Invitation, InvitationRecord, Port, read_record, record_name
+from privacy.run.enrolment import AnyRequest, JoinRequest, number_of, open_request, write_welcome
+from privacy.run.invitation import VALID_HOURS, Invitation
+from privacy.run.people import Person, Role, may, not_a_role
 from privacy.run.roster import Member, Roster, open_roster, sign_roster
 from privacy.storage import read_file, write_atomically
-from server.protection import (
-    ANSWERS,
-    AUTHORITY_KEY,
-    INVITATIONS,
-    RENEWALS,
-    REQUESTS,
-    SIGNING_KEY,
-    WELCOMES,
-    kept_coordinator,
-)
-from transport.address import Dialled, read_address
+from server.coordinator_settings import CoordinatorSettings
+from server.invitations import Invitations
+from server.protection import ANSWERS, AUTHORITY_KEY, RENEWALS, REQUESTS, SIGNING_KEY, WELCOMES, kept_coordinator
+from transport.address import read_address
 from transport.pki import (
     certificate_pem,
     public_key_digest,
@@ -51,9 +45,12 @@ from transport.pki import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
-log = logging.getLogger("cloister.coordinator")
+    from privacy.run.invitation import InvitationRecord
+
+E = TypeVar("E")
 
 ROSTER_DAYS = 90
 """How long a roster is valid."""
@@ -61,36 +58,13 @@ ROSTER_DAYS = 90
 LATEST = "latest-roster"
 """File of the coordinator, with the version of the latest roster that it signed."""
 
-_LONGEST_NAME = 64
-
-
-def printable(name: str) -> str:
-    """Check the name of a consortium.
-
-    Raises:
-        ValueError: if it is not one.
-    """
-    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-        msg = f"a consortium's name has 1 to {_LONGEST_NAME} printable characters"
-        raise ValueError(msg)
-    return name
-
-
-@settings(frozen=True, config=STRICT)
-class CoordinatorSettings:
-    """`coordinator.toml`."""
-
-    consortium: Annotated[str, AfterValidator(printable)]
-    server: Dialled  # host:port, which agents dial
-    joining_port: Port = 0  # of the same host, where sites ask to join; 0: with files only
-    roster: File = Path("../server/roster")
-
 
 @dataclass(frozen=True)
 class Approval:
-    """One approved site."""
+    """One approved site or person."""
 
-    site: str
+    name: str
+    role: Role | None  # None: a site
     number: str  # of its invitation
     welcome: bytes
 
@@ -149,31 +123,49 @@ class Coordinator:
             )
             raise KeyFileError(msg)
 
-    def invite(self, site: str, hours: float = VALID_HOURS) -> Invitation:
-        """Make an invitation for a site.
+    def invite(self, name: str, hours: float = VALID_HOURS, role: Role | None = None) -> Invitation:
+        """Make an invitation for a site or, with a role, for a person.
 
         Raises:
-            ConfigError: if the name is not one for a site, or a member has it.
+            ConfigError: if the name is not one, or a site or person has it.
         """
-        roster = self.roster()
-        if roster is not None and any(member.site == site for member in roster.members):
-            msg = f"{site} is a member already; to give it new keys, remove it first: cloister roster remove {site}"
-            raise ConfigError(msg)
-        fingerprint = self._authority.certificate.fingerprint(hashes.SHA256()).hex()
+        self._check_free(name)
+        fingerprint, settings = self._authority.certificate.fingerprint(hashes.SHA256()).hex(), self.settings
         try:
-            invitation = Invitation.make(site, self.settings.server, self.settings.joining_port, fingerprint, hours)
+            if role is not None:
+                not_a_role(name)
+            invitation = Invitation.make(name, settings.server, settings.joining_port, fingerprint, hours, role)
         except ValidationError as error:
+            whose = "person" if role else "site"
             msg = (
-                f"{site!a} is not a site's name; use a to z, digits and hyphens, a letter first, 32 characters at most"
+                f"{name!a} is not a {whose}'s name; use a to z, digits and hyphens, a letter first, 32 characters at "
+                "most"
             )
             raise ConfigError(msg) from error
-        record = invitation.record
-        for folder in (self.folder, self._server):
-            write_atomically(folder / INVITATIONS / record.file_name, record.to_bytes())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._invitations.keep(invitation.record)
         return invitation
 
+    def _check_free(self, name: str) -> None:
+        """Check that no site and no person of the roster has a name.
+
+        Raises:
+            ConfigError: if one has.
+        """
+        roster = self.roster()
+        entries = (roster.members, roster.people) if roster else ((), self._founder)
+        if name in {member.site for member in entries[0]} | {person.name for person in entries[1]}:
+            msg = f"{name} is in the roster already; to give it new keys, remove it first: cloister revoke {name}"
+            raise ConfigError(msg)
+
+    @property
+    def _founder(self) -> tuple[Person, ...]:
+        """Who founded the consortium, as the first roster lists them."""
+        return (Person(self.settings.person, "coordinator", self._signing_key.public_key().public_bytes_raw().hex()),)
+
     def approve(self, requests: Sequence[bytes]) -> tuple[Roster, list[Approval]]:
-        """Make sites that ask to join members, in one new version of the roster; return it, and what to send them.
+        """Enter those who ask to join, in one new version of the roster; return it, and what to send them.
 
         A request that was approved before gets a new welcome, and the roster stays as it is.
 
@@ -187,21 +179,25 @@ class Coordinator:
     def _approve(self, requests: Sequence[bytes]) -> tuple[Roster, list[Approval]]:
         now = self.roster()
         members = {member.site: member for member in now.members} if now else {}
-        opened, certificates = [self._open(data, members) for data in requests], {}
-        for _, request in opened:
-            certificate = self._authority.issue_site(request.site, _certified_key(request))
-            member = Member(request.site, public_key_digest(certificate), request.signing_key, request.sealing_key)
-            if members.get(request.site, member) != member:
-                msg = f"{request.site} joined with other keys; remove it first: cloister roster remove {request.site}"
-                raise AuthenticityError(msg)
-            members[request.site], certificates[request.site] = member, certificate_pem(certificate).decode()
-        listed = tuple(members.values())
-        data = read_file(self.roster_path) if now and listed == now.members else self._sign(listed, now)
+        people = {person.name: person for person in (now.people if now else self._founder)}
+        opened, certificates = [self._open(data, members.keys() | people.keys()) for data in requests], dict[str, str]()
+        for invited, request in opened:
+            if isinstance(request, JoinRequest):
+                certificate = self._authority.issue_site(request.name, _certified_key(request))
+                certificates[request.name] = certificate_pem(certificate).decode()
+                key = public_key_digest(certificate)
+                _enter(members, request.name, Member(request.name, key, request.signing_key, request.sealing_key))
+            elif invited.role is not None:  # of a person's request, it never is
+                _enter(people, request.name, Person(request.name, invited.role, request.signing_key))
+        listed = tuple(members.values()), tuple(people.values())
+        unchanged = now and listed == (now.members, now.people)
+        data = read_file(self.roster_path) if unchanged else self._sign(*listed, now)
         approvals, der = [], self._authority.certificate.public_bytes(Encoding.DER)
         for invited, request in opened:
-            self._mark_used(invited, request)
-            welcome = write_welcome(request.site, certificates[request.site], data, self._authority.key, der)
-            approvals.append(Approval(request.site, invited.number, welcome))
+            self._invitations.mark_used(invited, request.signing_key)
+            certified = certificates.get(request.name)
+            welcome = write_welcome(request.name, certified, data, self._authority.key, der)
+            approvals.append(Approval(request.name, invited.role, invited.number, welcome))
         return self._opened(data), approvals
 
     def approve_waiting(self) -> tuple[list[Approval], list[str]]:
@@ -226,41 +222,50 @@ class Coordinator:
         """Keep a welcome where the server finds it when the site asks again."""
         write_atomically(self._server / WELCOMES / approval.number[:32], approval.welcome)
 
-    def remove(self, site: str) -> Roster:
-        """End a site's membership, in a new version of the roster; return it. Its unused invitations end too.
+    def remove(self, name: str) -> Roster:
+        """End the entry of a site or a person, in a new version of the roster; return it. Unused invitations end too.
 
         Raises:
-            ConfigError: if it is not a member, or the last one.
+            ConfigError: if there is none, or it is the last site or the last coordinator.
         """
         with self._alone():
-            return self._remove(site)
+            return self._remove(name)
 
-    def _remove(self, site: str) -> Roster:
+    def _remove(self, name: str) -> Roster:
         now = self.roster()
-        rest = tuple(member for member in now.members if member.site != site) if now else ()
-        if now is None or len(rest) == len(now.members):
-            msg = f"{site} is not a member of {self.settings.consortium}; `cloister roster show` lists them"
+        members = tuple(member for member in now.members if member.site != name) if now else ()
+        people = tuple(person for person in now.people if person.name != name) if now else ()
+        if now is None or (len(members), len(people)) == (len(now.members), len(now.people)):
+            msg = f"{name} is not in the roster of {self.settings.consortium}; `cloister roster show` lists who is"
             raise ConfigError(msg)
-        if not rest:
-            msg = f"{site} is the last member of {self.settings.consortium}; a roster needs at least one"
+        if now.members and not members:
+            msg = f"{name} is the last member of {self.settings.consortium}; a consortium needs at least one"
             raise ConfigError(msg)
-        self._withdraw(site)
-        return self._opened(self._sign(rest, now))
+        if not any(may(person.role, "administer") for person in people):
+            msg = f"{name} is the last coordinator of {self.settings.consortium}; invite another one first"
+            raise ConfigError(msg)
+        self._invitations.withdraw(name)
+        return self._opened(self._sign(members, people, now))
 
-    def _withdraw(self, site: str) -> None:
-        """Delete a site's unused invitations, with which it could join again."""
-        for path in sorted((self.folder / INVITATIONS).glob("*.json")):
-            try:
-                record = read_record(read_file(path), str(path))
-            except KeyFileError as error:  # nobody can join with it
-                log.warning("%s", error)
-                continue
-            if record.site == site and record.used is None:
-                for folder in (self._server, self.folder):
-                    (folder / INVITATIONS / path.name).unlink(missing_ok=True)
+    def withdraw(self, name: str) -> int:
+        """Delete the unused invitations of a site or a person, and what was asked with them; return how many.
+
+        A server that has this folder's records recognises them no more from this moment on.
+
+        Raises:
+            ConfigError: if there are none.
+        """
+        with self._alone():
+            if count := self._invitations.withdraw(name):
+                return count
+            now = self.roster()
+            joined = now and (now.person(name) or any(member.site == name for member in now.members))
+            end = f"it has joined, which `cloister revoke {name}` ends" if joined else "nothing was changed"
+            msg = f"there is no unused invitation of {name}; {end}"
+            raise ConfigError(msg)
 
     def renew(self) -> Roster:
-        """Sign the same members and the server's key anew, with later dates of expiry; return the roster.
+        """Sign the same entries and the server's key anew, with later dates of expiry; return the roster.
 
         Raises:
             ConfigError: if there is no roster.
@@ -316,48 +321,39 @@ class Coordinator:
             msg = f"{self.settings.consortium} has no members yet; invite one: cloister invite SITE"
             raise ConfigError(msg)
         self.renew_server()
-        return self._opened(self._sign(now.members, now))
+        return self._opened(self._sign(now.members, now.people, now))
 
     def _opened(self, data: bytes) -> Roster:
         return open_roster(data, self._authority.key.public_key())
 
-    def _sign(self, members: tuple[Member, ...], before: Roster | None) -> bytes:
-        public = self._signing_key.public_key().public_bytes_raw().hex()
-        version = before.version + 1 if before else 1
+    def _sign(self, members: tuple[Member, ...], people: tuple[Person, ...], before: Roster | None) -> bytes:
+        version, expires = before.version + 1 if before else 1, time.time() + ROSTER_DAYS * 86400
         try:
-            roster = Roster(self.settings.consortium, version, time.time() + ROSTER_DAYS * 86400, public, members)
+            roster = Roster(self.settings.consortium, version, expires, people, members)
         except ValidationError as error:
-            msg = "two sites have the same key; each site must make its own"
+            msg = "two entries have the same name or key; everybody has a name, and makes keys, of their own"
             raise MalformedError(msg) from error
         data = sign_roster(roster, self._authority.key).to_bytes()
         write_atomically(self.roster_path, data)
         write_atomically(self.folder / LATEST, b"%d\n" % version)
         return data
 
-    def _open(self, data: bytes, members: Mapping[str, Member]) -> tuple[InvitationRecord, JoinRequest]:
-        path = self.folder / INVITATIONS / record_name(number_of(data))
-        try:
-            invited = read_record(read_file(path), str(path))
-        except FileNotFoundError as error:
-            msg = (
-                "no invitation of this consortium belongs to this request; invite the site again: cloister invite SITE"
-            )
-            raise AuthenticityError(msg) from error
+    def _open(self, data: bytes, listed: AbstractSet[str]) -> tuple[InvitationRecord, AnyRequest]:
+        invited = self._invitations.find(number_of(data))
         request = open_request(data, invited)
         invited.check_open(request.signing_key)
-        if invited.used and invited.site not in members:
-            msg = f"{invited.site} is no longer a member; to let it join anew: cloister invite {invited.site}"
+        if invited.used and invited.name not in listed:
+            msg = f"{invited.name} is no longer in the roster; to let it join anew: cloister invite"
             raise AuthenticityError(msg)
         return invited, request
-
-    def _mark_used(self, invited: InvitationRecord, request: JoinRequest) -> None:
-        data = replace(invited, used=request.signing_key).to_bytes()
-        for folder in (self.folder, self._server):
-            write_atomically(folder / INVITATIONS / invited.file_name, data)
 
     @property
     def _server(self) -> Path:
         return self.roster_path.parent
+
+    @property
+    def _invitations(self) -> Invitations:
+        return Invitations(self.folder, self._server)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -370,6 +366,17 @@ class Coordinator:
             os.close(folder)  # which ends the lock
 
 
+def _enter(entries: dict[str, E], name: str, entry: E) -> None:
+    """Add an entry.
+
+    Raises:
+        AuthenticityError: if the name has one with other keys.
+    """
+    if entries.setdefault(name, entry) != entry:
+        msg = f"{name} joined with other keys; remove it first: cloister revoke {name}"
+        raise AuthenticityError(msg)
+
+
 def _certified_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
     """Return the TLS key of an authenticated request, having checked that the site has its private half.
 
@@ -380,9 +387,9 @@ def _certified_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
         signed = x509.load_pem_x509_csr(request.tls_request.encode())
         key, valid = signed.public_key(), signed.is_signature_valid
     except ValueError as error:
-        msg = f"the certificate request of {request.site} is damaged; have the site make a new one: cloister join"
+        msg = f"the certificate request of {request.name} is damaged; have the site make a new one: cloister join"
         raise MalformedError(msg) from error
     if not valid or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        msg = f"{request.site} does not prove that it has a P-256 key; have it make a new request: cloister join"
+        msg = f"{request.name} does not prove that it has a P-256 key; have it make a new request: cloister join"
         raise MalformedError(msg)
     return key

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from privacy.errors import ConfigError
+from privacy.run.people import Person
 from privacy.storage import make_folder, write_atomically
-from server.coordinator import Coordinator, printable
+from server.coordinator import Coordinator
+from server.coordinator_settings import FOUNDER, printable
 from server.protection import AUTHORITY_KEY, SIGNING_KEY, kept_coordinator, kept_server
 from server.settings import read_consortium
 from transport.address import Address, read_host
@@ -38,6 +41,7 @@ def create_consortium(
     joining_port: int = 0,
     online: bool = False,
     secret: Secret | None = None,
+    person: str = FOUNDER,
 ) -> Coordinator:
     """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
 
@@ -50,13 +54,18 @@ def create_consortium(
         joining_port: where sites ask to join, on all addresses of its machine; 0: with files only.
         online: whether the server's machine has the coordinator's folder, so that sites are answered at once.
         secret: what opens both folders, which are encrypted before a key is made; None: they are not.
+        person: the name of the first coordinator in the roster, who has the folder's signing key.
 
     Raises:
-        ConfigError: if the name is not one, or the folder holds a consortium already.
+        ConfigError: if a name is not one, or the folder holds a consortium already.
         MalformedError: if the host is malformed.
     """
     try:
         printable(consortium)
+        Person(person, "coordinator", "0" * 64)
+    except ValidationError as error:
+        msg = f"{person!a} is not a person's name; use a to z, digits and hyphens, a letter first, and no role's name"
+        raise ConfigError(msg) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
     host = read_host(host)
@@ -81,6 +90,7 @@ def create_consortium(
         "coordinator.toml": (
             f"{name}server = {json.dumps(str(Address(host, port)))}   # which agents dial\n"
             f"joining_port = {joining_port}   # of the same host, where sites ask to join; 0: with files only\n"
+            f"person = {json.dumps(person)}   # the first coordinator in the roster, with signing.key\n"
         ).encode(),
     })  # fmt: skip
     _write(server, {

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError
+from privacy.run.roster import roster_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,7 @@ class RosterWatch:
         self.version = version  # of the latest roster
         self.looks = 0  # how often the file has been read
         self._seen: tuple[int, int] | None = None
+        self._digest: str | None = None  # of the latest roster
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
 
@@ -86,9 +88,15 @@ class RosterWatch:
         except (CloisterError, OSError) as error:
             log.warning("the server goes on with roster %d: %s", self.version, error)
             return
-        if roster.version > self.version:
+        newer, before, digest = roster.version > self.version, self._digest, roster_digest(data)
+        if newer or (before is None and roster.version == self.version):
+            self._digest = digest
+        if newer:
             self.version = roster.version
             log.info("took roster %d, of %d sites", roster.version, len(roster.members))
             self._taken(roster, data)
         elif roster.version < self.version:
             log.warning("the server goes on with roster %d, as its file now has only %d", self.version, roster.version)
+        elif before not in {None, digest}:
+            log.warning("the authority signed two rosters %d, with the digests %s and %s: the server goes on with the "
+                        "first, and sites refuse the second", self.version, before, digest)  # fmt: skip

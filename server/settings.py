@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError
-from privacy.run.manifest import SignedRun, open_manifest
+from privacy.run.manifest import SignedRun, open_run
 from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
@@ -104,13 +104,11 @@ def read_run(path: Path, roster: Roster) -> SignedRun:
     """Read a signed manifest.
 
     Raises:
-        KeyFileError: if there is no such file, or the coordinator did not sign it.
-        RefusedError: if it has expired.
+        KeyFileError: if there is no such file, or nobody in the roster signed it.
+        RefusedError: if it has expired, or whoever signed it may not sign runs.
     """
-
-    def opened(document: bytes) -> SignedRun:
-        return SignedRun(document, *open_manifest(document, roster.manifest_key))
-
-    run = read_document(path, opened, "name a signed run; `cloister sign RUN.toml` makes one")
+    run = read_document(
+        path, lambda document: open_run(document, roster), "name a signed run; `cloister sign RUN.toml` makes one"
+    )
     run.manifest.check_valid(time.time())
     return run

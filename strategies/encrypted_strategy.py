@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Strategy
 
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.run.manifest import open_run
 from privacy.run.plan import read_plan
 from strategies.adding import Adder
 from strategies.attention import Attention
@@ -125,6 +126,7 @@ class EncryptedStrategy(Strategy):
 
         Raises:
             RunError: if too many rounds in a row released nothing, or another round would release nothing either.
+            AuthenticityError: if a newer roster does not list who signed the run.
         """
         del arrays, config
         self._round.check_repeated(self._before, started=self._event_log.started)
@@ -136,6 +138,7 @@ class EncryptedStrategy(Strategy):
         self._before, self._round = self._round, (current := OpenRound(self.ended + server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         if roster := self._newer_roster():
+            open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
             self._members.use_roster(roster)
             self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
         if plan := self._memory.take_open():

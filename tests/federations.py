@@ -29,7 +29,7 @@ from client.task.task import Task
 from client.work.survey import StatisticsQuery, Survey
 from client.work.training import Study
 from privacy.crypto.key_epoch import EpochKeys
-from privacy.run.manifest import Manifest
+from privacy.run.manifest import Manifest, SignedRun
 from privacy.run.roster import Roster
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.app import app as server_app
@@ -149,6 +149,11 @@ def node_of(federation: Federation, site: str) -> int:
 
 def signed_run(federation: Federation) -> tuple[bytes, Manifest, str]:
     """The signed run: its bytes, its content and its name."""
+    return opened_run(federation)[:3]
+
+
+def opened_run(federation: Federation) -> SignedRun:
+    """The signed run, as whoever reads it has it."""
     return read_run(federation.manifest, roster_of(federation))
 
 

@@ -1,4 +1,4 @@
-"""Admit a message: the coordinator signed its run for this site's roster, and this site's policy allows it.
+"""Admit a message: somebody signed its run whom this site's roster allows to, and this site's policy allows it.
 
 Each message is admitted once. Its handlers get only the result: an `AdmittedRun`, or a `Round` if the message is about
 one round.
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from privacy.errors import ProtocolError
 from privacy.ledger.ledger import Release
 from privacy.noise.randomness import Randomness
-from privacy.run.manifest import SignedRun
-from privacy.run.policy import check_policy
+from privacy.run.policy import check_policy, check_recipients, check_signer
 from strategies.registry import check_strategy
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdmittedRun:
-    """A run that the coordinator signed and this site's policy allows."""
+    """A run that somebody signed who may, and that this site's policy allows."""
 
     site: Site
     manifest: Manifest
@@ -40,7 +39,7 @@ class AdmittedRun:
 
     @property
     def settings(self) -> RunSettings:
-        """The run's settings, as the coordinator wrote them."""
+        """The run's settings, as they were signed."""
         return self.manifest.settings
 
     @cached_property
@@ -103,25 +102,27 @@ class Round(AdmittedRun):
 
 
 def admit(site: Site, document: bytes) -> AdmittedRun:
-    """Check a manifest's signature, and check the manifest against the site's policy.
+    """Check who signed a manifest, and check the manifest against the site's policy.
 
     Raises:
-        AuthenticityError: if the coordinator did not sign it.
-        RefusedError: if the policy does not allow it, the site has not approved it but its policy asks for that, or
-            this site lacks its algorithm.
+        AuthenticityError: if nobody in the site's roster signed it.
+        RefusedError: if whoever did may not sign runs, the policy does not allow the run, the site has not approved it
+            but its policy asks for that, or this site lacks its algorithm.
         ProtocolError: if it is for a newer roster than the site's.
     """
-    manifest, run = site.open_manifest(document)
+    signed = site.open_run(document)
+    manifest = signed.manifest
     if manifest.roster_version > site.roster.version:  # a run goes on under newer rosters, without who left
         msg = (
             f"the run is for roster {manifest.roster_version}, and {site.name} has only roster {site.roster.version}; "
             "take the newer one: cloister roster take"
         )
         raise ProtocolError(msg)
-    check_policy(
-        site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
-    )
-    check_strategy(site.settings.policy, manifest.settings, site.name)
-    if site.settings.policy.approval:
-        site.approvals.check(site.name, SignedRun(document, manifest, run))
-    return AdmittedRun(site, manifest, run, site.algorithm(manifest), document=document)
+    policy = site.settings.policy
+    check_signer(policy, signed.signer, site.name)
+    check_policy(policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name)
+    check_recipients(policy, manifest.settings, site.roster, site.name)
+    check_strategy(policy, manifest.settings, site.name)
+    if policy.approval:
+        site.approvals.check(site.name, signed)
+    return AdmittedRun(site, manifest, signed.digest, site.algorithm(manifest), document=document)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
 from cloister.accounts import balances, records_of
+from cloister.past_runs import read_past_run
 from cloister.views.statement_page import page
 from privacy.errors import ConfigError
 from privacy.report.mechanisms import StatedRun
 from privacy.report.statement import Account, state
-from privacy.run.manifest import open_manifest
-from privacy.storage import read_document, read_file, write_atomically
-from transport.pki import read_roster
+from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +35,12 @@ def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dic
 
     Raises:
         LedgerError: if a ledger cannot be trusted.
-        AuthenticityError: if the coordinator did not sign the run.
+        AuthenticityError: if nobody in the site's rosters signed the run.
         CloisterError: if settings, roster or run cannot be read.
     """
     place = read_site(site)
-    stated = _run(place, run) if run else None
+    past = read_past_run(place, run) if run else None
+    stated = StatedRun(past.digest, past.manifest) if past else None
     statement = state(_account(place), stated)
     name = f"{stated.manifest.settings.name}-{stated.digest[:8]}" if stated else "statement"
     path = (out or place.folder / FOLDER) / f"{name}.html"
@@ -54,14 +54,6 @@ def _account(place: SiteFolder) -> Account:
     settings = place.settings
     return Account(trained, held_out, settings.data.held_out, settings.policy, _last_audit(place.folder / AUDIT),
                    records_of(place))  # fmt: skip
-
-
-def _run(place: SiteFolder, run: Path) -> StatedRun:
-    keys = place.settings.keys
-    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
-    advice = "name the signed run, as `cloister sign` wrote it"
-    manifest, digest = read_document(run, lambda document: open_manifest(document, roster.manifest_key), advice)
-    return StatedRun(digest, manifest)
 
 
 def _last_audit(path: Path) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
 def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,
                started: float) -> dict[str, Any]:  # fmt: skip
     from client.flower import open_site  # noqa: PLC0415 - loads torch; let the agents do so first
-    from privacy.run.manifest import open_manifest  # noqa: PLC0415
+    from privacy.run.manifest import open_run  # noqa: PLC0415
     from simulations.engine.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
 
     if set(results.digests) != set(federation.sites) or len(set(results.digests.values())) != 1:
@@ -71,7 +71,7 @@ def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, 
         raise RunError(msg)
     sites = {site: open_site(path) for site, path in federation.paths.items()}
     roster = next(iter(sites.values())).roster
-    manifest, _ = open_manifest(federation.manifest.read_bytes(), roster.manifest_key)
+    manifest = open_run(federation.manifest.read_bytes(), roster).manifest
     released = [event for event in results.events if event["event"] == "round" and event["released"]]
     model = next(iter(sites.values())).checkpoint(manifest, results.run).model
     parameters = model.vector.size

@@ -1,8 +1,9 @@
-"""`cloister init`, `invite` and `join`: a consortium whose sites make their own keys."""
+"""`cloister init`, `invite`, `join` and `person join`: a consortium whose sites and people make their own keys."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from privacy.storage import read_file, write_atomically
 if TYPE_CHECKING:
     from privacy.at_rest.vault import Secret
     from privacy.run.invitation import Invitation
+    from privacy.run.people import Role
 
 Folder = Annotated[Path, typer.Option(help="The consortium's folder, with coordinator/ and server/ in it.")]
 Protect = Annotated[
@@ -27,6 +29,9 @@ KeyFile = Annotated[
     Path | None, typer.Option(help="Encrypt it with this file instead of a passphrase; it is made if missing.")
 ]
 SiteFolder = Annotated[Path | None, typer.Option(help="The site's folder; by default, one of the site's name.")]
+
+_LARGEST = 64 << 20  # bytes of a document by standard input; a welcome holds a roster
+_LONG = 200  # characters; no file's name, but a token
 
 _AGAIN_SECONDS = 5.0  # between two questions whether the coordinator has approved
 
@@ -42,6 +47,9 @@ def init(
         bool,
         typer.Option("--online", help="Keep coordinator/ on the server's machine, so that sites join at once."),
     ] = False,
+    person: Annotated[
+        str, typer.Option(help="Your name in the roster, as its first coordinator: a to z, digits, hyphens.")
+    ] = "founder",
     folder: Folder = Path(),
     protect: Protect = False,
     key_file: KeyFile = None,
@@ -57,56 +65,106 @@ def init(
         raise ConfigError(msg)
     with for_new_folders((folder / "coordinator", folder / "server"), key_file, protect=protect) as secret:
         coordinator = create_consortium(
-            folder, name, host, port, joining_port=joining_port, online=online, secret=secret
+            folder, name, host, port, joining_port=joining_port, online=online, person=person, secret=secret
         )
     fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
     if as_json:
-        typer.echo(json.dumps({"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}))
+        report = {"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}
+        typer.echo(json.dumps({**report, "coordinator": person}))
         return
     where = "the server approves sites with them" if online else "keep it off every server"
-    typer.echo(f"✓ {folder / 'coordinator'}: the authority's key and the coordinator's; {where}")
+    typer.echo(f"✓ {folder / 'coordinator'}: the authority's key, and that of {person}, the first coordinator; {where}")
     typer.echo(f"✓ {folder / 'server'}: what the server at {coordinator.settings.server} needs")
     typer.echo(f"  authority {fingerprint}")
     typer.echo(f"next: cloister server {folder / 'server'}, and cloister invite SITE")
 
 
 def invite(
-    site: Annotated[str, typer.Argument(help="The site's name: a to z, digits, hyphens.")],
+    site: Annotated[
+        str | None, typer.Argument(help="The site's name: a to z, digits, hyphens.", show_default=False)
+    ] = None,
+    person: Annotated[str | None, typer.Option(help="Invite a person instead, by name; needs --role.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="What the person is: coordinator, researcher, operator or auditor.")
+    ] = None,
+    withdraw: Annotated[
+        str | None, typer.Option(help="Withdraw the unused invitations of this site or person instead.")
+    ] = None,
     folder: Folder = Path(),
     hours: Annotated[float, typer.Option(min=0.01, max=24 * 30, help="How long the invitation is valid.")] = 24.0,
-    out: Annotated[Path | None, typer.Option(help="The file to write; by default SITE.invitation.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.invitation.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Invite a site. Hand it the token over a channel that you both trust: it works once, and is secret until then."""
+    """Invite a site or a person. Hand them the file over a channel that you both trust: it works once, and is secret.
+
+    An invitation that was not used yet can be withdrawn, which holds at once, also at a running server.
+    """
     from server.coordinator import Coordinator  # noqa: PLC0415
 
-    invitation = Coordinator(folder / "coordinator").invite(site, hours)
-    path = out or Path(f"{site}.invitation")
+    if [site, person, withdraw].count(None) != 2:  # noqa: PLR2004
+        msg = "name one site to invite, one person with --person NAME --role ROLE, or one with --withdraw NAME"
+        raise ConfigError(msg)
+    coordinator = Coordinator(folder / "coordinator")
+    if withdraw is not None:
+        count = coordinator.withdraw(withdraw)
+        if as_json:
+            typer.echo(json.dumps({"name": withdraw, "withdrawn": count}))
+            return
+        typer.echo(f"✓ {withdraw} cannot join any more with {'its invitation' if count == 1 else 'its invitations'}")
+        return
+    if (person is None) != (role is None):
+        msg = "a person is invited with --person NAME and --role ROLE, a site with neither"
+        raise ConfigError(msg)
+    name = person or site or ""
+    invitation = coordinator.invite(name, hours, _role(role))
+    path = out or Path(f"{name}.invitation")
     write_atomically(path, f"{invitation.to_text()}\n".encode())
     if as_json:
-        typer.echo(json.dumps({"site": site, "invitation": str(path), "expires": invitation.expires}))
+        whom = {"person": name, "role": role} if person else {"site": name}
+        typer.echo(json.dumps({**whom, "invitation": str(path), "expires": invitation.expires}))
         return
     typer.echo(f"✓ {path}: valid until {date(invitation.expires)}; its fingerprint, to compare by telephone:")
     typer.echo(f"  authority {_fingerprint(invitation)}")
-    typer.echo(f"next, at the site: cloister join {path.name}    (the file, or the token in it)")
+    typer.echo(f"next, {f'for {name}' if person else 'at the site'}: {_command(invitation)} {path.name}")
+
+
+def _role(text: str | None) -> Role | None:
+    from privacy.run.people import read_role  # noqa: PLC0415
+
+    try:
+        return None if text is None else read_role(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _command(invitation: Invitation) -> str:
+    return "cloister person join" if invitation.role else "cloister join"
+
+
+Document = Annotated[
+    str,
+    typer.Argument(
+        help="The invitation, or the welcome that answers a request: its file, or - for standard input. The text of an "
+        "invitation works too, but others on this machine see it in the list of processes."
+    ),
+]
+Files = Annotated[bool, typer.Option("--files", help="Ask with a file instead of asking the server.")]
+Wait = Annotated[float, typer.Option(min=0.0, max=24 * 60, help="Minutes to wait for the coordinator's approval.")]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        help="The HTTP proxy to the server, host:port, or none; by default as https_proxy and no_proxy say. "
+        "Its user and password: CLOISTER_PROXY_USER and CLOISTER_PROXY_PASSWORD."
+    ),
+]
 
 
 def join(
-    document: Annotated[
-        str, typer.Argument(help="The invitation, as a file or its text; or the welcome that answers a request.")
-    ],
+    document: Document,
     folder: SiteFolder = None,
-    files: Annotated[bool, typer.Option("--files", help="Ask with a file instead of asking the server.")] = False,
-    wait: Annotated[
-        float, typer.Option(min=0.0, max=24 * 60, help="Minutes to wait for the coordinator's approval.")
-    ] = 0.0,
-    proxy: Annotated[
-        str | None,
-        typer.Option(
-            help="The HTTP proxy to the server, host:port, or none; by default as https_proxy and no_proxy say. "
-            "Its user and password: CLOISTER_PROXY_USER and CLOISTER_PROXY_PASSWORD."
-        ),
-    ] = None,
+    files: Files = False,
+    wait: Wait = 0.0,
+    proxy: Proxy = None,
     protect: Protect = False,
     key_file: KeyFile = None,
     as_json: Json = False,
@@ -115,28 +173,74 @@ def join(
 
     The private keys never leave this site. Interrupted or not approved yet: run the same command again.
     """
+    enter(document, folder, checked_proxy(proxy), (protect, key_file), minutes=wait, files=files, as_json=as_json,
+          person=False)  # fmt: skip
+
+
+def enter(
+    document: str,
+    folder: Path | None,
+    proxy: str | None,
+    encryption: tuple[bool, Path | None],
+    *,
+    minutes: float,
+    files: bool,
+    as_json: bool,
+    person: bool,
+) -> None:
+    """Ask with an invitation, or take in a welcome: a site's, or a person's.
+
+    Raises:
+        CloisterError: if the document is neither, or somebody else's, or the server refuses.
+    """
     from client import joining  # noqa: PLC0415
     from cloister.new_secrets import for_new_folders  # noqa: PLC0415
     from privacy.run.enrolment import is_welcome  # noqa: PLC0415
     from privacy.run.invitation import is_invitation, read_invitation  # noqa: PLC0415
 
-    data = document.encode() if is_invitation(document) else read(Path(document))
+    data = document.encode() if is_invitation(document) else _received(document)
     if is_welcome(data):
-        _finish(folder or Path(Path(document).name.removesuffix(".welcome")), data, as_json=as_json)
+        _finish(folder or Path(Path(document).name.removesuffix(".welcome")), data, as_json=as_json, person=person)
         return
     invitation = read_invitation(data.decode("utf-8", "replace"))
-    place = folder or Path(invitation.site)
+    if bool(invitation.role) != person:
+        whom = f"a person, {invitation.name}" if invitation.role else f"the site {invitation.name}"
+        msg = f"this invitation is for {whom}; use: {_command(invitation)} {document if len(document) < _LONG else '-'}"
+        raise ConfigError(msg)
+    place = folder or Path(invitation.name)
     if known := joining.membership(place, invitation):
-        _say_member(place, invitation.site, known.version, as_json=as_json, again=True)
+        _say_member(place, invitation.name, known.version, as_json=as_json, person=person, again=True)
         return
+    protect, key_file = encryption
     with for_new_folders((place,), key_file, protect=protect) as secret:
         if files or not invitation.joining_port:
-            _ask_with_file(place, invitation, _checked(proxy), secret, as_json=as_json)
+            _ask_with_file(place, invitation, proxy, secret, as_json=as_json)
         else:
-            _ask(place, invitation, wait, _checked(proxy), secret, as_json=as_json)
+            _ask(place, invitation, minutes, proxy, secret, as_json=as_json)
 
 
-def _checked(proxy: str | None) -> str | None:
+def _received(document: str) -> bytes:
+    """Return what a file holds, or what comes by standard input.
+
+    Raises:
+        ConfigError: if nothing comes.
+        KeyFileError: if the file cannot be read.
+    """
+    if document != "-":
+        return read(Path(document))
+    data = sys.stdin.buffer.read(_LARGEST)
+    if not data.strip():
+        msg = "nothing came by standard input; give the invitation so: cloister join - < north.invitation"
+        raise ConfigError(msg)
+    return data
+
+
+def checked_proxy(proxy: str | None) -> str | None:
+    """Return a proxy's setting, having checked it.
+
+    Raises:
+        ConfigError: if it is none.
+    """
     from transport.proxies import check_setting  # noqa: PLC0415
 
     try:
@@ -158,7 +262,7 @@ def _ask(
     else:
         if not as_json:
             _say_keys(place, invitation)
-        _say_member(place, invitation.site, version, as_json=as_json)
+        _say_member(place, invitation.name, version, as_json=as_json, person=bool(invitation.role))
 
 
 def _ask_with_file(
@@ -166,48 +270,67 @@ def _ask_with_file(
 ) -> None:
     from client import joining  # noqa: PLC0415
 
-    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation, proxy, secret)
+    request, data = place / f"{invitation.name}.request", joining.prepare(place, invitation, proxy, secret)
     write_atomically(request, data)
     if as_json:
-        typer.echo(json.dumps({"site": invitation.site, "member": False, "request": str(request),
-                               "settings": str(place / "site.toml")}))  # fmt: skip
+        settings = {} if invitation.role else {"settings": str(place / "site.toml")}
+        typer.echo(json.dumps({**_named(invitation.name, person=bool(invitation.role)), "member": False,
+                               "request": str(request), **settings}))  # fmt: skip
         return
     _say_keys(place, invitation)
     typer.echo(f"next: send {request} to the coordinator, who runs: cloister roster approve {request.name}")
-    typer.echo(f"then: cloister join {invitation.site}.welcome")
+    typer.echo(f"then: {_command(invitation)} {invitation.name}.welcome")
+
+
+def _named(name: str, *, person: bool) -> dict[str, str]:
+    return {"person" if person else "site": name}
 
 
 def _say_keys(place: Path, invitation: Invitation) -> None:
-    typer.echo(f"✓ {place / 'keys'}: this site's keys, made here; they never leave it")
+    whose = f"the key of {invitation.name}, {invitation.role}" if invitation.role else "this site's keys"
+    typer.echo(
+        f"✓ {place / 'keys'}: {whose}, made here; {'it never leaves' if invitation.role else 'they never leave'} it"
+    )
     typer.echo(f"  authority {_fingerprint(invitation)}; compare it with the coordinator's by telephone")
-    typer.echo(f"✓ {place / 'site.toml'}: fill in [data] and [policy]")
+    if not invitation.role:
+        typer.echo(f"✓ {place / 'site.toml'}: fill in [data] and [policy]")
 
 
 def _say_kept(place: Path, invitation: Invitation, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"site": invitation.site, "member": False, "folder": str(place)}))
+        named = _named(invitation.name, person=bool(invitation.role))
+        typer.echo(json.dumps({**named, "member": False, "folder": str(place)}))
         return
     _say_keys(place, invitation)
     typer.echo("✓ the server keeps the request until the coordinator runs: cloister roster approve")
     typer.echo("then: the same command again, or with --wait MINUTES")
 
 
-def _finish(place: Path, data: bytes, *, as_json: bool) -> None:
+def _finish(place: Path, data: bytes, *, as_json: bool, person: bool) -> None:
     from client import joining  # noqa: PLC0415
 
     if not (place / "keys").is_dir():
-        msg = f"{place} has no keys; join with the invitation first, or name the site's folder with --folder"
+        msg = f"{place} has no keys; join with the invitation first, or name the folder with --folder"
         raise ConfigError(msg)
-    site, version = joining.finish(place, data)
-    _say_member(place, site, version, as_json=as_json)
+    name, version = joining.finish(place, data)
+    _say_member(place, name, version, as_json=as_json, person=person)
 
 
-def _say_member(place: Path, site: str, version: int, *, as_json: bool, again: bool = False) -> None:
+def _say_member(
+    place: Path, name: str, version: int, *, as_json: bool, person: bool = False, again: bool = False
+) -> None:
     if as_json:
-        typer.echo(json.dumps({"site": site, "member": True, "folder": str(place), "roster": version}))
+        named = _named(name, person=person)
+        typer.echo(json.dumps({**named, "member": True, "folder": str(place), "roster": version}))
         return
-    typer.echo(f"✓ {site} is a member{' already; nothing was changed' if again else ''}, in roster {version}")
-    typer.echo(f"next, once {place / 'site.toml'} is filled in: cloister agent {place}")
+    already = " already; nothing was changed" if again else ""
+    typer.echo(
+        f"✓ {name} is {'in the roster' if person else 'a member'}{already}, {'' if person else 'in '}roster {version}"
+    )
+    if person:
+        typer.echo(f"next: cloister protect {place}, which encrypts the key, and: cloister sign RUN.toml --as {place}")
+    else:
+        typer.echo(f"next, once {place / 'site.toml'} is filled in: cloister agent {place}")
 
 
 def read(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from privacy.errors import ConfigError, KeyFileError
 from privacy.failures import reason
 
 Place = Annotated[
-    Path, typer.Argument(help="A site's folder, the server's or the coordinator's; or the settings in it.")
+    Path, typer.Argument(help="The folder of a site, a person, the server or the coordinator; or the settings in it.")
 ]
 
 
@@ -27,7 +27,7 @@ def protect(
     off: Annotated[bool, typer.Option("--off", help="Decrypt the folder again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Encrypt what a site, the server or the coordinator keeps, change the passphrase, or decrypt it again.
+    """Encrypt what a site, a person, the server or the coordinator keeps, change the passphrase, or decrypt it again.
 
     Stop the agent or the server first. If it is interrupted, run it again.
     """

@@ -20,7 +20,7 @@ roster = typer.Typer(help="Who belongs to a consortium: approve, remove, renew."
 
 @roster.command("show", epilog="Example:  cloister roster show --json")
 def show(folder: Folder = Path(), as_json: Json = False) -> None:
-    """Show the members of a consortium, and until when the roster is valid."""
+    """Show the sites and people of a consortium, and until when the roster is valid."""
     from rich.table import Table  # noqa: PLC0415
 
     from cloister.views.run import make_console  # noqa: PLC0415
@@ -29,17 +29,21 @@ def show(folder: Folder = Path(), as_json: Json = False) -> None:
     coordinator = Coordinator(folder / "coordinator")
     current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps(_report(current) if current else {"version": 0, "members": []}))
+        typer.echo(json.dumps(_report(current) if current else {"version": 0, "members": [], "people": []}))
         return
     if current is None:
         typer.echo(f"{coordinator.settings.consortium} has no members yet; invite one: cloister invite SITE")
         return
-    table = Table("site", "signing key", "TLS key")
+    sites, people = Table("site", "signing key", "TLS key"), Table("person", "role", "signing key")
     for member in current.members:
-        table.add_row(member.site, f"{member.signing_key[:16]}…", f"{member.tls_key[:16]}…")
+        sites.add_row(member.site, f"{member.signing_key[:16]}…", f"{member.tls_key[:16]}…")
+    for person in current.people:
+        people.add_row(person.name, person.role, f"{person.signing_key[:16]}…")
     console = make_console(json=False)
     console.print(f"{current.consortium}, roster {current.version}, valid until {date(current.expires)}")
-    console.print(table)
+    for table in (sites, people):
+        if table.row_count:
+            console.print(table)
 
 
 @roster.command("approve", epilog="Example:  cloister roster approve    (or: cloister roster approve north.request)")
@@ -51,9 +55,9 @@ def approve(
     folder: Folder = Path(),
     as_json: Json = False,
 ) -> None:
-    """Make sites members: certify their keys, and write a new roster and each site's welcome.
+    """Enter sites and people: certify the sites' keys, and write a new roster and everybody's welcome.
 
-    Sites that asked the server get their welcome from it; the others need the file SITE.welcome.
+    Whoever asked the server gets the welcome from it; the others need the file NAME.welcome.
     """
     from server.coordinator import Coordinator  # noqa: PLC0415
 
@@ -62,42 +66,52 @@ def approve(
         approvals, refusals = coordinator.approve([read(path) for path in requests])[1], list[str]()
         for approval in approvals:
             coordinator.leave_at_server(approval)
-            write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
+            write_atomically(Path(f"{approval.name}.welcome"), approval.welcome)
     else:
         approvals, refusals = coordinator.approve_waiting()
     current = coordinator.roster()
     if as_json:
-        sites = [approval.site for approval in approvals]
-        report = {"version": current.version if current else 0, "sites": sites}
+        report = {
+            "version": current.version if current else 0,
+            "sites": [approval.name for approval in approvals if approval.role is None],
+            "people": {approval.name: approval.role for approval in approvals if approval.role},
+        }
         typer.echo(json.dumps(report if requests else {**report, "refused": refusals}))
         return
     for approval in approvals:
-        how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
-        typer.echo(f"✓ {approval.site} is a member; {how}")
+        command = "cloister person join" if approval.role else "cloister join"
+        how = f"send it {approval.name}.welcome" if requests else f"its next `{command}` takes the welcome"
+        typer.echo(
+            f"✓ {approval.name} is {f'in the roster as {approval.role}' if approval.role else 'a member'}; {how}"
+        )
     for refusal in refusals:
         typer.echo(f"! {refusal}")
     if current and approvals:
         _tell(coordinator.roster_path, current)
     elif not refusals:
-        typer.echo("no site waits to be approved")
+        typer.echo("nobody waits to be approved")
 
 
 @roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
 def remove(
-    site: Annotated[str, typer.Argument(help="The site that leaves.")],
+    name: Annotated[str, typer.Argument(help="The site or person that leaves.")],
     folder: Folder = Path(),
     as_json: Json = False,
 ) -> None:
-    """End a site's membership: a running server cuts its connections within seconds, and the others make new keys."""
+    """End the entry of a site or a person.
+
+    A running server cuts a site's connections within seconds, and the other sites make new keys. Sites refuse what a
+    person signed as soon as they have the new roster.
+    """
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    _changed(coordinator.roster_path, coordinator.remove(site), f"{site} is no longer a member", as_json=as_json)
+    _changed(coordinator.roster_path, coordinator.remove(name), f"{name} is no longer in the roster", as_json=as_json)
 
 
 @roster.command("renew", epilog="Example:  cloister roster renew    (the same as: cloister renew)")
 def renew(folder: Folder = Path(), as_json: Json = False) -> None:
-    """Sign the same members and the server's certificate, and those that sites want renewed, for another 90 days.
+    """Sign the same entries and the server's certificate, and those that sites want renewed, for another 90 days.
 
     A running server and its agents take all of it without a restart.
     """
@@ -117,13 +131,20 @@ def renew(folder: Folder = Path(), as_json: Json = False) -> None:
 @roster.command("take", epilog="Example:  cloister roster take roster --site north")
 def take(
     document: Annotated[Path, typer.Argument(help="The roster that the coordinator sent.")],
-    site: Annotated[Path, typer.Option(help="site.toml, or its folder.")],
+    site: Annotated[Path, typer.Option(help="site.toml or person.toml, or its folder.")],
     as_json: Json = False,
 ) -> None:
-    """Take in a newer roster at a site, as its agent does by itself when it reaches the server."""
+    """Take in a newer roster: as a person; or at a site, whose agent does that by itself when it reaches the server."""
     from client.joining import take_roster  # noqa: PLC0415
+    from client.person import is_person, read_person  # noqa: PLC0415
     from client.settings import read_site  # noqa: PLC0415
 
+    if is_person(site):
+        owner = read_person(site)
+        current = owner.take_roster(read(document))
+        has = f"{owner.settings.name} has roster {current.version}, of {len(current.members)} sites"
+        typer.echo(json.dumps(_report(current)) if as_json else f"✓ {has}")
+        return
     place = read_site(site)
     current = take_roster(place.folder, place.settings.keys, place.settings.site, read(document))
     if as_json:
@@ -152,4 +173,5 @@ def _report(current: Roster) -> dict[str, Any]:
         "version": current.version,
         "expires": current.expires,
         "members": [member.site for member in current.members],
+        "people": {person.name: person.role for person in current.people},
     }

@@ -1,20 +1,22 @@
-"""`cloister sign`: turn run.toml into a manifest signed by the coordinator."""
+"""`cloister sign`: turn run.toml into a manifest, signed by a person who may sign runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cloister.signer import read_signer
 from cloister.views.observers import against_whom, cost_of_votes
 from privacy.accounting.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import ConfigError, KeyFileError
 from privacy.ledger.balance import excessive
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_run
 from privacy.run.new_manifest import sign_manifest
+from privacy.run.people import ROLES
 from privacy.run.settings import RunSettings
 from privacy.storage import write_atomically
 from strategies.registry import completed
-from transport.pki import read_roster, read_signing_key
+from transport.pki import read_roster
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,30 +24,42 @@ if TYPE_CHECKING:
 _LONGEST_ROUND = 30 * 86_400.0  # seconds
 
 
-def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str, Any]:
+def sign_run(run: Path, folder: Path, roster: Path | None, out: Path) -> dict[str, Any]:
     """Sign a run, and return its cost to every site.
 
+    Args:
+        run: the run's settings.
+        folder: the folder of whoever signs.
+        roster: the consortium's roster; None for the one that the folder knows.
+        out: where to write the signed run.
+
     Raises:
-        CloisterError: if settings or keys are wrong, or the run names a site that is not a member.
+        CloisterError: if settings or keys are wrong, the run names somebody who is not in the roster, or whoever signs
+            may not sign runs.
     """
     settings = read_toml(run, RunSettings)
     if settings.cohort.round_deadline_seconds > _LONGEST_ROUND:
         msg = f"{run}: round_deadline_seconds is more than 30 days; write how long a round may take at most"
         raise ConfigError(msg)
-    for path, option in ((coordinator, "--coordinator"), (roster, "--roster")):
-        if not path.exists():
-            msg = f"{path}: no such file or folder; name the consortium's with {option}"
-            raise KeyFileError(msg)
-    members = read_roster(roster, coordinator / "authority.pem")
+    signer = read_signer(folder)
+    path = roster or signer.roster
+    if not path.exists():
+        msg = f"{path}: no such file; name the consortium's roster with --roster"
+        raise KeyFileError(msg)
+    listed = read_roster(path, signer.authority)
     for site in settings.cohort.sizes:
-        members.member(site)
-    key = read_signing_key(coordinator / "signing.key")
-    document = sign_manifest(completed(settings), key, roster_version=members.version)
-    manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)  # checks that the roster lists this key
-    write_atomically(out, document.to_bytes())
+        listed.member(site)
+    for name in settings.recipients:
+        if name not in ROLES and listed.person(name) is None:
+            msg = f"{run}: recipients names {name}, whom roster {listed.version} does not list; name people or roles"
+            raise ConfigError(msg)
+    document = sign_manifest(completed(settings), signer.key, roster_version=listed.version).to_bytes()
+    _, manifest, digest, person = open_run(document, listed)  # checks that the roster lists this key
+    write_atomically(out, document)
     return {
         "manifest": str(out),
         "run": digest,
+        "signed_by": {"name": person.name, "role": person.role},
         "rounds": settings.rounds,
         "noise_multiplier": manifest.noise_multiplier,
         "epsilon": epsilon([manifest.run_cost], settings.privacy.delta),

@@ -26,8 +26,9 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines about one run."""
     signed, task, purpose, sites = report["signed_by"], report["task"], report["purpose"], report["sites"]
     yield f"run {report['name']} ({report['run'][:8]}), as it would be at {report['site']}"
-    yield f"  signed by   the coordinator of {signed['consortium']}, on {signed['created'][:16]}"
+    yield f"  signed by   {signed['name']}, {signed['role']} of {signed['consortium']}, on {signed['created'][:16]}"
     yield f"              with the key {signed['key']}"
+    yield f"              this site joins runs of {_signers(signed['signers'])}"
     yield f"  task        {task['name']}, {'listed' if task['listed'] else 'NOT LISTED'} in this site's policy"
     yield f"              {_installed(task)}"
     yield f"  does        {_DOES[purpose]}; {_times(report)}, until {signed['expires'][:16]} at the latest"
@@ -36,6 +37,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"              {_opened(report)}"
     yield f"  sends also  {_disclosed(report['disclosed'])}"
     yield f"  result      {_RESULTS[purpose]} goes to {', '.join(sites)}; the server cannot decrypt it"
+    yield f"  model       {_recipients(report['recipients'])}"
     yield from (f"  {line}" for line in _cost(report))
     if report["hours"]["refusal"]:
         yield f"! {report['hours']['refusal']}"
@@ -84,6 +86,18 @@ def _disclosed(names: Sequence[str]) -> str:
     if metrics:
         parts.append(f"{', '.join(metrics)}, WITHOUT NOISE")
     return " and ".join(parts) or "nothing"
+
+
+def _signers(names: Sequence[str] | None) -> str:
+    if names is None:
+        return "everybody whom the roster allows to sign"
+    return f"{', '.join(names) or 'nobody'} only (signers in [policy])"
+
+
+def _recipients(names: Mapping[str, Sequence[str]]) -> str:
+    asked, allowed = (", ".join(names[each]) for each in ("run", "policy"))
+    beside = f"the run gives it also to {asked}" if asked else "only these sites may have it"
+    return f"{beside}; this site allows {allowed or 'nobody else'} (recipients in [policy])"
 
 
 def _cost(report: Mapping[str, Any]) -> Iterator[str]:

@@ -16,13 +16,13 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT
 from privacy.crypto.signing import verify
 from privacy.errors import MalformedError, ProtocolError
-from privacy.run.roster import Hex32, Member
+from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
     from privacy.run.plan import RoundPlan
-    from privacy.run.roster import Roster
+    from privacy.run.roster import Member, Roster
 
 KIND = "update"
 

@@ -39,7 +39,7 @@ from privacy.crypto.mac import MacKey
 from privacy.crypto.signing import SignedDocument
 from privacy.crypto.tag import KEY_BYTES, TagKey
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError, ProtocolError
-from privacy.run.roster import Hex32
+from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:

@@ -67,8 +67,8 @@ def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]
         "sampling": "Poisson: this site draws independently, for each record and training step, whether the record "
         "is in the batch; no shuffling; an empty batch also gets noise and counts. Statistics and evaluations use "
         "each record once",
-        "enforced_by": "this site's own program: it takes σ, C, q and the number of steps from a manifest that the "
-        "coordinator signed and the site's policy allowed; no message can change them",
+        "enforced_by": "this site's own program: it takes σ, C, q and the number of steps from a signed "
+        "manifest that the site's policy allowed; no message can change them",
         "noise": [_WHERE[kind] for kind in _kinds(charges, run)],
     }
 

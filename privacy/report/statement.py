@@ -2,8 +2,8 @@
 
 The fields follow NIST SP 800-226 ("Guidelines for Evaluating Differential Privacy Guarantees") and the registry of
 deployments (arXiv 2509.13509): unit, adjacency, mechanism, accounting, observers, composition, what is public,
-randomness, tests, and what is not covered. Every figure comes from the site's ledgers, its settings, or a manifest
-signed by the coordinator. The statement says explicitly what is unknown.
+randomness, tests, and what is not covered. Every figure comes from the site's ledgers, its settings, or a signed
+manifest. The statement says explicitly what is unknown.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The documents with which an invited site becomes a member: request and welcome.
+"""The documents with which an invited site or person gets into the roster: request and welcome.
 
-    request      site → coordinator   the site's public keys, signed with a key that is derived from the invitation
-    welcome      coordinator → site   the site's certificate and the roster, signed by the authority, whose certificate
-                                      stands before them
+    request      → coordinator    the public keys, signed with a key that is derived from the invitation
+    welcome      coordinator →    the roster and, for a site, its certificate, signed by the authority, whose
+                                  certificate stands before them
 
-Private keys never leave the folder in which they were made. Whoever carries the invitation must be trusted: the site
-learns from it which authority to trust. Request and welcome may travel any way.
+Private keys never leave the folder in which they were made. Whoever carries the invitation must be trusted: site and
+person learn from it which authority to trust. Request and welcome may travel any way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT
 from privacy.crypto.signing import SignedDocument, sign, verify
 from privacy.errors import AuthenticityError, MalformedError
-from privacy.run.roster import Hex32
+from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ T = TypeVar("T")
 LARGEST_REQUEST = 16 << 10  # bytes
 LARGEST_CERTIFICATE = 4 << 10  # bytes of the authority's, as DER
 _REQUEST, _WELCOME = "request", "welcome"
-_WELCOME_LINE = b"cloister-welcome-2"
+_WELCOME_LINE = b"cloister-welcome-3"
 _HEX = re.compile(rb"(?:[0-9a-f]{2})+")
-_FIRST_LINE = re.compile(rb"cloister-request-2 ([0-9a-f]{64}) ([0-9a-f]{128})")
+_FIRST_LINE = re.compile(rb"cloister-request-3 ([0-9a-f]{64}) ([0-9a-f]{128})")
 
 Text = Annotated[str, Field(min_length=1, max_length=1 << 14)]
 
@@ -45,17 +45,28 @@ Text = Annotated[str, Field(min_length=1, max_length=1 << 14)]
 class JoinRequest:
     """A site's public keys."""
 
-    site: SiteName
+    name: SiteName
     tls_request: Text  # a certificate request, as PEM, which proves that the site has the TLS key
     signing_key: Hex32  # Ed25519
     sealing_key: Text  # MLKEM768-X25519, in base64
 
 
-def write_request(request: JoinRequest, invitation: Invitation) -> bytes:
+@dataclass(frozen=True, config=STRICT)
+class PersonRequest:
+    """A person's public key. The role is in the coordinator's record of the invitation."""
+
+    name: SiteName
+    signing_key: Hex32  # Ed25519
+
+
+AnyRequest = JoinRequest | PersonRequest
+
+
+def write_request(request: AnyRequest, invitation: Invitation) -> bytes:
     """Return a request, signed with the invitation's key."""
     payload = json.dumps(asdict(request), indent=1).encode()
     signature = sign(invitation.key, _REQUEST, payload).hex()
-    return b"cloister-request-2 %s %s\n%s" % (invitation.number.encode(), signature.encode(), payload)
+    return b"cloister-request-3 %s %s\n%s" % (invitation.number.encode(), signature.encode(), payload)
 
 
 def number_of(data: bytes) -> str:
@@ -70,13 +81,13 @@ def number_of(data: bytes) -> str:
 def _first_line(data: bytes) -> tuple[str, bytes]:
     matched = _FIRST_LINE.fullmatch(data.partition(b"\n")[0]) if len(data) <= LARGEST_REQUEST else None
     if matched is None:
-        msg = "this is not a request to join; ask the site for the file that `cloister join` wrote"
+        msg = "this is not a request to join; ask for the file that `cloister join` wrote"
         raise MalformedError(msg)
     return matched[1].decode(), bytes.fromhex(matched[2].decode())
 
 
-def open_request(data: bytes, invited: InvitationRecord) -> JoinRequest:
-    """Check that a request was made with this invitation, then read it.
+def open_request(data: bytes, invited: InvitationRecord) -> AnyRequest:
+    """Check that a request was made with this invitation, then read it: a site's, or a person's if a role is invited.
 
     Raises:
         AuthenticityError: if it was made with another, or altered.
@@ -84,26 +95,27 @@ def open_request(data: bytes, invited: InvitationRecord) -> JoinRequest:
     """
     number, signature = _first_line(data)
     payload = data.partition(b"\n")[2]
-    foreign = f"this request does not come from the site that was invited as {invited.site}, or was altered"
+    foreign = f"this request does not come from whoever was invited as {invited.name}, or was altered"
     if number != invited.number:
         raise AuthenticityError(foreign)
     try:
         verify(invited.request_key, _REQUEST, payload, signature)
     except AuthenticityError as error:
         raise AuthenticityError(foreign) from error
-    request = _read(payload, JoinRequest, "request to join")
-    if request.site != invited.site:
-        msg = f"{request.site} asks to join with the invitation of {invited.site}; each site needs its own"
+    kind: type[AnyRequest] = PersonRequest if invited.role else JoinRequest
+    request = _read(payload, kind, "request to join")
+    if request.name != invited.name:
+        msg = f"{request.name} asks to join with the invitation of {invited.name}; each needs its own"
         raise AuthenticityError(msg)
     return request
 
 
 @dataclass(frozen=True, config=STRICT)
 class Welcome:
-    """What makes a site a member."""
+    """What makes a site a member, and what a person gets who is in the roster."""
 
-    site: SiteName
-    certificate: Text  # of the site's TLS key, as PEM
+    name: SiteName
+    certificate: Text | None  # of a site's TLS key, as PEM; None: a person has none
     roster: str  # the signed roster, in base64
 
     @property
@@ -120,9 +132,11 @@ class Welcome:
             raise MalformedError(msg) from error
 
 
-def write_welcome(site: str, certificate: str, roster: bytes, authority: PrivateKey, authority_der: bytes) -> bytes:
+def write_welcome(
+    name: str, certificate: str | None, roster: bytes, authority: PrivateKey, authority_der: bytes
+) -> bytes:
     """Return a welcome, signed by the authority, behind a line with the authority's certificate."""
-    welcome = Welcome(site, certificate, b64encode(roster).decode())
+    welcome = Welcome(name, certificate, b64encode(roster).decode())
     document = SignedDocument.make(authority, _WELCOME, json.dumps(asdict(welcome)).encode())
     return _WELCOME_LINE + b" " + authority_der.hex().encode() + b"\n" + document.to_bytes()
 

@@ -1,12 +1,13 @@
-"""The invitation: one line of text with which one site joins, once, within a day.
+"""The invitation: one line of text with which one site or person joins, once, within a day.
 
-A token is `cloister-invitation-2.` and the base64 (URL-safe, without padding) of
+A token is `cloister-invitation-3.` and the base64 (URL-safe, without padding) of
 
-    authority 32 ‖ secret 32 ‖ expires u64be ‖ joining port u16be ‖ u8 length ‖ site ‖ u8 length ‖ server ‖ check 4
+    authority 32 ‖ secret 32 ‖ expires u64be ‖ joining port u16be ‖ three of (u8 length ‖ text) ‖ check 4
 
-where authority is the SHA-256 of the authority's certificate, and check the first bytes of the SHA-256 of what stands
-before it: a cut or mistyped token is noticed before anything is done with it. The coordinator and the server keep only
-what an `InvitationRecord` holds. From it nobody can make the proof or the signature with which a site asks to join.
+where the texts are the name, the server and the role, empty for a site; authority is the SHA-256 of the authority's
+certificate, and check the first bytes of the SHA-256 of what stands before it: a cut or mistyped token is noticed
+before anything is done with it. The coordinator and the server keep only what an `InvitationRecord` holds. From it
+nobody can make the proof or the signature with which somebody asks to join.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError
-from privacy.run.roster import Hex32
+from privacy.run.people import Hex32, Role, read_role
 from privacy.run.settings import SiteName
 
 VALID_HOURS = 24.0
@@ -35,7 +36,7 @@ VALID_HOURS = 24.0
 
 PROOF_BYTES = 32
 
-_ANY_VERSION, _TOKEN = "cloister-invitation-", "cloister-invitation-2."
+_ANY_VERSION, _TOKEN = "cloister-invitation-", "cloister-invitation-3."
 _LARGEST = 1 << 10  # characters of a token
 _FIXED = struct.Struct(">32s32sQH")
 _CHECK = 4  # bytes
@@ -46,23 +47,27 @@ Port = Annotated[int, Field(ge=0, lt=1 << 16)]
 
 @dataclass(frozen=True, config=STRICT)
 class Invitation:
-    """What a site needs to ask for membership. It is secret, and works once."""
+    """What a site or a person needs to ask for an entry in the roster. It is secret, and works once."""
 
-    site: SiteName
+    name: SiteName
     server: Annotated[str, Field(min_length=1, max_length=255)]  # host:port, which agents dial
     joining_port: Port  # of the same host; 0: the site joins with files only
     authority: Hex32  # SHA-256 of the authority's certificate
     secret: Hex32
     expires: Annotated[int, Field(ge=0, lt=_LATEST)]  # seconds since 1970
+    role: Role | None = None  # of a person; None: of a site
 
     @classmethod
-    def make(cls, site: str, server: str, joining_port: int, authority: str, hours: float) -> Invitation:
+    def make(
+        cls, name: str, server: str, joining_port: int, authority: str, hours: float, role: Role | None = None
+    ) -> Invitation:
         """Make an invitation with a fresh secret.
 
         Raises:
-            ValidationError: if the site's name is not one.
+            ValidationError: if the name is not one.
         """
-        return cls(site, server, joining_port, authority, secrets.token_hex(32), int(time.time() + hours * 3600))
+        expires = int(time.time() + hours * 3600)
+        return cls(name, server, joining_port, authority, secrets.token_hex(32), expires, role)
 
     @property
     def proof(self) -> bytes:
@@ -76,23 +81,23 @@ class Invitation:
 
     @property
     def key(self) -> Ed25519PrivateKey:
-        """The key that signs the site's request."""
+        """The key that signs the request."""
         return Ed25519PrivateKey.from_private_bytes(self._derived(b"key"))
 
     @property
     def record(self) -> InvitationRecord:
         """What the coordinator and the server keep of it."""
         key = self.key.public_key().public_bytes_raw().hex()
-        return InvitationRecord(self.site, self.number, key, self.expires)
+        return InvitationRecord(self.name, self.number, key, self.expires, self.role)
 
     def _derived(self, use: bytes) -> bytes:
         return hmac.digest(bytes.fromhex(self.secret), b"cloister invitation " + use, sha256)
 
     def to_text(self) -> str:
         """Return the invitation as one line without spaces."""
-        site, server = self.site.encode(), self.server.encode()
-        fixed = _FIXED.pack(bytes.fromhex(self.authority), bytes.fromhex(self.secret), self.expires, self.joining_port)
-        data = fixed + bytes([len(site)]) + site + bytes([len(server)]) + server
+        data = _FIXED.pack(bytes.fromhex(self.authority), bytes.fromhex(self.secret), self.expires, self.joining_port)
+        for text in (self.name, self.server, self.role or ""):
+            data += bytes([len(text.encode())]) + text.encode()
         return _TOKEN + urlsafe_b64encode(data + sha256(data).digest()[:_CHECK]).decode().rstrip("=")
 
     def check_valid(self) -> None:
@@ -102,7 +107,7 @@ class Invitation:
             AuthenticityError: if it has.
         """
         if self.expires < time.time():
-            msg = f"the invitation of {self.site} has expired; ask the coordinator for a new one"
+            msg = f"the invitation of {self.name} has expired; ask the coordinator for a new one"
             raise AuthenticityError(msg)
 
 
@@ -144,13 +149,15 @@ def _read(data: bytes) -> Invitation:
         raise ValueError
     authority, secret, expires, port = _FIXED.unpack_from(body)
     texts, rest = [], body[_FIXED.size :]
-    for _ in range(2):
+    for _ in range(3):
         length = rest[0] + 1 if rest else 0
         texts.append(rest[1:length].decode("ascii"))
         rest = rest[length:]
     if rest:
         raise ValueError
-    return Invitation(texts[0], texts[1], port, authority.hex(), secret.hex(), expires)
+    name, server, role = texts
+    known = read_role(role) if role else None
+    return Invitation(name, server, port, authority.hex(), secret.hex(), expires, known)
 
 
 def _joined(text: str) -> str:
@@ -164,17 +171,18 @@ def number_of_proof(proof: bytes) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class InvitationRecord:
-    """What is kept of an invitation where it is checked: nothing with which a site could join."""
+    """What is kept of an invitation where it is checked: nothing with which anyone could join."""
 
-    site: SiteName
+    name: SiteName
     number: Hex32  # the digest of its proof
-    key: Hex32  # Ed25519: verifies the site's request
+    key: Hex32  # Ed25519: verifies the request
     expires: int  # seconds since 1970
-    used: Hex32 | None = None  # the signing key of the site that joined with it
+    role: Role | None = None  # of a person; None: of a site
+    used: Hex32 | None = None  # the signing key of whoever joined with it
 
     @property
     def request_key(self) -> Ed25519PublicKey:
-        """The key that verifies the site's request."""
+        """The key that verifies the request."""
         return Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.key))
 
     @property
@@ -198,10 +206,10 @@ class InvitationRecord:
         """
         if self.used is None:
             if self.expires < time.time():
-                msg = f"the invitation of {self.site} has expired; ask the coordinator for a new one"
+                msg = f"the invitation of {self.name} has expired; ask the coordinator for a new one"
                 raise AuthenticityError(msg)
         elif self.used != signing_key:
-            msg = f"the invitation of {self.site} was used before, by other keys; ask the coordinator for a new one"
+            msg = f"the invitation of {self.name} was used before, by other keys; ask the coordinator for a new one"
             raise AuthenticityError(msg)
 
 
@@ -219,5 +227,5 @@ def read_record(data: bytes, place: str) -> InvitationRecord:
     try:
         return TypeAdapter(InvitationRecord).validate_json(data)
     except ValidationError as error:
-        msg = f"{place} is damaged; invite the site again: cloister invite SITE"
+        msg = f"{place} is damaged; invite again: cloister invite"
         raise KeyFileError(msg) from error

@@ -16,12 +16,14 @@ from pydantic.dataclasses import dataclass
 from privacy.accounting.accounting import Mechanism
 from privacy.config import STRICT
 from privacy.crypto.signing import SignedDocument
-from privacy.errors import MalformedError, RefusedError
+from privacy.errors import AuthenticityError, MalformedError, RefusedError
+from privacy.run.people import Person, may, with_right
 from privacy.run.settings import RunSettings
 
 if TYPE_CHECKING:
     from privacy.codec.packing import Packing
     from privacy.crypto.signing import PublicKey
+    from privacy.run.roster import Roster
 
 KIND = "manifest"
 
@@ -42,11 +44,11 @@ class Manifest:
         """Check that the run has not expired.
 
         Raises:
-            RefusedError: if it has: only the coordinator can renew an old run.
+            RefusedError: if it has: only who may sign runs can renew an old one.
         """
         if now > self.expires:
             until = datetime.fromtimestamp(self.expires, UTC).isoformat(timespec="seconds")
-            msg = f"the run {self.settings.name!r} expired on {until}; ask the coordinator to sign it again"
+            msg = f"the run {self.settings.name!r} expired on {until}; have it signed again"
             raise RefusedError(msg)
 
     @cached_property
@@ -82,18 +84,46 @@ class Manifest:
 
 
 class SignedRun(NamedTuple):
-    """A manifest that the coordinator signed."""
+    """A manifest that a person signed whom the roster allows to sign runs."""
 
     document: bytes  # signed, in wire form
     manifest: Manifest
     digest: str  # identifies the run
+    signer: Person
+
+
+def open_run(data: bytes, roster: Roster) -> SignedRun:
+    """Find who of a roster signed a run, check that their role may, then read the manifest.
+
+    Raises:
+        AuthenticityError: if nobody in the roster signed it.
+        RefusedError: if whoever signed it may not sign runs.
+        MalformedError: if it is not a manifest of this version.
+    """
+    for person in roster.people:
+        try:
+            SignedDocument.open(data, KIND, person.verification_key)
+        except AuthenticityError:
+            continue
+        if not may(person.role, "sign"):
+            msg = (
+                f"{person.name} signed this run as {person.role}, and only {with_right('sign')} may sign runs (roster "
+                f"{roster.version}); ask one of them to sign it"
+            )
+            raise RefusedError(msg)
+        return SignedRun(data, *open_manifest(data, person.verification_key), person)
+    msg = (
+        f"nobody in roster {roster.version} of {roster.consortium} signed this run: it was altered, or whoever signed "
+        f"it is no longer listed, or not here; ask one of the {with_right('sign')} to sign it"
+    )
+    raise AuthenticityError(msg)
 
 
 def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
-    """Check the coordinator's signature, then read the manifest; return it and its digest, which identifies the run.
+    """Check a signature, then read the manifest; return it and its digest, which identifies the run.
 
     Raises:
-        AuthenticityError: if the coordinator did not sign it.
+        AuthenticityError: if the key's owner did not sign it.
         MalformedError: if it is not a manifest of this version.
     """
     document = SignedDocument.open(data, KIND, key)

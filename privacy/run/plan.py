@@ -15,7 +15,7 @@ from privacy.config import STRICT
 from privacy.crypto.signing import digest
 from privacy.errors import MalformedError, ProtocolError
 from privacy.run.clocks import tolerance
-from privacy.run.roster import Hex32
+from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:

@@ -18,9 +18,12 @@ from privacy.codec.packing import Profile
 from privacy.config import STRICT
 from privacy.errors import PolicyError
 from privacy.run.hours import HOURS, Hours
+from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
+    from privacy.run.people import Person
+    from privacy.run.roster import Roster
     from privacy.run.settings import RunSettings
     from privacy.run.tables import Vote
 
@@ -39,6 +42,9 @@ class Policy:
     task_digests: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = field(default_factory=dict)
     hours: Annotated[str, Field(pattern=HOURS)] | None = None  # when it trains, in local time: "20:00-06:00"
     approval: bool = False  # only runs that the site approved: `cloister approve`
+    # Whose runs it joins, by names or roles, of those whom the roster allows to sign; if not given, all of them.
+    signers: tuple[SiteName, ...] | None = None
+    recipients: tuple[SiteName, ...] = ()  # who may have the model beside the run's sites: names or roles of people
     minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     strategies: tuple[str, ...] | None = (
@@ -126,6 +132,32 @@ def _check_vote(policy: Policy, manifest: Manifest, vote: Vote, site: str) -> No
     if not together <= policy.maximum_epsilon:
         wish = f"a run whose votes together cost ε {together:.2f}"
         raise _refusal(site, wish, f"maximum_epsilon = {policy.maximum_epsilon:g}")
+
+
+def check_signer(policy: Policy, signer: Person, site: str) -> None:
+    """Check that a site joins the runs of whoever signed one.
+
+    Raises:
+        PolicyError: if it does not.
+    """
+    if policy.signers is not None and not signer.is_in(policy.signers):
+        wish = f"a run that {signer.name} ({signer.role}) signed"
+        raise _refusal(site, wish, f"signers = {_listed(policy.signers)}")
+
+
+def check_recipients(policy: Policy, settings: RunSettings, roster: Roster, site: str) -> None:
+    """Check that nobody beside the sites gets a run's model whom the site does not allow to have it.
+
+    A role in the policy covers the people who have it; a name covers one person, not that person's role.
+
+    Raises:
+        PolicyError: naming the first who may not have it.
+    """
+    for name in settings.recipients:
+        person = roster.person(name)
+        if name not in policy.recipients and not (person and person.is_in(policy.recipients)):
+            wish = f"a run whose model {name} may have"
+            raise _refusal(site, wish, f"recipients = {_listed(policy.recipients)}")
 
 
 def check_hours(policy: Policy, site: str, now: datetime | None = None) -> None:

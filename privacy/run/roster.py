@@ -1,4 +1,4 @@
-"""Define, sign and open the roster: the consortium's members and their keys, signed by its certificate authority.
+"""Define, sign and open the roster: the consortium's sites, its people and their keys, signed by its authority.
 
 As in The Update Framework, a roster has a version that may only grow and an expiry date. A site has the authority's key
 on its own disk and takes everybody else's from the roster, never from the server.
@@ -18,15 +18,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
-from privacy.crypto.signing import SignedDocument
+from privacy.crypto.signing import SignedDocument, digest
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.run.people import Hex32, Person
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
     from privacy.crypto.signing import PrivateKey, PublicKey
 
 KIND = "roster"
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -51,20 +51,25 @@ class Member:
 
 @dataclass(frozen=True, config=STRICT)
 class Roster:
-    """One version of a consortium's list of members."""
+    """One version of a consortium's list of members and people."""
 
     consortium: str
     version: Annotated[int, Field(ge=1)]
     expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
-    coordinator_key: Hex32  # Ed25519: signs manifests
-    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    people: tuple[Person, ...]  # who signs, administers, operates, audits: `privacy.run.people`
+    members: tuple[Member, ...]
     format: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        """Check that no site is listed twice, even under different names."""
-        for name in ("site", "tls_key", "signing_key"):
-            if len({getattr(member, name) for member in self.members}) != len(self.members):
-                msg = f"two members have the same {name.replace('_', ' ')}"
+        """Check that no site and no person is listed twice, even under different names."""
+        sites, people = self.members, self.people
+        for what, values in {
+            "name": [*(member.site for member in sites), *(person.name for person in people)],
+            "TLS key": [member.tls_key for member in sites],
+            "signing key": [entry.signing_key for entry in (*sites, *people)],
+        }.items():
+            if len(set(values)) != len(values):
+                msg = f"two entries have the same {what}"
                 raise ValueError(msg)
 
     def member(self, site: str) -> Member:
@@ -82,10 +87,9 @@ class Roster:
     def _by_name(self) -> dict[str, Member]:
         return {member.site: member for member in self.members}
 
-    @property
-    def manifest_key(self) -> Ed25519PublicKey:
-        """The key that verifies manifests."""
-        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.coordinator_key))
+    def person(self, name: str) -> Person | None:
+        """Return the person with this name, or None."""
+        return next((person for person in self.people if person.name == name), None)
 
 
 def sign_roster(roster: Roster, authority: PrivateKey) -> SignedDocument:
@@ -113,6 +117,11 @@ def open_roster(data: bytes, authority: PublicKey, *, expired: bool = False) -> 
         msg = f"roster {roster.version} of {roster.consortium} has expired; ask the coordinator for a newer one"
         raise AuthenticityError(msg)
     return roster
+
+
+def roster_digest(data: bytes) -> str:
+    """Return the digest of a signed roster: two of one version with different digests are two stories."""
+    return digest(KIND, data.partition(b"\n")[2])
 
 
 @lru_cache(maxsize=2)

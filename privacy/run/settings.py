@@ -284,6 +284,7 @@ class RunSettings:
     vote: Vote | None = None  # in training only
     encryption: Encryption = field(default_factory=Encryption)
     strategy: Strategy = field(default_factory=FEDAVG.copy)  # the federated algorithm, in training only
+    recipients: tuple[SiteName, ...] = ()  # who may have the model beside the run's sites: names or roles of people
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
     valid_days: Annotated[float, Field(gt=0, le=366)] = 30.0  # after signing; later, the run must be signed again
     seed: Annotated[int, Field(ge=0)] | None = None  # makes a run without privacy repeatable, for measurements

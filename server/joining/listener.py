@@ -100,8 +100,8 @@ class JoiningPort:
         line.send(answer.to_bytes())
         if answer.outcome is Outcome.REFUSED:
             why = answer.content.decode(errors="replace")
-            log.warning("%s asked to join as %s and was refused: %s", address, invited.site, why)
+            log.warning("%s asked to join as %s and was refused: %s", address, invited.name, why)
         elif answer.outcome is Outcome.KEPT:
-            log.info("%s asks to join; the coordinator approves it with: cloister roster approve", invited.site)
+            log.info("%s asks to join; the coordinator approves it with: cloister roster approve", invited.name)
         else:
-            log.info("%s has its welcome", invited.site)
+            log.info("%s has its welcome", invited.name)

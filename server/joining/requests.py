@@ -82,7 +82,7 @@ class Requests:
         except (CloisterError, OSError) as error:
             if isinstance(error, CloisterError) and error.may_leave_site:
                 return Answer(Outcome.REFUSED, str(error).encode()[:LARGEST_SENTENCE])
-            log.warning("the request of %s could not be answered: %s", record.site, sentence(error))
+            log.warning("the request of %s could not be answered: %s", record.name, sentence(error))
             text = "the server cannot answer now; tell the coordinator, who finds the reason in its log, and try again"
             return Answer(Outcome.REFUSED, text.encode())
 

@@ -121,7 +121,7 @@ def _outcome(federation: Federation) -> Outcome:
     events: list[dict[str, Any]] = [
         event for event in read_events(event_log_path(federation)) if event["event"] == "round"
     ]
-    _, manifest, run = read_run(federation.manifest, read_consortium(federation.server).roster())
+    _, manifest, run, _ = read_run(federation.manifest, read_consortium(federation.server).roster())
     honest = open_site(next(path for name, path in federation.paths.items() if name != LIAR))
     model = honest.checkpoint(manifest, run).model
     return Outcome(

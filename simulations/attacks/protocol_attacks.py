@@ -183,7 +183,7 @@ def _refuse_to_start(server: MaliciousServer, files: dict[Path, bytes], before: 
 
 
 def own_manifest(server: MaliciousServer) -> bool:
-    """Edit a run after the coordinator signed it: a smaller minimum, other weights, less noise, masks toggled."""
+    """Edit a run after it was signed: a smaller minimum, other weights, less noise, masks toggled."""
     run = server.pick_run()
     changes: list[Callable[[dict[str, Any]], None]] = [
         lambda content: content["settings"]["cohort"].update(minimum=2),

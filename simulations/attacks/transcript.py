@@ -13,7 +13,7 @@ from privacy.codec.envelope import Contribution
 from privacy.codec.packing import BLOCK, RING_DEGREE
 from privacy.crypto.expansion import add_expanded
 from privacy.crypto.summation import EncryptedSum
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_run
 from privacy.run.plan import MOST_SEEDS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Run:
     @classmethod
     def read(cls, document: bytes, roster: Roster) -> Self:
         """Read a manifest."""
-        return cls(document, *open_manifest(document, roster.manifest_key))
+        return cls(*open_run(document, roster)[:3])
 
     @property
     def honest(self) -> Transcript:

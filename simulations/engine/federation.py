@@ -94,7 +94,7 @@ class Federation:
         coordinator = create_consortium(folder, consortium, host, listen=Address(read_host(host), 0))
         requests = [begin(path, coordinator.invite(site)) for site, path in federation.paths.items()]
         for approval in coordinator.approve(requests)[1]:
-            finish(federation.paths[approval.site], approval.welcome)
+            finish(federation.paths[approval.name], approval.welcome)
         return federation
 
     def write_settings(self, site: str, server: str, terms: SiteTerms) -> None:

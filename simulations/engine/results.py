@@ -37,7 +37,7 @@ class Results:
 def event_log_path(federation: Federation) -> Path:
     """Return the server's event log of the federation's signed run."""
     place = read_consortium(federation.server)
-    _, manifest, run = read_run(federation.manifest, place.roster())
+    _, manifest, run, _ = read_run(federation.manifest, place.roster())
     return place.folder / place.settings.runs / f"{manifest.settings.name}-{run[:8]}" / EVENTS
 
 

@@ -102,13 +102,13 @@ def test_a_manifest_is_checked_the_first_time_and_known_by_its_bytes_then(make_f
     federation = make_federation()
     document, manifest, run = signed_run(federation)
     site = open_site(federation.paths["north"])
-    assert site.open_manifest(document) == (manifest, run)
-    assert site.open_manifest(bytes(document)) is site.open_manifest(document)
+    assert site.open_run(document)[:3] == (document, manifest, run)
+    assert site.open_run(bytes(document)) is site.open_run(document)
     changed = document.replace(b'"rounds": 1', b'"rounds": 9')
     assert changed != document
     for _ in range(2):
         with pytest.raises(AuthenticityError):
-            site.open_manifest(changed)
+            site.open_run(changed)
 
 
 def test_what_a_run_does_is_chosen_by_its_kind_and_made_once(folder: Path) -> None:

@@ -16,6 +16,7 @@ COMMANDS = (
     ["init"],
     ["invite"],
     ["join"],
+    ["person", "join"],
     ["revoke"],
     ["renew"],
     ["roster", "approve"],
@@ -64,7 +65,7 @@ def test_a_misspelt_command_gets_a_suggestion_also_in_a_process_of_its_own(clois
 def test_signing_states_the_cost_of_the_run(tmp_path: Path, cloister: Run) -> None:
     federation = Federation.create(tmp_path, ("north", "south", "east"))
     out = tmp_path / "run.manifest"
-    arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out", out)
+    arguments = ("--as", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out", out)
     signed = cloister("sign", ROOT / "simulations" / "tasks" / "diagnosis.toml", *arguments, "--json")
 
     report = json.loads(signed.stdout.splitlines()[-1])
@@ -80,7 +81,7 @@ def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed
         (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8").replace("rounds", "rouns", 1)
     )
     refused = cloister(
-        "sign", run, "--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", cwd=tmp_path
+        "sign", run, "--as", tmp_path / "coordinator", "--roster", federation.server / "roster", cwd=tmp_path
     )
 
     assert refused.returncode == 1
@@ -111,7 +112,7 @@ def test_signing_a_run_with_shared_noise_states_against_whom_it_protects(tmp_pat
     ):
         text = text.replace(old, new, 1)
     run.write_text(text, encoding="utf-8")
-    arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out",
+    arguments = ("--as", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out",
                  tmp_path / "run.manifest")  # fmt: skip
     report = json.loads(cloister("sign", run, *arguments, "--json").stdout.splitlines()[-1])
     assert [observer["colluding_sites"] for observer in report["observers"]] == [0, 1, 2]

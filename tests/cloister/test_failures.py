@@ -30,6 +30,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("init",): ("server.founding.create_consortium", ["lungs", "--host", "localhost"]),
     ("invite",): ("server.coordinator.Coordinator", ["north"]),
     ("join",): ("cloister.commands.joining.read", ["north.invitation"]),
+    ("person", "join"): ("cloister.commands.joining.read", ["north.invitation"]),
     ("revoke",): ("server.coordinator.Coordinator", ["north"]),
     ("renew",): ("server.coordinator.Coordinator", []),
     ("roster", "show"): ("server.coordinator.Coordinator", []),
@@ -192,7 +193,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 
 def sign(federation: Federation, out: Path | str, *, run: Path | str = "run.toml") -> list[str]:
-    return ["sign", str(federation.folder / run), "--coordinator", str(federation.folder / "coordinator"),
+    return ["sign", str(federation.folder / run), "--as", str(federation.folder / "coordinator"),
             "--roster", str(federation.server / "roster"), "--out", str(out)]  # fmt: skip
 
 
@@ -218,8 +219,8 @@ def test_files_that_cannot_be_read_or_written_are_named(
             consortium, "x", run=tmp_path / "for_ever.toml"
         ),
         f"{tmp_path}/pipe: a pipe or a device, not a file": sign(consortium, "x", run=tmp_path / "pipe"),
-        f"{tmp_path}/nobody: no such file or folder; name the consortium's with --coordinator": [
-            *sign(consortium, "x"), "--coordinator", f"{tmp_path}/nobody"
+        f"{tmp_path}/nobody: no such folder; name yours with --as": [
+            *sign(consortium, "x"), "--as", f"{tmp_path}/nobody"
         ],
         f"{consortium.server}/consortium.toml: this is not a signed Cloister roster": [
             *sign(consortium, "x"), "--roster", f"{consortium.server}/consortium.toml"

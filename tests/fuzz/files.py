@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.data.records import read_csv
+from client.person import PersonSettings
 from client.settings import SiteSettings
 from client.state.checkpoint import Checkpoint, CheckpointStore
 from client.state.commitments import Commitments
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _RUN = "ab" * 32
 _RUN_TOML = Path(__file__).parent.parent.parent / "simulations" / "tasks" / "diagnosis.toml"
+_PERSON_TOML = b'name = "ines"\nserver = "fed.example.org:9440"\n'
 _SITE_TOML = b"""\
 site = "north"
 server = "localhost:9092"
@@ -57,6 +59,7 @@ def file_parsers() -> Iterator[Entry]:
     """Yield name, parser and seeds of each."""
     certificate = certificate_pem(Authority.create("clinics").certificate)
     yield "run.toml", _of_file(lambda path: read_toml(path, RunSettings)), [_RUN_TOML.read_bytes()]
+    yield "person.toml", _of_file(lambda path: read_toml(path, PersonSettings)), [_PERSON_TOML]
     yield "site.toml", _of_file(lambda path: read_toml(path, SiteSettings)), [_SITE_TOML]
     yield "records", _of_file(lambda path: read_csv(path, features=["size", "age"], target="ill")), [_CSV]
     yield "certificate", _of_file(read_certificate), [certificate]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from privacy.crypto.signing import SignedDocument, sign
 from privacy.errors import UnreachableError
 from privacy.run.enrolment import (
     JoinRequest,
+    PersonRequest,
     authority_in,
     number_of,
     open_request,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 _INVITATION = Invitation("north", "fed.example.org:9440", 9441, "0f" * 32, "ab" * 32, 2_000_000_000)
 _RECORD = _INVITATION.record
+_PERSON = replace(_INVITATION, name="ana", role="researcher")
 
 
 class _Bytes(io.BytesIO):
@@ -70,26 +73,33 @@ def joining_parsers() -> Iterator[Entry]:
     request = write_request(JoinRequest("north", "a request", "cd" * 32, "a key"), _INVITATION)
     welcome = write_welcome("north", "a certificate", b"a roster", authority, b"a certificate")
 
-    def signed_request(payload: bytes) -> object:
-        signature = sign(_INVITATION.key, "request", payload).hex().encode()
-        data = b"cloister-request-2 " + _INVITATION.number.encode() + b" " + signature + b"\n" + payload
-        return open_request(data, _RECORD)
+    def signed_request(payload: bytes, invitation: Invitation = _INVITATION) -> object:
+        signature = sign(invitation.key, "request", payload).hex().encode()
+        data = b"cloister-request-3 " + invitation.number.encode() + b" " + signature + b"\n" + payload
+        return open_request(data, invitation.record)
 
     def signed_welcome(payload: bytes) -> object:
         document = SignedDocument.make(authority, "welcome", payload).to_bytes()
         return open_welcome(document, authority.public_key()).roster_file
 
-    yield "invitation", lambda data: read_invitation(data.decode("latin-1")), [_INVITATION.to_text().encode()]
-    yield "invitation, right check", _checked, [_raw(_INVITATION)]
-    yield "invitation's record", lambda data: read_record(data, "here"), [_RECORD.to_bytes()]
+    both = [_INVITATION, _PERSON]
+    tokens = [invitation.to_text().encode() for invitation in both]
+    yield "invitation", lambda data: read_invitation(data.decode("latin-1")), tokens
+    yield "invitation, right check", _checked, [_raw(invitation) for invitation in both]
+    yield "invitation's record", lambda data: read_record(data, "here"), [one.record.to_bytes() for one in both]
     yield "number of a request", number_of, [request]
     yield "request", lambda data: open_request(data, _RECORD), [request]
     yield "request, rightly signed", signed_request, [request.partition(b"\n")[2]]
+    asked = write_request(PersonRequest("ana", "cd" * 32), _PERSON)
+    yield "person's request, rightly signed", lambda data: signed_request(data, _PERSON), [asked.partition(b"\n")[2]]
     yield "authority in a welcome", authority_in, [welcome]
     yield (
         "welcome",
         signed_welcome,
-        [SignedDocument.open(authority_in(welcome)[1], "welcome", authority.public_key()).payload],
+        [
+            SignedDocument.open(authority_in(one)[1], "welcome", authority.public_key()).payload
+            for one in (welcome, write_welcome("ana", None, b"a roster", authority, b"a certificate"))
+        ],
     )
     yield "request for a roster", read_roster_request, [roster_request(3)]
     measurement = measurement_request(4, 8)
@@ -113,5 +123,5 @@ def _checked(data: bytes) -> object:
     """Read a token whose check is right."""
 
     return read_invitation(
-        "cloister-invitation-2." + urlsafe_b64encode(data + sha256(data).digest()[:4]).decode().rstrip("=")
+        "cloister-invitation-3." + urlsafe_b64encode(data + sha256(data).digest()[:4]).decode().rstrip("=")
     )

@@ -20,7 +20,7 @@ from privacy.crypto.encryption import DecryptionKey
 from privacy.crypto.key_epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
 from privacy.crypto.norm_proof import Proof, Statement, all_hold, prove
 from privacy.crypto.signing import SignedDocument, sign
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_run
 from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import read_plan
 from privacy.run.roster import open_roster, sign_roster
@@ -79,7 +79,7 @@ def _documents() -> Iterator[Entry]:
            [manifest.to_bytes()])  # fmt: skip
     yield ("signed document, P-256", lambda data: SignedDocument.open(data, "roster", authority.public_key()),
            [sign_roster(roster, authority).to_bytes()])  # fmt: skip
-    yield ("manifest", lambda data: open_manifest(signed_manifest(data), coordinator.public_key()),
+    yield ("manifest", lambda data: open_run(signed_manifest(data), roster),
            [manifest.payload])  # fmt: skip
     yield ("roster", lambda data: open_roster(signed_roster(data), authority.public_key()),
            [sign_roster(roster, authority).payload])  # fmt: skip

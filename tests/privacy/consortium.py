@@ -31,6 +31,7 @@ from privacy.ledger.ledger import Charge, Release
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest, open_manifest
 from privacy.run.new_manifest import sign_manifest
+from privacy.run.people import Person
 from privacy.run.plan import RoundPlan
 from privacy.run.roster import Member, Roster
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
@@ -107,12 +108,19 @@ def sealing_key(site: str) -> SealingKey:
     return SealingKey(b"".join(sha256(f"sealing {part} {site}".encode()).digest() for part in range(3)))
 
 
+PEOPLE = (
+    Person("ana", "coordinator", public_hex("coordinator")),
+    Person("ines", "researcher", public_hex("ines")),
+    Person("rui", "auditor", public_hex("rui")),
+)
+
+
 def make_roster(*sites: str, expires: float = 4102444800.0) -> Roster:  # the year 2100
     return Roster(
         consortium="clinics",
         version=3,
         expires=expires,
-        coordinator_key=public_hex("coordinator"),
+        people=PEOPLE,
         members=tuple(member(site) for site in sites or SITES),
     )
 

@@ -25,7 +25,7 @@ _INF = float("inf")
 BODY = {"manifest": "text documents/manifest", "roster": "text documents/roster", "plan": "text documents/plan"}
 ROUND = {"manifest": "text round/manifest", "roster": "text round/roster", "plan": "text round/plan"}
 KINDS: dict[str, dict[str, str]] = {
-    "manifest": {"data": "text documents/manifest", "now": "text =1790000000"},
+    "manifest": {"data": "text documents/manifest", "roster": "text documents/roster", "now": "text =1790000000"},
     "roster": {"data": "text documents/roster", "now": "text =1790000000"},
     "plan": {"plan": "text documents/plan"},
     "asked": {"plan": "text documents/plan", "manifest": "text documents/manifest", "site": "text =south",

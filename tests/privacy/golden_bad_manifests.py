@@ -65,6 +65,9 @@ _MANIFESTS: list[tuple[str, dict[str, object]]] = [
     ("settings: a strategy of version 0", {"settings.strategy": {"name": "fedadam", "version": 0}}),
     ("settings: a strategy that is a number", {"settings.strategy": 3}),
     ("settings: a parameter that is no plain value", {"settings.strategy": {"name": "fedadam", "tau": [0.1]}}),
+    ("settings: a recipient in capitals", {"settings.recipients": ["Ana"]}),
+    ("settings: a recipient as a number", {"settings.recipients": [5]}),
+    ("settings: recipients as text", {"settings.recipients": "ana"}),
     ("settings: a negative seed of the model", {"settings.model_seed": -1}),
     ("settings: a seed of 64 bits", {"settings.model_seed": 1 << 63}),
     ("settings: valid for no time", {"settings.valid_days": 0.0}),
@@ -201,6 +204,8 @@ def manifests() -> Iterator[Bad]:
     ):
         file = SignedDocument.make(signing_key("coordinator"), "manifest", payload)
         yield Bad("manifest", name, {"data": file.to_bytes()}, M)
+    for who, error in (("rui", "RefusedError"), ("a stranger", A), ("north", A)):
+        yield Bad("manifest", f"signed by {who}", {"data": signed("manifest", signing_key(who), good)}, error)
     yield Bad("manifest", "its time is over", {"now": b"1900000000"}, "RefusedError")
 
 
@@ -213,9 +218,19 @@ def rosters() -> Iterator[Bad]:
         ("a number as text", "version", "3", M),
         ("never expires", "expires", _INF, M),
         ("expired", "expires", 1_700_000_000.0, A),
-        ("a short key", "coordinator_key", "ab", M),
+        ("a person's short key", "people.1.signing_key", "ab", M),
+        ("a person's key in capitals", "people.1.signing_key", good["people"][1]["signing_key"].upper(), M),
+        ("a person's name in capitals", "people.1.name", "Ines", M),
+        ("a person with a role's name", "people.1.name", "auditor", M),
+        ("a person with an unknown role", "people.1.role", "director", M),
+        ("a person without a role", "people.1.role", GONE, M),
+        ("a person with a TLS key", "people.1.tls_key", OTHER, M),
+        ("a person twice", "people.0.name", "ines", M),
+        ("a person and a member with one name", "people.0.name", twice["site"], M),
+        ("a person and a member with one key", "people.0.signing_key", twice["signing_key"], M),
+        ("two people with one key", "people.0.signing_key", good["people"][1]["signing_key"], M),
+        ("nobody listed as people", "people", GONE, M),
         ("a nameless consortium", "consortium", None, M),
-        ("no members", "members", [], M),
         ("another format", "format", 2, M),
         ("an unknown key", "colour", "blue", M),
         ("a key left out", "expires", GONE, M),

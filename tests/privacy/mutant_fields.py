@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _ALIASES = {
     "Hex32": ["str"],
     "SiteName": ["str"],
+    "PersonName": ["str", "SiteName"],
+    "Role": ["str"],
     "Profile": ["str"],
     "Decay": ["Annotated[float, Field(ge=0)]", "Annotated[float, Field(lt=1)]"],
     "Part": ["Annotated[float, Field(ge=0)]", "Annotated[float, Field(le=1)]"],

@@ -43,7 +43,7 @@ from privacy.errors import AuthenticityError, CloisterError, ConfigError, Malfor
 from privacy.ledger.ledger import Ledger
 from privacy.noise.noise_shares import share_of
 from privacy.run.clocks import check_clock, tolerance
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_manifest, open_run
 from privacy.run.plan import check_plan, check_under_way, read_plan
 from privacy.run.roster import open_roster
 from privacy.run.votes import Question, check_rejected
@@ -100,7 +100,7 @@ def at(now: bytes) -> Iterator[None]:
 
 
 def manifest(parts: Parts) -> None:
-    opened, _ = open_manifest(parts["data"], _coordinator())
+    opened = open_run(parts["data"], _roster(parts)).manifest
     opened.check_valid(float(parts["now"]))
 
 

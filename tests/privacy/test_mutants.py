@@ -40,8 +40,10 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     },
     "privacy.run.manifest": {
         "Manifest.check_valid": ["manifest"],
+        "open_run": ["manifest"],
         "open_manifest": ["manifest"],
     },
+    "privacy.run.people": {"not_a_role": ["roster"]},
     "privacy.run.settings": _all(
         "Privacy.__post_init__",
         "Cohort.__post_init__",
@@ -171,6 +173,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
 
 # Functions in these modules that read nothing from outside.
 OWN: dict[str, dict[str, str]] = {
+    "privacy.run.people": {"read_role": "of invitations: see tests/privacy/run", "may": "a table"},
     "privacy.run.settings": {
         "RunSettings.shares_noise": "says what noise a run has",
     },
@@ -240,6 +243,7 @@ TWICE: dict[str, str] = {
     },
     "privacy.run.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
     "privacy.run.settings.Start: strict=False": "text is never converted from anything",
+    "privacy.run.people.Person: strict=False": "text is never converted from anything",
     "privacy.run.roster.Member: strict=False": "text is never converted from anything",
     "privacy.run.plan.RoundPlan: extra='ignore'": "what is read over is not in the canonical form",
     "privacy.run.plan.RoundPlan: strict=False": "what was converted is not in the canonical form",
@@ -248,10 +252,11 @@ TWICE: dict[str, str] = {
 }
 
 FIELDS = {
-    "privacy.run.manifest": ("manifest", "privacy.run.manifest", "open_manifest"),
-    "privacy.run.settings": ("manifest", "privacy.run.manifest", "open_manifest"),
-    "privacy.run.optimizer": ("manifest", "privacy.run.manifest", "open_manifest"),
+    "privacy.run.manifest": ("manifest", "privacy.run.manifest", "open_run"),
+    "privacy.run.settings": ("manifest", "privacy.run.manifest", "open_run"),
+    "privacy.run.optimizer": ("manifest", "privacy.run.manifest", "open_run"),
     "privacy.run.roster": ("roster", "privacy.run.roster", "open_roster"),
+    "privacy.run.people": ("roster", "privacy.run.roster", "open_roster"),
     "privacy.run.plan": ("plan", "privacy.run.plan", "read_plan"),
     "privacy.codec.header": ("header", "privacy.codec.header", "verify_header"),
     "privacy.crypto.key_epoch": ("letter", "privacy.crypto.key_epoch", "read_letter"),

@@ -41,7 +41,7 @@ from privacy.crypto.signing import SignedDocument
 from privacy.crypto.summation import EncryptedSum, check_sum
 from privacy.ledger.ledger import Ledger
 from privacy.noise.randomness import Randomness
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_manifest, open_run
 from privacy.run.plan import read_plan
 from privacy.run.roster import open_roster
 from tests.privacy.consortium import (
@@ -115,7 +115,7 @@ def documents() -> Documents:
     data = stored("documents")
     authority = load_der_public_key(b64decode(data["authority"]))
     roster = open_roster(data["roster"].encode(), authority)  # type: ignore[arg-type]
-    manifest, run = open_manifest(data["manifest"].encode(), roster.manifest_key)
+    manifest, run = open_run(data["manifest"].encode(), roster)[1:3]
     update = SignedUpdate(data["header"].encode(), bytes.fromhex(data["signature"]), (wire(),))
     return Documents(authority, roster, manifest, run, read_plan(data["plan"].encode()), update)  # type: ignore[arg-type]
 
@@ -163,7 +163,7 @@ def test_the_known_key_is_stored_as_it_was() -> None:
 
 def test_the_known_documents_verify_and_say_the_same() -> None:
     data, made_now = stored("documents"), documents()
-    assert data["coordinator"] == public_hex("coordinator") == made_now.roster.coordinator_key
+    assert data["coordinator"] == public_hex("coordinator") == made_now.roster.people[0].signing_key
     assert made_now.roster == make_roster()
     assert made_now.manifest.settings == run_settings()
     assert made_now.run == data["run"] == made_now.plan.run
@@ -277,7 +277,7 @@ def test_values_derived_from_fixed_keys_are_unchanged() -> None:
 def test_the_known_sums_open_to_the_known_models(name: str) -> None:
     known = stored(name)
     keys = EpochKeys(2, key(), bytes.fromhex(stored("ciphertext")["secret"]))
-    manifest, _ = open_manifest(known["manifest"].encode(), documents().roster.manifest_key)
+    manifest, _ = open_run(known["manifest"].encode(), documents().roster)[1:3]
     roster = open_roster(known["roster"].encode(), documents().authority)
     layout = Layout(tuple((part, tuple(shape)) for part, shape in known["layout"]))
     kind = {"round": "sum", "large": "large sum"}[name]

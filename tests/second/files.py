@@ -105,7 +105,7 @@ def parts_of(bad: Table) -> Parts:
 
 
 def _manifest(parts: Parts) -> None:
-    opened = signed.open_manifest(parts["data"], coordinator())
+    opened = signed.open_run(parts["data"], roster(parts["roster"]))
     need(float(parts["now"]) <= opened["expires"], "RefusedError", "expired")
 
 

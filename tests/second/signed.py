@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Check = Callable[[Any], Any]
 
 AUTHENTICITY, MALFORMED, PROTOCOL = "AuthenticityError", "MalformedError", "ProtocolError"
+REFUSED = "RefusedError"
 LARGEST_DOCUMENT = 64 << 20
 _REQUIRED = object()
 
@@ -180,16 +181,20 @@ _EMPTY_OR_DIGEST = text("([0-9a-f]{64})?")
 
 # --- Roster and manifest ----------------------------------------------------------------------------------------------
 
+_ROLES = "coordinator|researcher|operator|auditor"
 _ROSTER = table(
-    consortium=text(), version=integer(1), expires=real(), coordinator_key=DIGEST, format=(one_of(1), 1),
-    members=several(table(site=SITE, tls_key=DIGEST, signing_key=DIGEST, sealing_key=text()), least=1),
+    consortium=text(), version=integer(1), expires=real(), format=(one_of(1), 1),
+    people=several(table(name=text(f"(?!({_ROLES})$)[a-z][a-z0-9-]{{0,31}}"), role=text(_ROLES), signing_key=DIGEST)),
+    members=several(table(site=SITE, tls_key=DIGEST, signing_key=DIGEST, sealing_key=text())),
 )  # fmt: skip
 
 
 def open_roster(data: bytes, authority: bytes, now: float) -> Table:
     roster = parsed(open_document(data, "roster", authority), _ROSTER)
-    for name in ("site", "tls_key", "signing_key"):
-        need(len({row[name] for row in roster["members"]}) == len(roster["members"]), MALFORMED, f"{name} twice")
+    people, members = roster["people"], roster["members"]
+    names = [row["site"] for row in members] + [row["name"] for row in people]
+    for entries in (names, [row["tls_key"] for row in members], [row["signing_key"] for row in members + people]):
+        need(len(set(entries)) == len(entries), MALFORMED, "something stands twice")
     need(now <= roster["expires"], AUTHENTICITY, "expired")
     roster["by name"] = {row["site"]: row for row in roster["members"]}
     return roster
@@ -271,6 +276,7 @@ _SETTINGS = table(
     task=text(r"[\w.]+:\w+"),
     rounds=integer(1, 100_000),
     strategy=(_strategy, {"name": "fedavg", "version": 1}),
+    recipients=(several(SITE), []),
     model_seed=(integer(0, 2**63 - 1), 0),
     valid_days=(real(above=0, most=366), 30.0),
     seed=(nullable(integer(0)), None),
@@ -306,9 +312,23 @@ _MANIFEST = table(
 )  # fmt: skip
 
 
-def open_manifest(data: bytes, coordinator: bytes) -> Table:
+def open_run(data: bytes, roster: Table) -> Table:
+    """Return a manifest that somebody in a roster signed whose role allows that."""
+    for person in roster["people"]:
+        key = bytes.fromhex(person["signing_key"])
+        try:
+            open_document(data, "manifest", key)
+        except RefusedError as error:
+            need(error.kind == AUTHENTICITY, error.kind, "no manifest")
+            continue
+        need(person["role"] in {"coordinator", "researcher"}, REFUSED, f"signed by an {person['role']}")
+        return open_manifest(data, key)
+    raise RefusedError(AUTHENTICITY, "signed by nobody in the roster")
+
+
+def open_manifest(data: bytes, signer: bytes) -> Table:
     """Return a manifest, with what follows from it."""
-    payload = open_document(data, "manifest", coordinator)
+    payload = open_document(data, "manifest", signer)
     manifest = parsed(payload, _MANIFEST)
     settings = manifest["settings"]
     need(not _contradictions(settings), MALFORMED, "; ".join(_contradictions(settings)))

@@ -91,7 +91,7 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(
 
     command = [str(python), "-m", "cloister"]
     signed = subprocess.run(
-        [*command, "sign", str(run), "--coordinator", str(federation.folder / "coordinator"), "--roster",
+        [*command, "sign", str(run), "--as", str(federation.folder / "coordinator"), "--roster",
          str(federation.server / "roster"), "--out", "run.manifest"],
         check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip

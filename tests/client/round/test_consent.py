@@ -12,24 +12,31 @@ from client.flower import app as client_app
 from client.flower import open_site
 from client.state.approvals import MOST_WAITING, Approvals
 from client.task.installed import installed_digest
-from privacy.errors import KeyFileError, PolicyError
-from privacy.run.manifest import SignedRun
-from tests.client.agent_rounds import QUERY, ask, plan_of, train
+from privacy.errors import AuthenticityError, KeyFileError, PolicyError
+from simulations.engine.inline import InlineGrid
+from simulations.engine.results import event_log_path, read_events
+from tests.client.agent_rounds import QUERY, TRAIN, ask, plan_of, train
 from tests.federations import (
     NOISY,
+    SITES,
     TERMS,
     FederationMaker,
     charges_of,
     node_of,
+    opened_run,
     restart,
+    roster_of,
     run_with,
     signed_run,
 )
+from tests.people import enter, leave, sign_as
 from transport import messages as wire
+from transport.run_messages import pack_train
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
 
+    from privacy.run.roster import Roster
     from simulations.engine.federation import Federation
 
 SITE = "north"
@@ -47,7 +54,7 @@ def approvals_of(federation: Federation) -> Approvals:
 
 def test_a_site_waits_for_approval_and_joins_from_the_next_round_on(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, rounds=2), {SITE: CAREFUL})
-    signed = SignedRun(*signed_run(federation))
+    signed = opened_run(federation)
 
     def answer(message: Message, context: Context) -> Message:
         if message.metadata.message_type == wire.TRAIN.name and context.node_id == node_of(federation, "south"):
@@ -67,7 +74,7 @@ def test_a_site_waits_for_approval_and_joins_from_the_next_round_on(make_federat
 
 def test_what_is_withdrawn_is_refused_and_nothing_is_charged(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, {SITE: CAREFUL})
-    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    signed, approvals = opened_run(federation), approvals_of(federation)
     approvals.decide(signed, approved=True)
     plan = plan_of(federation)
     approvals.decide(signed, approved=False)
@@ -86,7 +93,7 @@ def test_a_run_that_the_policy_refuses_does_not_wait(make_federation: Federation
 
 def test_a_bounded_number_of_runs_waits_and_decided_ones_stay(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, {SITE: CAREFUL})
-    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    signed, approvals = opened_run(federation), approvals_of(federation)
     approvals.decide(signed, approved=True)
     for number in range(MOST_WAITING + 3):
         with pytest.raises(PolicyError, match="north has not approved the run study"):
@@ -97,7 +104,7 @@ def test_a_bounded_number_of_runs_waits_and_decided_ones_stay(make_federation: F
 
 def test_an_approval_of_another_run_or_by_another_key_approves_nothing(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, {SITE: CAREFUL})
-    signed, approvals = SignedRun(*signed_run(federation)), approvals_of(federation)
+    signed, approvals = opened_run(federation), approvals_of(federation)
     approvals.decide(signed._replace(digest="5" * 64), approved=True)
     (other,) = (federation.paths[SITE] / "approvals").glob("*.decision")
     path = other.rename(other.with_stem(signed.digest[:16]))
@@ -135,3 +142,61 @@ def test_a_site_trains_only_the_code_whose_digest_its_policy_lists(make_federati
     federation.write_settings(SITE, "localhost:1", right)
     restart(federation, SITE)
     assert answer_of(federation).has_content()
+
+
+def test_a_researchers_run_is_joined_until_they_leave_and_nothing_is_charged_then(
+    make_federation: FederationMaker,
+) -> None:
+    federation = make_federation(NOISY)
+    sign_as(federation, enter(federation, "ines", "researcher"), NOISY)
+    plan = plan_of(federation)
+    leave(federation, "ines")
+    document = federation.manifest.read_bytes()
+    for answer in (ask(federation, QUERY, wire.QUERY.pack(wire.Query(document))),
+                   ask(federation, TRAIN, pack_train(document, plan.to_bytes(), []))):  # fmt: skip
+        assert "nobody in roster 3 of demo signed this run" in str(answer.error.reason)
+    assert charges_of(federation, SITE) == 0
+
+
+def test_an_auditors_run_is_refused_by_the_rosters_rule(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY)
+    sign_as(federation, enter(federation, "rui", "auditor"), NOISY)
+    answer = ask(federation, QUERY, wire.QUERY.pack(wire.Query(federation.manifest.read_bytes())))
+    assert "only coordinators and researchers may sign runs" in str(answer.error.reason)
+    assert charges_of(federation, SITE) == 0
+
+
+def test_a_site_names_whose_runs_it_joins_and_who_may_have_the_model(make_federation: FederationMaker) -> None:
+    strict = replace(TERMS, further_policy='signers = ["coordinator"]\nrecipients = ["ines"]\n')
+    federation = make_federation(NOISY, {SITE: strict})
+    ines, wanted = enter(federation, "ines", "researcher"), replace(NOISY, recipients=("ines", "auditor"))
+    sign_as(federation, ines, wanted)
+    assert "(policy: signers)" in str(answer_of(federation).error.reason)
+    federation.sign(wanted)
+    assert "a run whose model auditor may have" in str(answer_of(federation).error.reason)
+    federation.sign(replace(NOISY, recipients=("ines",)))
+    assert answer_of(federation).has_content()
+    assert charges_of(federation, SITE) == 0
+
+
+def test_a_run_ends_with_a_reason_once_who_signed_it_is_revoked(make_federation: FederationMaker) -> None:
+    settings = replace(NOISY, rounds=3)
+    federation = make_federation(settings)
+    sign_as(federation, enter(federation, "ines", "researcher"), settings)
+    log, before = event_log_path(federation), roster_of(federation)
+
+    class Watching(InlineGrid):
+        """Notices, after the first round, that ines was revoked."""
+
+        def newer_roster(self) -> Roster | None:
+            if charges_of(federation, SITE) == 0 or roster_of(federation) != before:
+                return None
+            leave(federation, "ines")
+            return roster_of(federation)
+
+    with pytest.raises(AuthenticityError, match="nobody in roster 3 of demo signed this run"):
+        run_with(federation, make_grid=Watching)
+    events = read_events(log)
+    assert [event["released"] for event in events if event["event"] == "round"] == [True]
+    assert "nobody in roster 3" in events[-1]["reason"]
+    assert [charges_of(federation, site) for site in SITES] == [1] * len(SITES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -360,6 +361,7 @@ def test_a_site_whose_clock_is_a_little_off_takes_part(make_federation: Federati
 def test_the_same_refusal_again_is_logged_once(
     make_federation: FederationMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "cloister")
     federation = make_federation(NOISY)
     (federation.paths[SITE] / "outbox").write_text("")
     for _ in range(3):

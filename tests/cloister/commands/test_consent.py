@@ -11,8 +11,7 @@ import pytest
 
 from client.flower import open_site
 from privacy.errors import PolicyError
-from privacy.run.manifest import SignedRun
-from tests.federations import NOISY, TERMS, FederationMaker, charges_of, signed_run
+from tests.federations import NOISY, TERMS, FederationMaker, charges_of, opened_run, signed_run
 
 if TYPE_CHECKING:
     from tests.cloister.in_process import Run
@@ -26,7 +25,7 @@ def test_a_run_is_shown_in_words_and_costs_nothing(make_federation: FederationMa
     shown = cloister("run", "show", run, site)
     assert shown.returncode == 0, shown.stderr
     for words in (
-        "signed by   the coordinator of demo",
+        "signed by   founder, coordinator of demo",
         f"{NOISY.task}, listed in this site's policy",
         "trains a model on this site's training records; 1 round of at most 60 s",
         "without masks: a site that colludes with the server can open it; summed over at least 3 sites",
@@ -61,7 +60,7 @@ def test_what_waits_is_listed_approved_by_its_first_digits_and_withdrawn(
     make_federation: FederationMaker, cloister: Run
 ) -> None:
     federation = make_federation(NOISY, {"north": CAREFUL})
-    site, signed = federation.paths["north"], SignedRun(*signed_run(federation))
+    site, signed = federation.paths["north"], opened_run(federation)
     assert "no run waits" in cloister("approve", site).stdout
     approvals = open_site(site).approvals
     with pytest.raises(PolicyError, match="has not approved the run study") as caught:
@@ -89,6 +88,6 @@ def test_a_person_is_asked_and_only_a_yes_approves(
     monkeypatch.setattr("sys.stdin", StringIO(typed))
     asked = cloister("approve", federation.manifest, federation.paths["north"])
     assert "Approve this run?" in asked.stdout
-    assert "signed by   the coordinator" in asked.stdout
+    assert "signed by   founder, coordinator of demo" in asked.stdout
     assert (asked.returncode == 0) == approved
     assert (open_site(federation.paths["north"]).approvals.decision(signed_run(federation)[2]) is not None) == approved

@@ -73,13 +73,13 @@ def test_an_invitation_works_once(lungs: Path) -> None:
     old = (lungs / "north.invitation").read_text()
     with pytest.raises(AuthenticityError, match="was used before, by other keys; ask the coordinator for a new one"):
         Coordinator(lungs / "coordinator").approve([begin(lungs / "thief", read_invitation(old))])
-    with pytest.raises(ConfigError, match="north is a member already"):
+    with pytest.raises(ConfigError, match="north is in the roster already"):
         cloister("invite", "north")
 
 
 def test_a_lost_welcome_is_made_anew_under_the_same_roster(lungs: Path) -> None:
     (lungs / "north.welcome").unlink()
-    assert report("roster", "approve", "north/north.request") == {"version": 1, "sites": ["north"]}
+    assert report("roster", "approve", "north/north.request") == {"version": 1, "sites": ["north"], "people": {}}
     cloister("join", "north.welcome")
 
 
@@ -88,11 +88,11 @@ def test_a_site_that_leaves_is_in_no_later_roster_and_others_refuse_an_older_one
     (lungs / "old").write_bytes(before)
     assert report("roster", "remove", "east")["members"] == ["north", "south"]
     assert report("roster", "take", "server/roster", "--site", "north")["version"] == 2
-    with pytest.raises(AuthenticityError, match="roster 1 is older than the site's, 2"):
+    with pytest.raises(AuthenticityError, match="roster 1 is older than the one here, 2"):
         cloister("roster", "take", "old", "--site", "north")
     with pytest.raises(CloisterError, match="'east' is not a member"):
         cloister("roster", "take", "server/roster", "--site", "east")
-    with pytest.raises(ConfigError, match="east is not a member of lungs"):
+    with pytest.raises(ConfigError, match="east is not in the roster of lungs"):
         cloister("roster", "remove", "east")
 
 
@@ -177,3 +177,18 @@ def test_a_certificate_of_a_site_that_left_is_not_renewed(lungs: Path) -> None:
     cloister("revoke", "east")
     assert report("renew")["certificates"] == []
     assert not waiting.exists()
+
+
+def test_a_site_refuses_a_second_roster_of_its_version_and_keeps_its_own(lungs: Path) -> None:
+    first = (lungs / "north" / "keys" / "roster").read_bytes()
+    cloister("renew")
+    cloister("roster", "take", "server/roster", "--site", "north")
+    kept = {path: path.read_bytes() for path in (lungs / "north").rglob("*") if path.is_file()}
+    (lungs / "coordinator" / "latest-roster").write_text("1")  # as after a restore from an old backup
+    (lungs / "server" / "roster").write_bytes(first)
+    cloister("renew")
+    with pytest.raises(AuthenticityError, match="the authority signed two rosters 2: the one here has the digest"):
+        cloister("roster", "take", "server/roster", "--site", "north")
+    assert {path: path.read_bytes() for path in (lungs / "north").rglob("*") if path.is_file()} == kept
+    cloister("renew")
+    cloister("roster", "take", "server/roster", "--site", "north")

@@ -66,6 +66,11 @@ def token(folder: Path, site: str = "north") -> str:
     return Path(f"{site}.invitation").read_text(encoding="utf-8").strip()
 
 
+def persons_token(folder: Path) -> str:
+    cloister("invite", "--person", "ines", "--role", "researcher", "--folder", folder)
+    return Path("ines.invitation").read_text(encoding="utf-8").strip()
+
+
 def test_sites_join_in_one_command_each(online: Path) -> None:
     for version, site in enumerate(("north", "south", "east"), start=1):
         shown = cloister("join", token(online, site))
@@ -118,8 +123,60 @@ def test_the_coordinator_approves_what_waits_at_the_server(make: Callable[..., P
     assert "the server keeps the request until the coordinator runs: cloister roster approve" in cloister("join", text)
     assert json.loads(cloister("join", text, "--json"))["member"] is False
     assert "✓ north is a member; its next `cloister join` takes" in cloister("roster", "approve", "--folder", folder)
-    assert "no site waits to be approved" in cloister("roster", "approve", "--folder", folder)
+    assert "nobody waits to be approved" in cloister("roster", "approve", "--folder", folder)
     assert "✓ north is a member, in roster 1" in cloister("join", text)
+
+
+def test_a_person_joins_by_the_same_port_in_one_command(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, send = [], Line.send
+
+    def recorded(self: Line, data: bytes) -> None:
+        sent.append(data)
+        send(self, data)
+
+    monkeypatch.setattr(Line, "send", recorded)
+    text = persons_token(online)
+    assert "✓ ines is in the roster, roster 1" in cloister("person", "join", text)
+    assert "✓ ines is in the roster already; nothing was changed, roster 1" in cloister("person", "join", text)
+    (founder, ines) = read_consortium(online / "server").roster().people
+    assert (founder.name, founder.role, ines.name, ines.role) == ("founder", "coordinator", "ines", "researcher")
+    for form in forms_of_private_keys(Path("ines")):
+        assert form not in b"".join(sent)
+    assert "✓ north is a member, in roster 2" in cloister("join", token(online))
+
+
+def test_a_person_waits_for_the_coordinators_approval_as_a_site_does(make: Callable[..., Path]) -> None:
+    folder = make()
+    text = persons_token(folder)
+    assert "the server keeps the request until" in cloister("person", "join", text)
+    shown = cloister("roster", "approve", "--folder", folder)
+    assert "✓ ines is in the roster as researcher; its next `cloister person join` takes the welcome" in shown
+    assert "✓ ines is in the roster, roster 1" in cloister("person", "join", text)
+
+
+@pytest.mark.parametrize("whose", ["north", "ines"])
+def test_an_invitation_that_is_withdrawn_is_unknown_at_the_running_server_at_once(
+    make: Callable[..., Path], whose: str
+) -> None:
+    folder = make()
+    text = token(folder) if whose == "north" else persons_token(folder)
+    command = ("join",) if whose == "north" else ("person", "join")
+    cloister("invite", "--withdraw", whose, "--folder", folder)
+    before = files(folder)
+    with pytest.raises(AuthenticityError, match=f"does not know this invitation of {whose}: it was withdrawn, or"):
+        cloister(*command, text)
+    assert not Path(whose).exists()
+    assert files(folder) == before
+
+
+def test_what_was_asked_with_an_invitation_is_withdrawn_with_it(make: Callable[..., Path]) -> None:
+    folder = make()
+    text = token(folder)
+    assert "the server keeps the request" in cloister("join", text)
+    cloister("invite", "--withdraw", "north", "--folder", folder)
+    assert "nobody waits to be approved" in cloister("roster", "approve", "--folder", folder)
+    with pytest.raises(AuthenticityError, match="it was withdrawn, or"):
+        cloister("join", text)
 
 
 def test_who_was_removed_does_not_come_back_with_an_invitation_that_it_never_used(online: Path) -> None:
@@ -168,7 +225,9 @@ def test_who_was_removed_does_not_come_back_with_its_old_invitation(online: Path
     cloister("join", token(online, "south"))
     cloister("roster", "remove", "north", "--folder", online)
     Path("north/keys/joined").unlink()
-    with pytest.raises(AuthenticityError, match="north is no longer a member; to let it join anew: cloister invite"):
+    with pytest.raises(
+        AuthenticityError, match="north is no longer in the roster; to let it join anew: cloister invite"
+    ):
         cloister("join", old)
     assert "✓ north is a member, in roster 4" in cloister("join", token(online))
 
@@ -212,7 +271,7 @@ def test_an_expired_token_is_refused_here_and_by_the_server(online: Path, monkey
 def test_a_token_of_another_consortium_is_refused(online: Path, make: Callable[..., Path]) -> None:
     other, port = make("--online", name="hearts"), read_invitation(token(online)).joining_port
     foreign = read_invitation(token(other, "south"))
-    misled = Invitation(foreign.site, foreign.server, port, foreign.authority, foreign.secret, foreign.expires)
+    misled = Invitation(foreign.name, foreign.server, port, foreign.authority, foreign.secret, foreign.expires)
     refused(misled.to_text(), AuthenticityError, "belongs to another consortium than this invitation")
 
 
@@ -225,7 +284,7 @@ def test_a_token_that_the_coordinator_forgot_is_refused(online: Path) -> None:
 
 def test_a_server_under_another_name_gets_nothing(online: Path) -> None:
     invitation = read_invitation(token(online))
-    other = Invitation(invitation.site, "127.0.0.1:9440", invitation.joining_port, invitation.authority,
+    other = Invitation(invitation.name, "127.0.0.1:9440", invitation.joining_port, invitation.authority,
                        invitation.secret, invitation.expires)  # fmt: skip
     refused(other.to_text(), AuthenticityError, "presents a certificate for another name")
 
@@ -234,7 +293,7 @@ def test_where_no_joining_port_answers_the_cause_is_named(online: Path) -> None:
     invitation = read_invitation(token(online))
 
     def at(port: int) -> str:
-        return Invitation(invitation.site, invitation.server, port, invitation.authority, invitation.secret,
+        return Invitation(invitation.name, invitation.server, port, invitation.authority, invitation.secret,
                           invitation.expires).to_text()  # fmt: skip
 
     refused(at(unused_port()), UnreachableError, "connection refused: nothing listens at this port; correct")

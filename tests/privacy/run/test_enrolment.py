@@ -1,6 +1,9 @@
 """Invitations, requests and welcomes: what is read back is what was written, and nothing else is taken."""
 
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 
 from privacy.errors import AuthenticityError, CloisterError, MalformedError
 from privacy.run.enrolment import (
+    AnyRequest,
     JoinRequest,
+    PersonRequest,
     authority_in,
     number_of,
     open_request,
@@ -39,6 +44,35 @@ def test_documents_are_read_back_as_written() -> None:
     assert RECORD.proved_by(INVITATION.proof)
 
 
+def test_a_persons_documents_are_read_back_as_written() -> None:
+    invitation = replace(INVITATION, name="ana", role="researcher")
+    assert read_invitation(invitation.to_text()) == invitation
+    assert read_record(invitation.record.to_bytes(), "here") == invitation.record
+    assert invitation.record.role == "researcher"
+    request = PersonRequest("ana", "cd" * 32)
+    assert open_request(write_request(request, invitation), invitation.record) == request
+    welcome = write_welcome("ana", None, b"a roster", AUTHORITY, b"the authority's certificate")
+    assert open_welcome(authority_in(welcome)[1], AUTHORITY.public_key()).certificate is None
+
+
+def test_a_site_cannot_ask_with_a_persons_invitation_nor_a_person_with_a_sites() -> None:
+    person = replace(INVITATION, role="auditor")
+    with pytest.raises(MalformedError, match="this request to join is damaged"):
+        open_request(write_request(REQUEST, person), person.record)
+    with pytest.raises(MalformedError, match="this request to join is damaged"):
+        open_request(write_request(PersonRequest("north", "cd" * 32), INVITATION), RECORD)
+
+
+@pytest.mark.parametrize("role", ["director", "Auditor", "auditor "])
+def test_an_invitation_with_an_unknown_role_is_damaged(role: str) -> None:
+    text = replace(INVITATION, role="auditor").to_text().partition(".")[2]
+    data = urlsafe_b64decode(text + "=" * (-len(text) % 4))[:-4]
+    data = data.replace(b"\x07auditor", bytes([len(role)]) + role.encode())
+    forged = urlsafe_b64encode(data + sha256(data).digest()[:4]).decode().rstrip("=")
+    with pytest.raises(MalformedError, match="the invitation is damaged"):
+        read_invitation(f"cloister-invitation-3.{forged}")
+
+
 @pytest.mark.parametrize("around", ["\ufeff{}", "  {}\r\n", "\n{}\n\n"])
 def test_mail_programs_may_add_white_space_to_an_invitation(around: str) -> None:
     text = INVITATION.to_text()
@@ -46,7 +80,7 @@ def test_mail_programs_may_add_white_space_to_an_invitation(around: str) -> None
     assert read_invitation(around.format(broken)) == INVITATION
 
 
-def _opened(data: bytes) -> JoinRequest:
+def _opened(data: bytes) -> AnyRequest:
     """Open a request as the coordinator does: by its number, find the invitation."""
     if number_of(data) != INVITATION.number:
         raise AuthenticityError
@@ -95,7 +129,7 @@ def test_a_cut_invitation_is_noticed(end: int) -> None:
 
 def test_an_invitation_of_another_version_says_so() -> None:
     with pytest.raises(MalformedError, match="of another version of Cloister"):
-        read_invitation(INVITATION.to_text().replace("-2.", "-1."))
+        read_invitation(INVITATION.to_text().replace("-3.", "-2."))
 
 
 def test_what_is_kept_of_an_invitation_lets_nobody_join() -> None:
@@ -105,13 +139,13 @@ def test_what_is_kept_of_an_invitation_lets_nobody_join() -> None:
         assert secret.hex().encode() not in kept
 
 
-@given(st.text() | st.text().map("cloister-invitation-2.".__add__))
+@given(st.text() | st.text().map("cloister-invitation-3.".__add__))
 def test_other_text_is_no_invitation(text: str) -> None:
     with pytest.raises(CloisterError):
         read_invitation(text)
 
 
-@given(st.binary() | st.binary().map(b"cloister-request-2 ".__add__))
+@given(st.binary() | st.binary().map(b"cloister-request-3 ".__add__))
 def test_other_bytes_are_no_request(data: bytes) -> None:
     with pytest.raises(CloisterError):
         number_of(data)
@@ -119,10 +153,10 @@ def test_other_bytes_are_no_request(data: bytes) -> None:
 
 def test_a_request_needs_its_own_invitation() -> None:
     other = Invitation("south", "fed.example.org:9440", 9441, "0f" * 32, "ef" * 32, SOON)
-    with pytest.raises(AuthenticityError, match="does not come from the site that was invited as south"):
+    with pytest.raises(AuthenticityError, match="does not come from whoever was invited as south"):
         open_request(SIGNED, other.record)
     renamed = write_request(JoinRequest("south", "a request", "cd" * 32, "a"), INVITATION)
-    with pytest.raises(AuthenticityError, match="each site needs its own"):
+    with pytest.raises(AuthenticityError, match="each needs its own"):
         open_request(renamed, RECORD)
 
 

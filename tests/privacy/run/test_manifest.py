@@ -265,7 +265,7 @@ def test_a_run_is_valid_until_its_stated_end() -> None:
     manifest, _ = make_manifest(replace(run_settings(), valid_days=2.0))
     created = datetime.fromisoformat(manifest.created).timestamp()
     manifest.check_valid(created + 2 * 86_400 - 5)
-    with pytest.raises(RefusedError, match=r"the run 'study' expired on .*; ask the coordinator to sign it again"):
+    with pytest.raises(RefusedError, match=r"the run 'study' expired on .*; have it signed again"):
         manifest.check_valid(created + 2 * 86_400 + 5)
 
 

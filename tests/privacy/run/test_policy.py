@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from privacy.errors import RefusedError
-from privacy.run.policy import Policy, check_policy
+from privacy.errors import PolicyError, RefusedError
+from privacy.run.policy import Policy, check_policy, check_recipients, check_signer
 from privacy.run.settings import Encryption, Privacy
-from tests.privacy.consortium import make_manifest, run_settings
+from tests.privacy.consortium import PEOPLE, make_manifest, make_roster, run_settings
 
 TASK = "tasks.tumours:Tumours"
 
@@ -162,3 +162,67 @@ def test_the_default_policy_is_safe() -> None:
 def test_a_policy_out_of_range_is_refused(changes: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Policy).validate_json('{"tasks": [], %s}' % changes)  # noqa: UP031
+
+
+ANA, INES, RUI = PEOPLE  # coordinator, researcher, auditor
+
+
+@pytest.mark.parametrize(
+    ("signers", "allowed"),
+    [
+        (None, {"ana", "ines"}),
+        (("coordinator",), {"ana"}),
+        (("ines",), {"ines"}),
+        (("researcher", "ana"), {"ana", "ines"}),
+        (("rui",), set[str]()),
+        ((), set[str]()),
+    ],
+)
+def test_a_site_joins_the_runs_of_those_whom_its_policy_names(
+    signers: tuple[str, ...] | None, allowed: set[str]
+) -> None:
+    for person in (ANA, INES):
+        if person.name in allowed:
+            check_signer(replace(policy(), signers=signers), person, "north")
+            continue
+        with pytest.raises(
+            PolicyError, match=rf"north does not allow a run that {person.name} \({person.role}\) signed"
+        ):
+            check_signer(replace(policy(), signers=signers), person, "north")
+
+
+def test_a_refusal_of_a_signer_names_the_rule() -> None:
+    with pytest.raises(PolicyError) as refused:
+        check_signer(replace(policy(), signers=("coordinator", "tom")), INES, "north")
+    assert str(refused.value) == (
+        'north does not allow a run that ines (researcher) signed: its policy says signers = ["coordinator", "tom"]; '
+        "change the run, or let the site change its policy (policy: signers)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed", "refused"),
+    [
+        ((), (), None),
+        (("ines",), ("ines",), None),
+        (("ines",), ("researcher",), None),
+        (("researcher",), ("researcher", "ana"), None),
+        (("researcher",), ("ines",), "researcher"),  # all researchers are more than one
+        (("ines", "rui"), ("researcher",), "rui"),
+        (("ines",), (), "ines"),
+        (("stranger",), ("researcher",), "stranger"),
+        (("stranger",), ("stranger",), None),
+    ],
+)
+def test_the_model_goes_to_nobody_whom_the_policy_does_not_name(
+    asked: tuple[str, ...], listed: tuple[str, ...], refused: str | None
+) -> None:
+    settings, rule = replace(run_settings(), recipients=asked), replace(policy(), recipients=listed)
+    if refused is None:
+        check_recipients(rule, settings, make_roster(), "north")
+        return
+    with pytest.raises(
+        PolicyError, match=f"a run whose model {refused} may have: its policy says recipients = "
+    ) as found:
+        check_recipients(rule, settings, make_roster(), "north")
+    assert found.value.rule == "recipients"

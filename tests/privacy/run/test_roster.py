@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.run.roster import Roster, open_roster, sign_roster
-from tests.privacy.consortium import SITES, authority_key, make_roster, member, public_hex, relaxed, signing_key
+from privacy.run.roster import open_roster, roster_digest, sign_roster
+from tests.privacy.consortium import PEOPLE, SITES, authority_key, make_roster, member, public_hex, relaxed, signing_key
 
 AUTHORITY = authority_key()
 GOOD = sign_roster(make_roster(), AUTHORITY).to_bytes()
@@ -33,7 +33,10 @@ def test_members_are_found_by_name_and_their_keys_verify() -> None:
     for site in SITES:
         assert roster.member(site) == member(site)
         assert roster.member(site).verification_key == signing_key(site).public_key()
-    assert roster.manifest_key == signing_key("coordinator").public_key()
+    ana = roster.person("ana")
+    assert ana is not None
+    assert ana.verification_key == signing_key("coordinator").public_key()
+    assert roster.person("nobody") is None
 
 
 @pytest.mark.parametrize("count", [1_000, 10_000])
@@ -94,9 +97,12 @@ def test_any_flipped_bit_is_refused(where: float, bit: int) -> None:
         {"expires": float("nan")},
         {"expires": float("inf")},
         {"expires": "never"},
-        {"coordinator_key": "00"},
-        {"coordinator_key": "Z" * 64},
-        {"members": []},
+        {"people": [asdict(PEOPLE[0]) | {"signing_key": "Z" * 64}]},
+        {"people": [asdict(PEOPLE[0]), asdict(PEOPLE[0])]},
+        {"people": [asdict(PEOPLE[0]) | {"name": "auditor"}]},
+        {"people": [asdict(PEOPLE[0]) | {"name": "north"}]},
+        {"people": [asdict(PEOPLE[0]) | {"signing_key": public_hex("north")}]},
+        {"people": [asdict(PEOPLE[0]) | {"role": "director"}]},
         {"members": [asdict(member("north")), asdict(member("north"))]},
         {"members": [asdict(member("north")) | {"site": "North"}]},
         {"members": [asdict(member("north")) | {"site": "north\n"}]},
@@ -129,7 +135,14 @@ def test_any_32_bytes_can_be_read_as_a_key_without_a_crash(key: bytes) -> None:
         verify(listed.verification_key, "update", b"payload", b"\1" * 64)
 
 
-def test_the_coordinators_key_is_the_rosters() -> None:
-    roster = replace(make_roster(), coordinator_key=public_hex("north"))
-    assert isinstance(roster, Roster)
-    assert roster.manifest_key == signing_key("north").public_key()
+def test_a_roster_may_begin_with_people_alone() -> None:
+    roster = replace(make_roster(), members=())
+    assert open_roster(sign_roster(roster, AUTHORITY).to_bytes(), AUTHORITY.public_key()) == roster
+
+
+def test_two_rosters_of_one_version_have_two_digests_however_often_they_are_signed() -> None:
+    again = sign_roster(make_roster(), AUTHORITY).to_bytes()
+    assert again != GOOD  # ECDSA draws a number
+    assert roster_digest(again) == roster_digest(GOOD)
+    other = sign_roster(replace(make_roster(), people=PEOPLE[:1]), AUTHORITY).to_bytes()
+    assert roster_digest(other) != roster_digest(GOOD)

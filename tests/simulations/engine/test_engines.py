@@ -16,7 +16,7 @@ from cloister.local import follow, start_agents, start_server
 from privacy.codec.update import Model
 from privacy.config import read_toml
 from privacy.noise.randomness import Randomness
-from privacy.run.manifest import open_manifest
+from privacy.run.manifest import open_run
 from privacy.run.settings import Privacy, RunSettings
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inline import run_inline
@@ -84,7 +84,7 @@ def test_with_noise_off_and_a_seed_inline_and_grpc_give_the_bit_identical_model(
 def test_the_encrypted_run_equals_plain_averaging_within_the_stated_rounding_error(tmp_path: Path) -> None:
     federation, results = _run_inline(tmp_path)
     sites = {site: open_site(path) for site, path in federation.paths.items()}
-    manifest, _ = open_manifest(federation.manifest.read_bytes(), sites["north"].roster.manifest_key)
+    manifest = open_run(federation.manifest.read_bytes(), sites["north"].roster).manifest
     study = sites["north"].study(manifest.settings.task)
     plain = study.untrained(manifest.settings.model_seed)
     weights = {site: manifest.weight(site) for site in SITES}
