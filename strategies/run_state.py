@@ -22,8 +22,8 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT
 from privacy.errors import CloisterError, RunError
 from privacy.failures import reason
+from privacy.run.people import Hex32
 from privacy.run.plan import read_plan
-from privacy.run.roster import Hex32
 from privacy.run.settings import SiteName
 from privacy.storage import read_file, write_atomically
 

@@ -45,7 +45,7 @@ def killed_at(number: int, root: Path, act: Callable[[], object]) -> bool:
         count()
         sync(file)
 
-    os.fsync = synced
+    os.fsync = synced  # type: ignore[assignment]
     sys.addaudithook(heard)
     try:
         act()
@@ -55,4 +55,3 @@ def killed_at(number: int, root: Path, act: Callable[[], object]) -> bool:
 
         traceback.print_exc()
         os._exit(1)
-    return False

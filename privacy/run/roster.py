@@ -66,7 +66,7 @@ class Roster:
         for what, values in {
             "name": [*(member.site for member in sites), *(person.name for person in people)],
             "TLS key": [member.tls_key for member in sites],
-            "signing key": [entry.signing_key for entry in (*sites, *people)],
+            "signing key": [*(site.signing_key for site in sites), *(person.signing_key for person in people)],
         }.items():
             if len(set(values)) != len(values):
                 msg = f"two entries have the same {what}"

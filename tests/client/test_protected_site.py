@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         coordinator = create_consortium(keys, "lungs", "localhost", secret=secret)
         requests = [begin(keys / site, coordinator.invite(site), secret if site == SITE else None) for site in SITES]
         for approval in coordinator.approve(requests)[1]:
-            finish(keys / approval.site, approval.welcome)
+            finish(keys / approval.name, approval.welcome)
         share_keys(Federation(keys, SITES))
         federation = FederationMaker(keys, tmp_path_factory.mktemp("protected"))(
             settings, {SITE: replace(TERMS, tasks=(settings.task,), collusion_resistant=True)}

@@ -46,7 +46,7 @@ class Consortium:
         )
         requests = [begin(folder / site, coordinator.invite(site)) for site in SITES]
         for approval in coordinator.approve(requests)[1]:
-            finish(folder / approval.site, approval.welcome)
+            finish(folder / approval.name, approval.welcome)
         (folder / SITE / "records.csv").write_text("a,b,y\n" + "1,2,0\n2,1,1\n3,4,2\n" * 8, encoding="utf-8")
         (folder / SITE / "outbox").mkdir()
         (folder / SITE / ".agent").touch()  # as where an agent has run before

@@ -43,7 +43,7 @@ def silent_name_server(case: Case) -> Iterator[None]:
         ended.wait(60)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    case.monkeypatch.setattr(dialling.socket, "getaddrinfo", wait)
+    case.monkeypatch.setattr(socket, "getaddrinfo", wait)
     case.monkeypatch.setattr(dialling, "_NAME_SECONDS", 0.3)
     yield
     ended.set()
@@ -53,7 +53,7 @@ def silent_name_server(case: Case) -> Iterator[None]:
 def one_dead_address(case: Case) -> Iterator[None]:
     with silence("127.0.0.2", case.port):
         addresses = [(socket.AF_INET, 1, 6, "", (host, case.port)) for host in ("127.0.0.2", "127.0.0.1")]
-        case.monkeypatch.setattr(dialling.socket, "getaddrinfo", lambda *_, **__: addresses)
+        case.monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
         yield
 
 
@@ -335,7 +335,7 @@ def damaged_token(case: Case) -> None:
 
 
 def token_of_another_version(case: Case) -> None:
-    case.document = case.invitation().to_text().replace("invitation-2", "invitation-3")
+    case.document = case.invitation().to_text().replace("invitation-3", "invitation-4")
 
 
 def expired_token(case: Case) -> None:
@@ -351,7 +351,7 @@ def used_token(case: Case) -> None:
 def withdrawn_token(case: Case) -> None:
     invitation = case.invitation()
     case.document = invitation.to_text()
-    case.lungs.coordinator._withdraw(GUEST)
+    case.lungs.coordinator.withdraw(GUEST)
 
 
 def token_of_another_consortium(case: Case) -> None:

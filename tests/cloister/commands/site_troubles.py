@@ -132,7 +132,9 @@ def _own_disk(case: Case) -> Iterator[str]:
 def _system(name: str, *arguments: str) -> bool:
     """Run one of the system's commands; return whether it is there and does what it should."""
     command = shutil.which(name)
-    return bool(command) and not subprocess.run([command, *arguments], check=False, capture_output=True).returncode
+    return (
+        command is not None and not subprocess.run([command, *arguments], check=False, capture_output=True).returncode
+    )
 
 
 def _sign(case: Case, change: Callable[[Roster], Roster]) -> None:

@@ -76,7 +76,7 @@ def test_a_site_joins_with_keys_that_were_never_in_the_clear(here: Path) -> None
     cloister("join", "north.welcome")
     check_no_key_in_the_clear(here / "north")
     assert json.loads(cloister(*joining, "--json"))["member"]
-    assert read_signing_key(read_site(here / "north").path(Path("keys/signing.key")))
+    read_signing_key(read_site(here / "north").path(Path("keys/signing.key")))
 
 
 def test_a_consortium_is_founded_with_keys_that_were_never_in_the_clear(
@@ -88,7 +88,7 @@ def test_a_consortium_is_founded_with_keys_that_were_never_in_the_clear(
     for folder in ("coordinator", "server"):
         assert is_protected(here / folder)
         check_no_key_in_the_clear(here / folder)
-    assert read_tls_key(read_consortium(here / "server").tls.key)
+    read_tls_key(read_consortium(here / "server").tls.key)
     monkeypatch.delenv("CLOISTER_KEY_FILE")
     with pytest.raises(
         VaultError, match="coordinator is encrypted with a key file; name the file in CLOISTER_KEY_FILE"
@@ -132,16 +132,16 @@ def test_with_a_passphrase_it_is_asked_for_or_taken_from_the_environment(
 def test_a_running_server_and_protect_keep_out_of_each_others_way(here: Path) -> None:
     from threading import Event, Thread  # noqa: PLC0415
 
-    from server.process import let_join  # noqa: PLC0415
+    from server.process import wait_for_run  # noqa: PLC0415
 
     cloister("init", "lungs", "--host", "localhost", "--joining-port", "0", "--key-file", "key")
     settings = here / "server" / "consortium.toml"
     settings.write_text(settings.read_text() + '\n[joining]\nlisten = "127.0.0.1:0"\n')
-    ended, ports = Event(), list[int]()
-    server = Thread(target=let_join, args=(here / "server", ports.append, ended))
+    ended, said = Event(), list[str]()
+    server = Thread(target=wait_for_run, args=(here / "server", said.append, ended))
     server.start()
     try:
-        await_condition(lambda: bool(ports))
+        await_condition(lambda: bool(said))
         with pytest.raises(VaultError, match="server: a server or another command uses this folder; stop it"):
             cloister("protect", "server", "--off")
     finally:

@@ -16,7 +16,9 @@ def test_a_member_learns_the_servers_time_and_gets_as_much_as_it_asks_for(server
     with Exchange(server.address, tls_of(server.federation, "north")) as exchange:
         for send, receive in ((0, 0), (FRAME_BYTES, 0), (0, FRAME_BYTES), (FRAME_BYTES, FRAME_BYTES)):
             before = time.time()
-            clock, seconds = exchange.measure(send, receive)
+            measured = exchange.measure(send, receive)
+            assert measured is not None
+            clock, seconds = measured
             assert before <= clock <= time.time()
             assert seconds > 0
 
@@ -31,7 +33,7 @@ def test_more_than_a_frame_is_refused(server: Server) -> None:
     with Exchange(server.address, tls_of(server.federation, "north")) as exchange:
         with pytest.raises(ProtocolError, match="refused a message"):
             exchange.measure(receive=FRAME_BYTES + 1)
-        assert exchange.measure()[0] > 0
+        assert exchange.measure()
 
 
 @pytest.mark.parametrize("request_", [b"", b"\0" * 7, b"\0\0\0\x02\0\0\0\0", measurement_request(0, FRAME_BYTES + 1)])
