@@ -24,9 +24,10 @@ from client.exchange import WAIT_SECONDS, Exchange
 from client.identity import check_certificate, check_keys, check_room, check_secrecy
 from client.protection import ready
 from client.settings import SiteFolder, read_site
-from client.turn import TURN, locked
+from client.turn import TURN
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
+from privacy.locks import locked
 from privacy.parallel import in_processes
 from transport.channel import probe
 from transport.flower import answer

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from privacy.errors import VaultError
+from privacy.locks import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
 
 TURN = ".agent"
 """The lock's file in a site's folder."""
-
-
-def locked(file: BinaryIO) -> bool:
-    """Lock a file until it is closed, at the latest when the process ends; return False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -25,16 +25,20 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid
 
+    from privacy.run.manifest import SignedRun
+    from privacy.run.roster import Roster
+    from server.settings import ServerFolder
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run all rounds of one manifest.
+    """Run all rounds of one manifest; go on with it, if an earlier process began it.
 
     Raises:
         ConfigError: if the run's configuration lacks `consortium` or `manifest`.
-        RunError: if the run ended without a released round, or the sites' models diverged.
+        RunError: if the run ended without a released round, the sites' models diverged, or another process serves it.
     """
     consortium, manifest_path = (str(context.run_config.get(key) or "") for key in ("consortium", "manifest"))
     if not consortium or not manifest_path:
@@ -43,26 +47,35 @@ def main(grid: Grid, context: Context) -> None:
     place = read_consortium(Path(consortium))
     roster = place.roster()
     run = read_run(Path(manifest_path), roster)
+    event_log = EventLog(place.folder / place.settings.runs / f"{run.manifest.settings.name}-{run.digest[:8]}")
+    with event_log.alone():
+        _serve(grid, place, roster, run, event_log, new_epoch=bool(context.run_config.get("new-epoch")))
+
+
+def _serve(
+    grid: Grid, place: ServerFolder, roster: Roster, run: SignedRun, event_log: EventLog, *, new_epoch: bool
+) -> None:
+    """Run the rounds that no earlier process has ended."""
     settings = run.manifest.settings
-    event_log = EventLog(place.folder / place.settings.runs / f"{settings.name}-{run.digest[:8]}")
-    event_log.record(
-        "started",
-        run=run.digest,
-        name=settings.name,
-        rounds=settings.rounds,
-        sites=list(settings.cohort.sizes),
-        noise_multiplier=run.manifest.noise_multiplier,
-        profile=settings.profile,
-    )
     letters = SealedKeys(place.folder / place.settings.epochs)
-    new_epoch = bool(context.run_config.get("new-epoch"))
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
     strategy = EncryptedStrategy(
         run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch, newer=grid.newer_roster
     )
+    event_log.record(
+        "resumed" if strategy.resumed else "started",
+        run=run.digest,
+        name=settings.name,
+        rounds=settings.rounds,
+        ended=strategy.ended,
+        sites=list(settings.cohort.sizes),
+        noise_multiplier=run.manifest.noise_multiplier,
+        profile=settings.profile,
+    )
     try:
-        strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
+        left, seconds = settings.rounds - strategy.ended, settings.cohort.round_deadline_seconds
+        strategy.start(grid, ArrayRecord(), left, timeout=seconds)
         strategy.finish(grid)
         if not strategy.released:
             msg = "no round had enough sites: nothing was trained and no model was saved"

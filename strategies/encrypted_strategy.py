@@ -16,14 +16,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
-from privacy.codec.envelope import verify_update
-from privacy.crypto.summation import RunningSum
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.run.plan import read_plan
+from strategies.adding import Adder
 from strategies.attention import Attention
 from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
@@ -32,20 +31,19 @@ from strategies.masking import Masking, next_attempt
 from strategies.membership import UNOPENED, Membership
 from strategies.metrics import averaged
 from strategies.open_round import OpenRound, first_attempt
+from strategies.run_memory import RunMemory
 from strategies.selection import Selection
 from strategies.voting import Decision, Voting
-from transport.flower import FAILED, REFUSED
 from transport.mask_messages import Refusal
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
-from transport.run_messages import content_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from flwr.serverapp import Grid
 
-    from privacy.crypto.summation import EncryptedSum
+    from privacy.crypto.summation import EncryptedSum, RunningSum
     from privacy.run.manifest import SignedRun
     from privacy.run.plan import RoundPlan
     from privacy.run.roster import Roster
@@ -57,6 +55,7 @@ if TYPE_CHECKING:
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
+_RETURN = 20.0  # seconds: how long a resumed run waits for all sites of the open round
 _LAST = 0.1  # of a deadline: how long the end of a run waits for sites that are behind
 _MOST_FAILURES = 3  # rounds in a row without a release, after which the run ends
 
@@ -74,22 +73,29 @@ class EncryptedStrategy(Strategy):
         settings = self._manifest.settings
         cohort, colluding, masked = settings.cohort, settings.colluding_sites, settings.encryption.collusion_resistant
         self._attention = Attention(cohort.round_deadline_seconds)
-        self._members = Membership(
+        self._members = members = Membership(
             run.document, run.digest, roster, event_log, heads, self._attention, tuple(cohort.sizes),
             liars=colluding if masked else 0,
         )  # fmt: skip
-        self._ceremony = Ceremony(self._members, letters, event_log, new_epoch=new_epoch, masked=masked)
-        self._selection = Selection(self._members, cohort.minimum, colluding)
-        self._voting = Voting(self._members, settings)
+        self._ceremony = Ceremony(members, letters, event_log, new_epoch=new_epoch, masked=masked)
+        self._selection = Selection(members, cohort.minimum, colluding)
+        self._voting = Voting(members, settings)
         proofs = settings.encryption.update_norm is not None
-        self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
-        self._liar_finder, self._bodies = LiarFinder(self._members, colluding), Bodies(event_log.folder)
+        self._masks = Masking(members, self._selection, colluding, proofs=proofs) if masked else None
+        self._liar_finder, self._bodies = LiarFinder(members, colluding), Bodies(event_log.folder)
+        self._adder = Adder(members, run.manifest, self._bodies)
+        self._memory = RunMemory(run.digest, members, event_log, self._selection)
         self._before = self._round = OpenRound(0)
         self._sum: EncryptedSum | None = None  # released, and not sent to the sites yet
         self._seconds = cohort.round_deadline_seconds
         self._there: list[str] = []  # sites present when the round was planned
         self._failures = 0
-        self.released = 0
+        self.released, self.ended = self._memory.released, self._memory.ended
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier process began this run: this one goes on with it."""
+        return self._memory.resumed
 
     @property
     def model(self) -> str | None:
@@ -99,6 +105,8 @@ class EncryptedStrategy(Strategy):
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
         members = self._members
+        if self.resumed and not members.models:  # nothing was left to do but this
+            members.gather(grid, self._manifest.settings.cohort.minimum, _LAST * self._seconds)
         if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
             self._voting.undo(grid, away)
@@ -125,11 +133,13 @@ class EncryptedStrategy(Strategy):
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
-        self._before, self._round = self._round, (current := OpenRound(server_round))
+        self._before, self._round = self._round, (current := OpenRound(self.ended + server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         if roster := self._newer_roster():
             self._members.use_roster(roster)
             self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
+        if plan := self._memory.take_open():
+            return self._ask_again(grid, plan)
         present = self._members.gather(grid, cohort.minimum, seconds)
         self._voting.undo(grid, present)
         present = [site for site in present if site in self._members.nodes]
@@ -140,21 +150,37 @@ class EncryptedStrategy(Strategy):
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         self._there = present
-        present = self._selection.choose(present, server_round, current.problems)
+        present = self._selection.choose(present, current.number, current.problems)
         if len(present) < cohort.minimum:
             return []
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         size = self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES
         self._event_log.check_room((2 + (len(present) if self._masks else 0)) * size)
         current.plan = plan = first_attempt(
-            self._run, self._manifest, server_round, present, epoch=epoch, keys=keys, model=self._members.model
+            self._run, self._manifest, current.number, present, epoch=epoch, keys=keys, model=self._members.model
         )
+        self._keep(is_open=True)
+        return self._ask_to_train(grid, plan, present)
+
+    def _ask_again(self, grid: Grid, plan: RoundPlan) -> Iterable[Message]:
+        """Go on with the plan that was open when the earlier process ended: sites send the same updates again."""
+        current, cohort, seconds = self._round, self._manifest.settings.cohort, self._seconds
+        self._members.gather(grid, len(plan.cohort), min(_RETURN, seconds))  # agents that lost the server come back
+        self._there = self._members.gather(grid, cohort.minimum, seconds)
+        current.started, current.plan = time.monotonic(), plan
+        if stored := self._event_log.of_plan(plan):  # all that is left is to deliver it
+            self._sum, current.contributors = stored
+            current.released = True
+            return []
+        return self._ask_to_train(grid, plan, [site for site in plan.cohort if site in self._members.nodes])
+
+    def _ask_to_train(self, grid: Grid, plan: RoundPlan, sites: Sequence[str]) -> list[Message]:
         messages = []
-        for site in present:
+        for site in sites:
             sums = self._event_log.missing(self._members.models[site])
-            current.bytes_down += sum(total.size for total in sums)
+            self._round.bytes_down += sum(total.size for total in sums)
             messages.append(self._order(site, plan, sums))
-        return self._attention.send(grid, messages, cohort.minimum)
+        return self._attention.send(grid, messages, plan.minimum_cohort)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
                         ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
@@ -164,7 +190,12 @@ class EncryptedStrategy(Strategy):
         if plan is None:
             self._close_unreleased("too few sites are ready")
             return None, None
-        total = self._collect(plan, replies)
+        if self._sum:  # released by an earlier process
+            return None, None
+        asked, self._memory.asked = self._memory.asked, ()
+        total = self._collect(plan, replies, asked)
+        if set(asked) - set(total.sites) and len(total.sites) >= plan.minimum_cohort:  # they may have signed their set
+            total = self._attempt(next_attempt(plan, total.sites, self._seconds))
         current.contributors = total.sites
         try:
             self._sum = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
@@ -215,6 +246,7 @@ class EncryptedStrategy(Strategy):
             sharing=sorted(site for site in reports if reports[site]),
             **votes,
         )
+        self._voting.undo(self._grid, list(self._members.nodes))  # if the votes say so, and now that it is on disk
         return MetricRecord(dict(metrics))
 
     def _count(self, current: OpenRound) -> dict[str, Any]:
@@ -226,7 +258,6 @@ class EncryptedStrategy(Strategy):
             if decision is Decision.KEPT:
                 self._selection.sound(current.contributors)
             return figures
-        self._voting.undo(self._grid, list(self._members.nodes))
         before = self._selection.excluded
         self._selection.spoiled(current.contributors)
         excluded = [site for site in self._selection.excluded if site not in before]
@@ -294,6 +325,7 @@ class EncryptedStrategy(Strategy):
             RunError: if the server did not add up what it was sent.
         """
         current, plan = self._round, self._round.plan
+        self._keep(is_open=False)  # no site opens another sum of this plan
         self._event_log.withdraw()
         current.released = False
         if plan is None or self._masks is None:
@@ -326,52 +358,20 @@ class EncryptedStrategy(Strategy):
     def _attempt(self, plan: RoundPlan) -> RunningSum:
         """Have a plan's cohort send this round's updates again, under the plan's masks."""
         self._round.plan = plan
+        self._keep(is_open=True)
         messages = [self._order(site, plan, []) for site in plan.cohort]
         waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
         return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
 
-    def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
-        """Add updates as they arrive; note which sites sent none."""
-        self._bodies.clear()
-        total, silent, problems = RunningSum(plan), set(plan.cohort), self._round.problems
-        names, added = self._members.names(), set[str]()
-        for node, reply in self._attention.hear(self._grid, replies, lambda: len(added) >= plan.minimum_cohort):
-            site = names[node]
-            silent.discard(site)
-            if site in added:  # a duplicate, or another reply after the first
-                continue
-            try:
-                self._add(total, site, reply)
-                added.add(site)
-            except CloisterError as error:
-                problems[site] = str(error)
-                if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # the site's, not the engine's
-                    self._round.refused[site] = str(error)
-        self._members.heads.save()
-        for site in silent:
-            problems[site] = "no update by the round's deadline"
-            if self._members.nodes[site] in self._attention.unanswered(MessageType.TRAIN):
-                problems[site] = (
-                    "no update yet; it failed an earlier round, so rounds do not wait for it until it sends an update"
-                )
-            self._members.doubt(site)
+    def _collect(self, plan: RoundPlan, replies: Iterable[Message], only: Collection[str] = ()) -> RunningSum:
+        """Add updates as they arrive; before contributors are asked to agree, remember who they are."""
+        total = self._adder.add_all(self._grid, self._round, plan, replies, only)
+        if self._masks:
+            self._keep(is_open=True, asked=total.sites)
         return total
 
-    def _add(self, total: RunningSum, site: str, reply: Message) -> None:
-        trained = TRAIN.read_reply(content_of(reply))
-        signed = trained.update
-        update = verify_update(signed, site, total.plan, self._manifest, self._members.roster)
-        self._members.heads.note(site, trained.head)
-        self._members.check_shared(update.header)
-        total.add(update)
-        if self._masks:  # without masks, no site is ever shown another's update
-            self._bodies.keep(site, signed)
-        # Training started from the run's model, so the site has that model now.
-        self._members.models[site] = total.plan.base_model
-        self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
-        self._round.problems.pop(site, None)
-        for spent in self._round.hear(site, trained.report).values():  # only ε, if anything
-            self._round.epsilon[site] = spent
+    def _keep(self, *, is_open: bool, asked: tuple[str, ...] = ()) -> None:
+        self._memory.keep(self._round, self.released, is_open=is_open, asked=asked)
 
     def _order(self, site: str, plan: RoundPlan, sums: Sequence[EncryptedSum]) -> Message:
         """Return the message that asks a site to train. By its ledger head, the site notices a restored old ledger."""
@@ -387,4 +387,5 @@ class EncryptedStrategy(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
+        self._keep(is_open=False)
         self._event_log.record("round", **self._round.summary(), **details)

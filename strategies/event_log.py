@@ -10,24 +10,32 @@ import json
 import logging
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from privacy.crypto.summation import claimed_site
+from privacy.errors import RunError
+from privacy.locks import locked
 from privacy.run.plan import read_plan
+from privacy.run.votes import Question, Vote
 from privacy.storage import append, set_aside, write_atomically
 from privacy.untrusted_text import plain
+from strategies.run_state import ReleasedSum, UndoneSum
 from transport.parcel import decode_arrays, encode_arrays
 from transport.run_messages import sum_from_arrays, sum_to_arrays
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from privacy.crypto.summation import EncryptedSum
-    from privacy.run.votes import Question, Vote
+    from privacy.run.plan import RoundPlan
 
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
 EVENTS = "events.jsonl"
+_LOCK = ".server"
 _LONGEST = 2000  # characters of one text
 
 
@@ -41,10 +49,10 @@ class Undone(NamedTuple):
 
 @dataclass
 class _Step:
-    """One released sum: the model that it applies to, its file, and the resulting model."""
+    """One released sum: its round, the model that it applies to, and the resulting model."""
 
+    round: int
     base: str
-    path: Path
     model: str | None = None
 
 
@@ -57,6 +65,19 @@ class EventLog:
         self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from serving this run meanwhile.
+
+        Raises:
+            RunError: if one does.
+        """
+        with (self.folder / _LOCK).open("ab") as file:
+            if not locked(file):
+                msg = f"{self.folder}: another process serves this run; stop it first"
+                raise RunError(msg)
+            yield
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
@@ -79,13 +100,12 @@ class EventLog:
     def release(self, total: EncryptedSum) -> None:
         """Store a sum durably, before any site gets it."""
         plan = read_plan(total.plan)
-        path = self._sums / f"{plan.round:06d}.sum"
-        write_atomically(path, *encode_arrays(sum_to_arrays(total)))
-        self._steps.append(_Step(plan.base_model, path))
+        write_atomically(self._path(plan.round), *encode_arrays(sum_to_arrays(total)))
+        self._steps.append(_Step(plan.round, plan.base_model))
 
     def withdraw(self) -> None:
         """Forget the last sum: no site has opened it or will."""
-        self._steps.pop().path.unlink(missing_ok=True)
+        self._path(self._steps.pop().round).unlink(missing_ok=True)
 
     def undo(self, undone: Undone) -> None:
         """Remove the last sum from those that sites need: its model was rejected."""
@@ -125,7 +145,54 @@ class EventLog:
     def missing(self, model: str) -> list[EncryptedSum]:
         """Return the sums that bring a site with this model up to date."""
         lacking = self._steps[len(self._steps) - (self.behind(model) or 0) :]
-        return [sum_from_arrays(decode_arrays(step.path.read_bytes())) for step in lacking]
+        return [self._read(step.round) for step in lacking]
+
+    def released(self) -> tuple[tuple[ReleasedSum, ...], tuple[UndoneSum, ...]]:
+        """Return the sums that count, and those that were undone, to keep in a run's state."""
+        undone = (
+            UndoneSum(
+                round=at.round,
+                base=at.before,
+                model=at.after,
+                votes={site: vote.to_bytes().hex() for site, vote in votes.items()},
+                update_bound=bound,
+            )
+            for at, votes, bound in self._undone.values()
+        )
+        return tuple(ReleasedSum(step.round, step.base, step.model) for step in self._steps), tuple(undone)
+
+    def restore(
+        self, run: str, sums: Sequence[ReleasedSum], undone: Sequence[UndoneSum], plan: RoundPlan | None
+    ) -> None:
+        """Take over the sums of an earlier process.
+
+        Args:
+            run: the run's digest.
+            sums: those that count.
+            undone: those that were undone.
+            plan: the plan that was open when it ended. Its sum counts too, if it was stored.
+        """
+        self._steps = [_Step(step.round, step.base, step.model) for step in sums]
+        for one in undone:
+            votes = {site: Vote.from_bytes(bytes.fromhex(vote)) for site, vote in one.votes.items()}
+            self._undone[one.model] = Undone(Question(run, one.round, one.base, one.model), votes, one.update_bound)
+        if plan and self.of_plan(plan):
+            self._steps.append(_Step(plan.round, plan.base_model))
+
+    def of_plan(self, plan: RoundPlan) -> tuple[EncryptedSum, tuple[str, ...]] | None:
+        """Return the stored sum of a plan and its contributors; None if no sum of it was stored."""
+        if not self._path(plan.round).exists():
+            return None
+        total = self._read(plan.round)
+        if total.plan != plan.to_bytes():
+            return None
+        return total, tuple(claimed_site(part.header, plan) for part in total.contributions)
+
+    def _read(self, number: int) -> EncryptedSum:
+        return sum_from_arrays(decode_arrays(self._path(number).read_bytes()))
+
+    def _path(self, number: int) -> Path:
+        return self._sums / f"{number:06d}.sum"
 
 
 def _kept(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import MessageType
 
+from strategies.run_state import Conduct
 from strategies.suspicion import Suspicion
 
 if TYPE_CHECKING:
@@ -36,6 +37,19 @@ class Selection:
         self._withheld: dict[str, int] = {}  # how often a site withheld its agreement, seed or proof
         self._left_out: dict[str, int] = {}  # the last round that it is left out of for that
         self._disputes = set[tuple[str, str]]()
+
+    def conduct(self) -> Conduct:
+        """Return what was noted about sites, to keep in a run's state."""
+        return Conduct(
+            dict(self._withheld), dict(self._left_out), tuple(sorted(self._disputes)), self._suspicion.outcomes
+        )
+
+    def restore(self, conduct: Conduct) -> None:
+        """Take over what an earlier process noted."""
+        self._withheld, self._left_out = dict(conduct.withheld), dict(conduct.left_out)
+        self._disputes = set(conduct.disputes)
+        for sound, sites in conduct.outcomes:
+            (self._suspicion.sound if sound else self._suspicion.spoiled)(sites)
 
     def withheld(self, sites: Iterable[str], number: int) -> None:
         """Leave sites that withheld something out of the next two rounds, then four, and so on."""

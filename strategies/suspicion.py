@@ -51,6 +51,7 @@ class Suspicion:
         self._names = sorted(sites)
         self._more = liars  # liars that may still be found
         self.excluded: tuple[str, ...] = ()
+        self.outcomes: tuple[tuple[bool, tuple[str, ...]], ...] = ()  # noted so far: whether sound, and contributors
         sets = [(), *_sets(len(sites), liars)]  # the first: nobody lies
         self._members = np.zeros((len(sets), len(sites)), bool)
         for row, members in enumerate(sets):
@@ -60,6 +61,7 @@ class Suspicion:
 
     def spoiled(self, sites: Collection[str]) -> None:
         """Note that a round with these contributors was spoiled."""
+        self.outcomes += ((False, tuple(sites)),)
         hit = self._hit(sites)
         self._score[hit] += _SPOILED
         self._unexplained[~hit] += 1
@@ -67,10 +69,15 @@ class Suspicion:
 
     def sound(self, sites: Collection[str]) -> None:
         """Note that a round with these contributors was sound."""
+        if not self.outcomes:
+            return  # nothing was suspected
+        self.outcomes += ((True, tuple(sites)),)
         self._score -= np.where(self._hit(sites), _SOUND, _FADED)
         np.maximum(self._score, 0.0, out=self._score)
         if not self._score.any():
             self._unexplained[:] = 0  # all is forgiven
+            if not self.excluded:
+                self.outcomes = ()
         self._judge()
 
     def choose(self, present: Collection[str], minimum: int) -> list[str]:

@@ -64,8 +64,8 @@ def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
     for total in missed:
         open_sum(current, total)
     current.manifest.check_valid(time.time())
-    check_plan(plan, current.manifest, current.run, site.name)
     update = site.outbox.find(plan)
+    check_plan(plan, current.manifest, current.run, site.name, sent=update is not None)
     if update is None and ledger.has_left(current.release):
         msg = (
             f"{site.name} made its update of round {plan.round} and lost it; it does not make another for the same plan"

@@ -76,9 +76,11 @@ class RoundTable:
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event of the server's event log."""
-        if event["event"] == "started":
+        if event["event"] in {"started", "resumed"}:
             self._expected = set(event["sites"])
-            self._bar.update(self._task, total=event["rounds"], description="rounds")
+            self._bar.update(self._task, total=event["rounds"], completed=event["ended"], description="rounds")
+            if event["event"] == "resumed":
+                self._print(f"going on after round {event['ended']} of {event['rounds']}", "")
             limit = f" of {self._budget:g}" if self._budget else ""
             if self._own:
                 self._print("loss, accuracy: each hospital's own, read in its folder; they never left it", "")

@@ -106,8 +106,16 @@ def check_under_way(plan: RoundPlan, seconds: float, site: str) -> None:
         raise ProtocolError(msg)
 
 
-def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None:
+def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str, *, sent: bool = False) -> None:
     """Check a plan against the manifest, as a site does before it trains.
+
+    Args:
+        plan: the plan.
+        manifest: the run that it must be for.
+        run: the run's digest.
+        site: the site that was asked.
+        sent: whether the site has made its update for this very plan. A server that was killed may ask for it again
+            after the deadline: the same bytes reveal nothing new.
 
     Raises:
         ProtocolError: naming the first mismatch.
@@ -133,7 +141,7 @@ def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None
             "it is a second attempt, which only a masked round may need",
         ),
         (plan.roster_version == manifest.roster_version, "its roster version is not the manifest's"),
-        (plan.deadline >= now, "its deadline has passed, or the clocks disagree"),
+        (sent or plan.deadline >= now, "its deadline has passed, or the clocks disagree"),
         (
             plan.deadline <= now + cohort.round_deadline_seconds + tolerance(cohort.round_deadline_seconds),
             f"its deadline is more than the signed {cohort.round_deadline_seconds:g} s away, or the clocks disagree",

@@ -11,13 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.backup import back_up, restore
 from client.protection import protect
 from client.settings import SiteFolder, read_site
-from client.turn import TURN, locked
+from client.turn import TURN
 from cloister.recovery import charging, recover
 from privacy.accounting.accounting import Mechanism
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget
 from privacy.errors import BackupError, BudgetError, CloisterError, LedgerError, VaultError
 from privacy.ledger.ledger import Budget, Release
+from privacy.locks import locked
 from privacy.storage import read_file, write_atomically
 from simulations.engine.federation import Federation
 from tests.federations import NOISY, TERMS, FederationMaker, signed_run

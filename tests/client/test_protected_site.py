@@ -12,12 +12,13 @@ import pytest
 from client.flower import open_site
 from client.protection import protect, ready, unprotect
 from client.settings import read_site
-from client.turn import TURN, locked
+from client.turn import TURN
 from privacy.at_rest.held import is_log
 from privacy.at_rest.sealed import MAGIC
 from privacy.at_rest.vault import FILE, Secret
 from privacy.at_rest.vaults import forget, header_of
 from privacy.errors import VaultError
+from privacy.locks import locked
 from privacy.log_file import read_log
 from privacy.run.settings import Encryption
 from privacy.storage import read_file

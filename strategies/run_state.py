@@ -1,0 +1,112 @@
+"""What the server must remember of a run, to go on with it after it was killed.
+
+    on disk before          so that the next process
+    a plan is sent          asks for the same updates again; sites send the very bytes in their outbox
+    contributors are asked  adds up the same set: a site signs one set for a plan, and reveals the seed of one mask
+    a sum is delivered      delivers it again (`strategies.event_log` stores it); sites open it once
+    sites go back           counts a round's votes once
+    the next round          begins there
+
+Nothing in it is secret. Which nodes speak for the sites, and what they hold, every process asks anew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT
+from privacy.errors import CloisterError, RunError
+from privacy.failures import reason
+from privacy.run.plan import read_plan
+from privacy.run.roster import Hex32
+from privacy.run.settings import SiteName
+from privacy.storage import read_file, write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_Names = tuple[SiteName, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReleasedSum:
+    """A sum that counts: its round, the model that it applies to, and the resulting model, once confirmed."""
+
+    round: int
+    base: Hex32
+    model: Hex32 | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class UndoneSum:
+    """A sum whose model was rejected, with the votes, in hex, and the range of updates before it."""
+
+    round: int
+    base: Hex32
+    model: Hex32
+    votes: dict[SiteName, str]
+    update_bound: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class Conduct:
+    """How sites behaved in earlier rounds: what `strategies.selection` chooses by."""
+
+    withheld: dict[SiteName, int]
+    left_out: dict[SiteName, int]
+    disputes: tuple[tuple[SiteName, SiteName], ...]
+    outcomes: tuple[tuple[bool, _Names], ...]  # rounds, oldest first: whether sound, and their contributors
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunState:
+    """A run as it stands."""
+
+    run: Hex32
+    round: Annotated[int, Field(ge=0)]  # the last that had a plan
+    plan: str  # of its last attempt; empty if the round is over
+    asked: _Names  # contributors who were asked to sign that they are the set
+    released: int
+    model: Hex32 | None
+    update_bound: float
+    expelled: dict[SiteName, str]
+    sums: tuple[ReleasedSum, ...]
+    undone: tuple[UndoneSum, ...]
+    conduct: Conduct
+
+
+_STATE = TypeAdapter(RunState)
+
+
+def read_state(path: Path, run: str) -> RunState | None:
+    """Return the state in a file; None if there is none.
+
+    Raises:
+        RunError: if it is not the state of this run.
+    """
+    advice = "restore it from the server's backup, or sign the run again"
+    try:
+        state = _STATE.validate_json(read_file(path))
+        read_plan(state.plan.encode()) if state.plan else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; {advice}"
+        raise RunError(msg) from error
+    except (ValidationError, CloisterError) as error:
+        msg = f"{path}: this file is damaged; {advice}"
+        raise RunError(msg) from error
+    if state.run != run:
+        msg = f"{path}: this is the state of another run; {advice}"
+        raise RunError(msg)
+    return state
+
+
+def write_state(path: Path, state: RunState) -> None:
+    """Replace the state in a file."""
+    write_atomically(path, json.dumps(asdict(state)).encode() + b"\n")
