@@ -85,7 +85,7 @@ class LineChecks:
     @cached_property
     def _measured(self) -> Measured | None:
         place = self._place
-        with Exchange(place.settings.server, place.tls, place.proxy) as exchange:
+        with Exchange(place.settings.server, place.tls, place.proxy, place.signer) as exchange:
             try:
                 exchange.measure()  # which also connects
             except ProtocolError:

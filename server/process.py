@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, RecordDict
 
@@ -12,11 +13,15 @@ from server.app import app
 from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
+from server.hub.ports import STRANGERS, Port, Ports
+from server.hub.sessions import Sessions
 from server.joining.listener import JoiningPort
 from server.joining.renewals import Renewals
 from server.joining.requests import Requests
+from server.joining.service import JoiningService
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
+from transport.channel import credentials_without_clients
 from transport.flower import SERVER_NODE, quieten
 from transport.memory import return_memory
 
@@ -25,7 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import grpc
+
     from server.settings import ServerFolder
+
+log = logging.getLogger("cloister.server")
 
 
 def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False) -> None:
@@ -41,11 +50,16 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
     mailboxes = Mailboxes(nodes)
-    renewals = Renewals(place)
-    hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file, renewals.certificate)
+    renewals, signature = Renewals(place), place.settings.signature
+    sessions = Sessions(place.tls, roster) if signature else None
+    megabytes = place.settings.max_update_megabytes
+    hub = Hub(roster, mailboxes, megabytes << 20, roster_file, renewals.certificate, sessions)
     with ExitStack() as stack:
         stack.callback(hub.stop)
-        port = hub.start(place.settings.listen, place.tls)
+        services = _joining_services(place) if signature else []
+        port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, services)
+        if signature:
+            log.info("sites may sign in at port %d", hub.signature_port)
         open_joining_port(place, stack)
         stack.callback(renewals.stop)
         renewals.start()
@@ -77,6 +91,12 @@ def let_join(consortium: Path, listening: Callable[[int], None], ended: threadin
         if port is None:
             msg = f"{place.folder / 'consortium.toml'} has no [joining]; add it, or name a signed run to serve"
             raise ConfigError(msg)
+        if place.settings.signature:
+            ports = Ports("joining")
+            stack.callback(ports.stop)
+            listen, credentials = place.settings.signature.listen, credentials_without_clients(place.tls)
+            (number,) = ports.start(Port(listen, credentials, _joining_services(place), STRANGERS))
+            log.info("sites whose TLS is ended on the way may join at port %d", number)
         listening(port)
         ended.wait()
 
@@ -88,3 +108,7 @@ def open_joining_port(place: ServerFolder, stack: ExitStack) -> int | None:
     joining = JoiningPort(Requests(place), place.tls)
     stack.callback(joining.stop)
     return joining.start(place.settings.joining.listen)
+
+
+def _joining_services(place: ServerFolder) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    return [JoiningService(Requests(place), place.tls).handlers] if place.settings.joining else []
