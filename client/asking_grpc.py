@@ -1,4 +1,4 @@
-"""Ask a running server to let this site join, over gRPC, where TLS is ended on the way: see `server.joining.service`."""
+"""Ask a running server over gRPC to let this site join, where TLS is ended on the way."""
 
 from __future__ import annotations
 

@@ -89,6 +89,15 @@ class Exchange:
         """Close the connection."""
         self._channel.close()
 
+    def sign_in(self) -> None:
+        """Sign in now rather than before the first call, where TLS does not show who this site is.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not prove who it is, or does not know this site.
+        """
+        self._metadata()
+
     def pull(self, wait: float = WAIT_SECONDS) -> bytearray | None:
         """Wait for a message for up to `wait` seconds; return its bytes, or None if there was none.
 
@@ -201,3 +210,5 @@ def reach(address: str, tls: TlsFiles, proxy: Proxy | None, signer: Signer | Non
         probe(address, tls, proxy=proxy)
     else:
         probe_ended(address, signer.ca_bundle, proxy=proxy)
+        with Exchange(address, tls, proxy, signer) as exchange:
+            exchange.sign_in()

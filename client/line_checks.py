@@ -41,6 +41,17 @@ class LineChecks:
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
 
+    def signature(self) -> str:
+        """Sign in, and say that both ends proved who they are.
+
+        Raises:
+            CloisterError: if the server does not prove it, does not let sites sign in, or refuses this site.
+        """
+        place = self._place
+        with Exchange(place.settings.server, place.tls, place.proxy, place.signer) as exchange:
+            exchange.sign_in()
+        return "behind it, server and site accept each other's signatures"
+
     def speed(self) -> str:
         """Say how long a round trip takes, and how much passes in each direction.
 

@@ -254,15 +254,25 @@ class SiteFolder:
         settings = self.settings
         if settings.network.authentication == "tls":
             return None
-        keys, bundle = settings.keys, settings.network.ca_bundle
+        keys = settings.keys
         roster = read_roster(self.path(keys.roster), self.path(keys.authority))
         return Signer(
             settings.site,
             read_signing_key(self.path(keys.signing_key)),
             self.path(keys.authority),
             roster.version,
-            self.path(bundle) if bundle else system_bundle(),
+            self.ca_bundle,
         )
+
+    @property
+    def ca_bundle(self) -> Path:
+        """The certificates of whoever issued that of what ends TLS before the server.
+
+        Raises:
+            KeyFileError: if the system's are not where they usually are.
+        """
+        bundle = self.settings.network.ca_bundle
+        return self.path(bundle) if bundle else system_bundle()
 
     @property
     def tls(self) -> TlsFiles:

@@ -19,7 +19,7 @@ from privacy.errors import AuthenticityError, CloisterError, KeyFileError, Unrea
 from privacy.failures import sentence
 from privacy.untrusted_text import quoted
 from transport.address import read_address
-from transport.channel import probe
+from transport.channel import probe, probe_ended
 from transport.dialling import dial, places
 
 if TYPE_CHECKING:
@@ -181,6 +181,17 @@ def check_tls(server: str, files: TlsFiles, proxy: Proxy | None = None) -> str:
 
 def _issuer(server: str, proxy: Proxy | None) -> str:
     """Return who issued the certificate that arrives, as a remark; empty if nobody says."""
+    if not (issuer := _issued(server, proxy)):
+        return ""
+    return (
+        f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have it pass {server} "
+        'on untouched, or, if consortium.toml has [signature], set authentication = "signature" in [network] of '
+        "site.toml"
+    )
+
+
+def _issued(server: str, proxy: Proxy | None) -> str:
+    """Return who issued the certificate that arrives; empty if nobody says."""
     place, context = read_address(server), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only to name who answers; nothing is sent
     try:
@@ -188,15 +199,32 @@ def _issuer(server: str, proxy: Proxy | None) -> str:
             dial(place, _SECONDS, proxy) as plain,
             context.wrap_socket(plain, server_hostname=place.host) as secured,
         ):
-            certificate = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
-            names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
-            names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-            issuer = ", ".join(quoted(str(name.value)) for name in names)
+            return _names(x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b""))
     except (CloisterError, OSError, ValueError):
         return ""
+
+
+def _names(certificate: x509.Certificate) -> str:
+    """Return who issued a certificate."""
+    names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return ", ".join(quoted(str(name.value)) for name in names)
+
+
+def check_ended_tls(server: str, ca_bundle: Path, proxy: Proxy | None = None) -> str:
+    """Make a TLS connection to what ends TLS before the server, and say who issued its certificate.
+
+    Raises:
+        CloisterError: if nothing answers there, or nobody in the bundle issued it; names who did.
+    """
+    try:
+        certificate = probe_ended(server, ca_bundle, _SECONDS, proxy)
+    except AuthenticityError as error:
+        names = _issued(server, proxy)
+        msg = f"{error}; it was issued by {names}" if names else str(error)
+        raise AuthenticityError(msg) from error
     return (
-        f"; it was issued by {issuer}. If that is a proxy of your own network that inspects TLS, have it pass {server} "
-        "on untouched"
+        f"TLS is ended on the way, with a certificate that {_names(certificate)} issued; this site signs in behind it"
     )
 
 

@@ -2,8 +2,9 @@
 
 A caller is identified by the public key of its TLS certificate, which must be in the roster; at the port for sites
 whose TLS is ended on the way, by the token that it got when it signed in. Everyone else is rejected before any of their
-bytes are read, at that port except for what `signing_in` reads. The length of every body is announced, and a body over the limit is refused before
-it is buffered. A fixed number of bodies is taken at a time, so memory does not grow with the number of sites.
+bytes are parsed, at that port except for what `signing_in` and the services of joining read. The length of every body
+is announced, and a body over the limit is refused before it is buffered. A fixed number of bodies is taken at a time,
+so memory does not grow with the number of sites.
 """
 
 from __future__ import annotations

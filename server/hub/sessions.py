@@ -48,11 +48,11 @@ log = logging.getLogger("cloister.hub")
 
 TOKEN_SECONDS = 600
 CHALLENGE_SECONDS = 60.0
-ANSWERS = 32
+ANSWERS = 64
 """How often a member may sign in while a challenge is valid."""
 
-TOKENS = 4
-"""How many tokens a member may have at a time: an agent, a check beside it, and what they had before."""
+TOKENS = 16
+"""How many tokens a member may have at a time: its agent's, those of checks beside it, and what they had before."""
 
 _ISSUED = struct.Struct(">d")
 _RANDOM_BYTES = 16
@@ -171,7 +171,7 @@ class Sessions:
         held = [digest for digest, token in self._tokens.items() if token.member.site == member.site]
         if not held:
             log.info("%s signed in", member.site)
-        for digest in held[: len(held) + 1 - TOKENS]:
+        for digest in held[: max(0, len(held) + 1 - TOKENS)]:
             del self._tokens[digest]
         token = secrets.token_bytes(TOKEN_BYTES)
         self._tokens[sha256(token).digest()] = _Token(member, now + TOKEN_SECONDS)
