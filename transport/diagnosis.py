@@ -173,9 +173,11 @@ def check_tls(server: str, files: TlsFiles, proxy: Proxy | None = None) -> str:
     """
     try:
         probe(server, files, _SECONDS, proxy)
-    except AuthenticityError as error:
-        msg = f"{error}{_issuer(server, proxy)}"
-        raise AuthenticityError(msg) from error
+    except (AuthenticityError, UnreachableError) as error:
+        if isinstance(error, UnreachableError) and not isinstance(error.__cause__, ssl.SSLError):
+            raise
+        msg = f"{error}{_issuer(server, proxy)}"  # a proxy may not even speak TLS 1.3
+        raise type(error)(msg) from error
     return "server and site accept each other's certificates"
 
 
