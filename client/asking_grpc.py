@@ -16,6 +16,7 @@ from transport.channel import JOINING, open_ended_channel, probe_ended
 from transport.framing import assemble
 from transport.joining import LARGEST_ANSWER, open_standing, read_answer, read_greeting, read_standing
 from transport.proxies import proxy_for
+from transport.sign_in import carrying
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ class AskingByGrpc:
     def _standing(self) -> str | None:
         call = self._channel.unary_unary(f"/{JOINING}/Standing", bytes, bytes)
         try:
-            source = Received(call(self._invitation.proof, timeout=_SECONDS))
+            source = Received(call(b"", timeout=_SECONDS, metadata=carrying(self._invitation.proof)))
         except grpc.RpcError as error:
             raise self._named(error) from error
         if sha256(read_greeting(source)).hexdigest() != self._invitation.authority:
@@ -83,7 +84,8 @@ class AskingByGrpc:
         """
         call = self._channel.unary_stream(f"/{JOINING}/Ask", bytes, pb.Chunk.FromString)
         try:
-            data = assemble(call(self._invitation.proof + request, timeout=_SECONDS), LARGEST_ANSWER)
+            chunks = call(request, timeout=_SECONDS, metadata=carrying(self._invitation.proof))
+            data = assemble(chunks, LARGEST_ANSWER)
         except grpc.RpcError as error:
             raise self._named(error) from error
         return read_answer(Received(bytes(data or b"")))

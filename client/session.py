@@ -22,6 +22,7 @@ from transport.sign_in import (
     SIGN_IN,
     SignIn,
     authorization,
+    carrying,
     challenge_request,
     read_challenge,
     read_token_answer,
@@ -98,7 +99,7 @@ class Session:
 
     def _call(self, call: grpc.UnaryUnaryMultiCallable[bytes, bytes], request: bytes) -> bytes:
         try:
-            return call(request, timeout=_SECONDS)
+            return call(b"", timeout=_SECONDS, metadata=carrying(request))
         except grpc.RpcError as error:
             raise self._named(error) from error
 

@@ -2,6 +2,8 @@ r"""How a site and its server prove who they are inside a channel whose TLS was 
 
 Mutual TLS does not get through a load balancer, an ingress or an inspecting proxy. There, each signs what the other has
 chosen at random, in two calls; the site then shows a token with every call (RFC 6750) until it has to sign in again.
+What a site sends before it is known travels in a call's metadata, which gRPC bounds: the server reads no message of a
+stranger.
 
     site → server   protocol u32 ‖ nonce 32 ‖ site
     server → site   challenge 56 ‖ clock f64 ‖ roster version u64 ‖ u16 length ‖ certificate, DER ‖ signature
@@ -44,10 +46,7 @@ CHALLENGE, SIGN_IN = "challenge", "sign-in"
 """The kinds of what server and site sign."""
 
 NONCE_BYTES, CHALLENGE_BYTES, TOKEN_BYTES = 32, 56, 32
-LARGEST = 512
-"""Bytes of the longest message that a site sends before it is known."""
-
-_HEADER = "authorization"
+_HEADER, _CARRIER = "authorization", "cloister-bin"
 _REQUEST = struct.Struct(f">I{NONCE_BYTES}s")
 _CHALLENGE = struct.Struct(f">{CHALLENGE_BYTES}sdQH")
 _SIGN_IN = struct.Struct(f">I{CHALLENGE_BYTES}sdQ{SIGNATURE_BYTES}s")
@@ -179,6 +178,17 @@ def token_in(metadata: Iterable[tuple[str, Any]] | None) -> bytes | None:
         return None
     found = re.fullmatch(r"[Bb]earer ([A-Za-z0-9_-]{43})", values[0]) if isinstance(values[0], str) else None
     return urlsafe_b64decode(f"{found[1]}=") if found and len(values) == 1 else b""
+
+
+def carrying(data: bytes) -> tuple[tuple[str, bytes], ...]:
+    """Return the metadata that carries what a site sends before it is known."""
+    return ((_CARRIER, data),)
+
+
+def carried(metadata: Iterable[tuple[str, Any]] | None) -> bytes:
+    """Return what a call's metadata carries; empty if nothing, or more than one thing."""
+    values = [value for name, value in metadata or () if name == _CARRIER]
+    return values[0] if len(values) == 1 and isinstance(values[0], bytes) else b""
 
 
 def _fixed(form: struct.Struct, data: bytes, kind: str) -> tuple[tuple[Any, ...], bytes]:

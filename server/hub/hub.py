@@ -2,9 +2,9 @@
 
 A caller is identified by the public key of its TLS certificate, which must be in the roster; at the port for sites
 whose TLS is ended on the way, by the token that it got when it signed in. Everyone else is rejected before any of their
-bytes are parsed, at that port except for what `signing_in` and the services of joining read. The length of every body
-is announced, and a body over the limit is refused before it is buffered. A fixed number of bodies is taken at a time,
-so memory does not grow with the number of sites.
+messages are read, at that port except for a request to join that comes with an invitation's proof. The length of every
+body is announced, and a body over the limit is refused before it is buffered. A fixed number of bodies is taken at a
+time, so memory does not grow with the number of sites.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from privacy.failures import sentence
 from server.hub.ports import STRANGERS, Port, Ports
 from server.hub.signing_in import signing_in
 from server.hub.slots import Slots
-from server.hub.strangers import Strangers
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, credentials_without_clients, server_credentials
 from transport.framing import PROTOCOL, Assembly, measurement_answer, read_roster_request, to_frames
@@ -105,7 +104,7 @@ class Hub:
         handlers = self._handlers()
         ports = [Port(address, server_credentials(tls), [_service(handlers)])]
         if signature and self._sessions:
-            handlers = handlers | signing_in(self._sessions, Strangers())
+            handlers = handlers | signing_in(self._sessions)
             own = Port(signature, credentials_without_clients(tls), [_service(handlers), *services], STRANGERS)
             ports.append(own)
         port, *others = self._ports.start(*ports)

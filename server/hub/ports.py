@@ -22,6 +22,7 @@ _START_SECONDS = 10.0
 _MAX_STREAMS = 16  # open calls per connection
 
 STRANGERS: tuple[tuple[str, int], ...] = (
+    ("grpc.http2.lookahead_bytes", 64 << 10),  # that gRPC takes of a stream before anybody asks for them
     ("grpc.max_allowed_incoming_connections", 2048),  # a proxy may open one for each call
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 120_000),
@@ -69,7 +70,8 @@ class Ports:
         return opened
 
     async def _start(self, port: Port, address: str) -> int:
-        server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS), *port.options))
+        # Of an option that is given twice, the first counts.
+        server = grpc.aio.server(options=(*port.options, *OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
         server.add_generic_rpc_handlers(tuple(port.services))
         try:
             number = server.add_secure_port(address, port.credentials)

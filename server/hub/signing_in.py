@@ -9,26 +9,23 @@ import grpc.aio
 
 from privacy.errors import AuthenticityError, CloisterError, MalformedError
 from privacy.failures import sentence
-from transport.sign_in import LARGEST
+from transport.sign_in import carried
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from server.hub.sessions import Sessions
-    from server.hub.strangers import Strangers
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def signing_in(sessions: Sessions, strangers: Strangers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """Return what answers both calls, by name."""
+def signing_in(sessions: Sessions) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Return what answers both calls, by name. As streams, so that gRPC reads nothing of what a stranger sends."""
 
     def answering(answer: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler[Any, Any]:
-        async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:
+        async def call(_: object, context: Context) -> bytes:
             try:
-                return answer(await strangers.message(messages, LARGEST))
-            except TimeoutError:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many callers at once; try again")
+                return answer(carried(context.invocation_metadata()))
             except (CloisterError, OSError) as error:
                 await context.abort(_code(error), sentence(error))
             raise AssertionError  # abort always raises

@@ -18,19 +18,21 @@ from privacy.errors import CloisterError
 from privacy.failures import sentence
 from privacy.run.enrolment import LARGEST_REQUEST
 from privacy.run.invitation import PROOF_BYTES
-from server.hub.strangers import Strangers
 from server.joining.requests import log_answer
 from transport import cloister_pb2 as pb
 from transport.channel import JOINING
 from transport.framing import to_frames
 from transport.joining import greeting
 from transport.pki import read_certificate
+from transport.sign_in import carried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from privacy.run.invitation import InvitationRecord
     from server.joining.requests import Requests
     from transport.channel import TlsFiles
+    from transport.joining import Standing
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -38,7 +40,7 @@ T = TypeVar("T")
 log = logging.getLogger("cloister.joining")
 
 _AT_ONCE = 4
-_SECONDS = 60.0  # for a caller to read its welcome
+_SECONDS = 60.0  # for a request and its answer
 
 
 class JoiningService:
@@ -46,7 +48,7 @@ class JoiningService:
 
     def __init__(self, requests: Requests, tls: TlsFiles) -> None:
         self._requests, self._tls = requests, tls
-        self._strangers, self._turns = Strangers(), asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @property
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -60,46 +62,46 @@ class JoiningService:
             ),
         })  # fmt: skip
 
-    async def _standing(self, messages: AsyncIterator[bytes], context: Context) -> bytes:
+    async def _standing(self, _: object, context: Context) -> bytes:
         """Return the authority's certificate, and what has become of the invitation that a proof belongs to."""
-        proof = await self._message(messages, PROOF_BYTES, PROOF_BYTES, context)
+        standing, _ = await self._invited(context)
         try:
-            standing, _ = await self._in_turn(self._requests.standing, proof)
             return greeting(read_certificate(self._tls.authority).public_bytes(Encoding.DER)) + standing.to_bytes()
-        except (CloisterError, OSError) as error:
+        except CloisterError as error:
             await self._fail(error, context)
 
     async def _ask(self, messages: AsyncIterator[bytes], context: Context) -> None:
-        """Send what a request gets that comes after a proof."""
-        data = await self._message(messages, PROOF_BYTES, PROOF_BYTES + LARGEST_REQUEST, context)
+        """Send what a request gets, which is read only if a proof comes with it."""
+        standing, invited = await self._invited(context)
+        if invited is None:
+            msg = f"this invitation is {standing.state.name.lower()}"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
+            raise AssertionError  # abort always raises
         try:
-            standing, invited = await self._in_turn(self._requests.standing, data[:PROOF_BYTES])
-            if invited is None:
-                msg = f"this invitation is {standing.state.name.lower()}"
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
-                raise AssertionError  # abort always raises
-            answer = await self._in_turn(self._requests.answer, invited, data[PROOF_BYTES:])
+            async with asyncio.timeout(_SECONDS):
+                data = await anext(aiter(messages), b"")
+                if len(data) > LARGEST_REQUEST:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no request to join")
+                answer = await self._in_turn(self._requests.answer, invited, data)
+                log_answer(answer, invited.site, context.peer())
+                for frame in to_frames((answer.to_bytes(),)):
+                    await context.write(frame)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request and its answer took too long")
+
+    async def _invited(self, context: Context) -> tuple[Standing, InvitationRecord | None]:
+        """Return the state of the invitation whose proof comes with a call, and its record if a request may follow."""
+        proof = carried(context.invocation_metadata())
+        if len(proof) != PROOF_BYTES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no proof of an invitation")
+        try:
+            return await self._in_turn(self._requests.standing, proof)
         except (CloisterError, OSError) as error:
             await self._fail(error, context)
-        log_answer(answer, invited.site, context.peer())
-        async with asyncio.timeout(_SECONDS):
-            for frame in to_frames((answer.to_bytes(),)):
-                await context.write(frame)
 
     async def _in_turn(self, work: Callable[..., T], *arguments: object) -> T:
         async with self._turns:
             return await asyncio.to_thread(work, *arguments)
-
-    async def _message(self, messages: AsyncIterator[bytes], smallest: int, largest: int, context: Context) -> bytes:
-        try:
-            message = await self._strangers.message(messages, largest)
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many callers at once; try again")
-        except CloisterError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        if len(message) < smallest:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no proof of an invitation")
-        return message
 
     @staticmethod
     async def _fail(error: Exception, context: Context) -> NoReturn:

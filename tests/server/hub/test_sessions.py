@@ -1,11 +1,16 @@
 """Who may sign in where TLS does not show who calls: one fresh challenge, one signature, one token, for a while."""
 
+import struct
 import time
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +84,30 @@ def test_a_token_belongs_to_the_site_that_signed_and_ends_after_a_while(server: 
     assert server.site(north) == "north"
     server.now += 2
     assert server.site(north) is None
+
+
+def test_both_sign_the_bytes_that_the_protocol_fixes(server: Server) -> None:
+    """Written out here by hand, after docs/protocol.md."""
+
+    def bound(kind: bytes, payload: bytes) -> bytes:
+        return b"cloister" + struct.pack(">H", len(kind)) + kind + struct.pack(">Q", len(payload)) + payload
+
+    authority = sha256(read_certificate(server.tls.authority).public_bytes(Encoding.DER)).digest()
+    raw = server.sessions.challenge(struct.pack(">I", 1) + NONCE + b"north")
+    challenge, times, (length,) = raw[:56], raw[56:72], struct.unpack_from(">H", raw, 72)
+    certificate, signature = x509.load_der_x509_certificate(raw[74 : 74 + length]), raw[74 + length :]
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    payload = authority + NONCE + challenge + times + b"north"
+    key.verify(signature, bound(b"challenge", payload), ec.ECDSA(hashes.SHA256()))
+
+    public = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    times = struct.pack(">dQ", time.time(), 1)
+    payload = authority + sha256(public).digest() + challenge + times + b"north"
+    own = read_signing_key(server.federation.paths["north"] / "keys" / "signing.key").sign(bound(b"sign-in", payload))
+    token = server.sessions.sign_in(struct.pack(">I", 1) + challenge + times + own + b"north")
+    assert len(token) == 36
+    assert server.site(token[:32]) == "north"
 
 
 def test_the_server_keeps_no_token_itself(server: Server) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from types import SimpleNamespace
 
 import grpc
@@ -19,14 +19,14 @@ from server.hub.mailboxes import Mailboxes
 from server.hub.ports import Port, Ports
 from server.hub.sessions import Sessions
 from server.hub.signing_in import signing_in
-from server.hub.strangers import AT_ONCE, Strangers
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import await_condition, tls_of
-from tests.server.callers import LIMIT, LONG, SITES, Caller, Server, refusal
+from tests.server.callers import LIMIT, LONG, SITES, UNDER_WAY, Caller, Server, refusal
 from transport.channel import SERVICE, TlsFiles, credentials_without_clients
+from transport.framing import FRAME_BYTES
 from transport.pki import read_signing_key
-from transport.sign_in import LARGEST, Signer, challenge_request
+from transport.sign_in import Signer, carrying, challenge_request
 
 WITHIN = 5.0  # seconds
 
@@ -162,7 +162,7 @@ def test_a_certificate_is_renewed_only_for_its_owner(server: Server) -> None:
 def proving(server: Server, proof: TlsFiles) -> Iterator[Server]:
     """A port that proves itself with other files, behind TLS that a site accepts."""
     ports, sessions = Ports("impostor"), Sessions(proof, server.place.roster())
-    service = grpc.method_handlers_generic_handler(SERVICE, signing_in(sessions, Strangers()))
+    service = grpc.method_handlers_generic_handler(SERVICE, signing_in(sessions))
     try:
         (port,) = ports.start(Port("localhost:0", credentials_without_clients(server.place.tls), [service]))
         yield replace(server, address=f"localhost:{port}")
@@ -200,43 +200,34 @@ def test_a_site_whose_clock_is_off_learns_it_before_it_signs(server: Server, mon
 # --- Strangers ------------------------------------------------------------------------------------------------------
 
 
-def test_callers_that_stall_keep_no_site_from_signing_in(server: Server) -> None:
-    stop = Event()
-
-    def stalled() -> Iterator[bytes]:
-        stop.wait(LONG)
-        yield b""
-
+def test_no_message_of_a_stranger_is_read(server: Server) -> None:
     credentials = grpc.ssl_channel_credentials(tls_of(server.federation, "north").authority.read_bytes())
-    channels = [
-        grpc.secure_channel(server.address, credentials, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(AT_ONCE // 16 + 2)
-    ]
-    calls = [channel.stream_unary(f"/{SERVICE}/SignIn", bytes, bytes) for channel in channels for _ in range(16)]
-    waiting = [call.future(stalled(), timeout=LONG) for call in calls]
-    try:
-        await_condition(lambda: sum(call.done() for call in waiting) >= len(waiting) - AT_ONCE)
-        start = time.monotonic()
-        with exchange(server) as north:
-            assert north.pull(0.0) is None
-        assert time.monotonic() - start < WITHIN
-    finally:
-        stop.set()
-        for call in waiting:
-            call.cancel()
-        for channel in channels:
-            channel.close()
+    sent = list[int]()
+
+    def endless() -> Iterator[bytes]:
+        for number in range(UNDER_WAY):
+            sent.append(number)
+            yield bytes(FRAME_BYTES)
+
+    with grpc.secure_channel(server.address, credentials) as channel:
+        for name in ("Challenge", "SignIn", "Pull", "Push", "Roster", "Renew", "Measure"):
+            call = channel.stream_stream(f"/{SERVICE}/{name}", bytes, bytes)
+            refusal(lambda call=call: list(call(endless(), timeout=LONG)))  # type: ignore[misc]
+    assert len(sent) < UNDER_WAY
 
 
-def test_what_a_stranger_sends_is_short(server: Server) -> None:
+def test_what_a_stranger_sends_has_one_form(server: Server) -> None:
     credentials = grpc.ssl_channel_credentials(tls_of(server.federation, "north").authority.read_bytes())
+    genuine = challenge_request(bytes(32), "nobody")
     with grpc.secure_channel(server.address, credentials) as channel:
         challenge = channel.unary_unary(f"/{SERVICE}/Challenge", bytes, bytes)
-        for data in (b"", bytes(LARGEST + 1), bytes(1 << 20), challenge_request(bytes(32), "NORTH")):
-            code, text = refusal(lambda sent=data: challenge(sent, timeout=LONG))  # type: ignore[misc]
+        for data in (b"", genuine[:-6], bytes(5000), challenge_request(bytes(32), "NORTH"), genuine + b"\n"):
+            code, text = refusal(lambda sent=data: challenge(b"", timeout=LONG, metadata=carrying(sent)))  # type: ignore[misc]
             assert code == grpc.StatusCode.INVALID_ARGUMENT
-            assert "install the same version" in text or "use the same version" in text
-        assert challenge(challenge_request(bytes(32), "nobody"), timeout=LONG)
+            assert "install the same version" in text
+        twice = carrying(genuine) * 2
+        assert refusal(lambda: challenge(b"", timeout=LONG, metadata=twice))[0] == grpc.StatusCode.INVALID_ARGUMENT
+        assert challenge(b"", timeout=LONG, metadata=carrying(genuine))
 
 
 def test_a_port_without_sessions_lets_nobody_sign_in(federation: Federation) -> None:
