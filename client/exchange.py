@@ -48,7 +48,8 @@ class Exchange:
 
     def __init__(self, address: str, tls: TlsFiles, proxy: Proxy | None = None, signer: Signer | None = None) -> None:
         """Open the channel. With `signer`, TLS ends on the way: the site shows no certificate, but signs in."""
-        self._address, self._tls, self._session = address, tls, None
+        self._address, self._tls = address, tls
+        self._session: Session | None = None
         if signer is None:
             self._channel = open_channel(address, tls, proxy)
         else:

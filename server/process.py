@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
@@ -56,11 +56,12 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     hub = Hub(roster, mailboxes, megabytes << 20, roster_file, renewals.certificate, sessions)
     with ExitStack() as stack:
         stack.callback(hub.stop)
-        services = _joining_services(place) if signature else []
+        requests = Requests(place) if place.settings.joining else None
+        services = _joining_services(place, requests)
         port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, services)
         if signature:
             log.info("sites may sign in at port %d", hub.signature_port)
-        open_joining_port(place, stack)
+        open_joining_port(place, stack, requests)
         stack.callback(renewals.stop)
         renewals.start()
         rosters = NewRosters(hub)
@@ -86,8 +87,9 @@ def let_join(consortium: Path, listening: Callable[[int], None], ended: threadin
         CloisterError: if settings or keys are wrong, or the port cannot be opened.
     """
     place = read_consortium(consortium)
+    requests = Requests(place) if place.settings.joining else None
     with ExitStack() as stack:
-        port = open_joining_port(place, stack)
+        port = open_joining_port(place, stack, requests)
         if port is None:
             msg = f"{place.folder / 'consortium.toml'} has no [joining]; add it, or name a signed run to serve"
             raise ConfigError(msg)
@@ -95,20 +97,20 @@ def let_join(consortium: Path, listening: Callable[[int], None], ended: threadin
             ports = Ports("joining")
             stack.callback(ports.stop)
             listen, credentials = place.settings.signature.listen, credentials_without_clients(place.tls)
-            (number,) = ports.start(Port(listen, credentials, _joining_services(place), STRANGERS))
+            (number,) = ports.start(Port(listen, credentials, _joining_services(place, requests), STRANGERS))
             log.info("sites whose TLS is ended on the way may join at port %d", number)
         listening(port)
         ended.wait()
 
 
-def open_joining_port(place: ServerFolder, stack: ExitStack) -> int | None:
+def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests | None = None) -> int | None:
     """Open the port at which sites ask to join until the stack ends; return it, or None if there is to be none."""
     if place.settings.joining is None:
         return None
-    joining = JoiningPort(Requests(place), place.tls)
+    joining = JoiningPort(requests or Requests(place), place.tls)
     stack.callback(joining.stop)
     return joining.start(place.settings.joining.listen)
 
 
-def _joining_services(place: ServerFolder) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    return [JoiningService(Requests(place), place.tls).handlers] if place.settings.joining else []
+def _joining_services(place: ServerFolder, requests: Requests | None) -> list[grpc.GenericRpcHandler]:
+    return [JoiningService(requests, place.tls).handlers] if requests else []

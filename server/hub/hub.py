@@ -86,7 +86,7 @@ class Hub:
         address: str,
         tls: TlsFiles,
         signature: str | None = None,
-        services: Sequence[grpc.GenericRpcHandler[Any, Any]] = (),
+        services: Sequence[grpc.GenericRpcHandler] = (),
     ) -> int:
         """Listen, and return the port; `signature_port` is the other.
 
@@ -356,7 +356,7 @@ class Hub:
         return member
 
 
-def _service(handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler[Any, Any]:
+def _service(handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -36,7 +36,7 @@ class Port:
 
     listen: str
     credentials: grpc.ServerCredentials
-    services: Sequence[grpc.GenericRpcHandler[Any, Any]]
+    services: Sequence[grpc.GenericRpcHandler]
     options: tuple[tuple[str, int], ...] = ()
 
 

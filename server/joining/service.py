@@ -51,7 +51,7 @@ class JoiningService:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @property
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handlers(self) -> grpc.GenericRpcHandler:
         """What answers its calls."""
         return grpc.method_handlers_generic_handler(JOINING, {
             "Standing": grpc.stream_unary_rpc_method_handler(

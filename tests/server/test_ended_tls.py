@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from threading import Event, Thread
+from typing import ClassVar
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -119,7 +120,7 @@ class Ended:
 class Remembered(Sessions):
     """So that the test can have the server forget all tokens."""
 
-    last: "Remembered"
+    last: ClassVar["Remembered"]
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -134,8 +135,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
         patch.chdir(folder)
         patch.setattr(process, "Sessions", Remembered)
         port, behind = unused_port(), unused_port()
-        cloister("init", "lungs", "--host", "localhost", "--online", "--port", unused_port(), "--joining-port",
-                 unused_port())  # fmt: skip
+        ports = ("--port", str(unused_port()), "--joining-port", str(unused_port()))
+        cloister("init", "lungs", "--host", "localhost", "--online", *ports)
         with Path("server/consortium.toml").open("a", encoding="utf-8") as settings:
             settings.write(f'\n[signature]\nlisten = "127.0.0.1:{behind}"\n')
         with nginx(folder / "nginx", port, behind, folder / "server" / "authority.pem") as gateway:
@@ -172,7 +173,8 @@ def join(ended: Ended) -> None:
 
 def run(ended: Ended) -> None:
     """Two rounds; in the first, the server forgets all tokens while a site trains."""
-    Path("run.toml").write_text(RUN.replace(":Tiny", ":Held").replace("rounds = 1", "rounds = 2"), encoding="utf-8")
+    text = RUN.replace(":Tiny", ":Held").replace("rounds = 1", "rounds = 2").replace("seconds = 60", "seconds = 150")
+    Path("run.toml").write_text(text, encoding="utf-8")
     cloister("sign", "run.toml")
     hold = Path("north", HOLD)
     hold.touch()

@@ -26,7 +26,7 @@ from tests.server.callers import LIMIT, LONG, SITES, UNDER_WAY, Caller, Server, 
 from transport.channel import SERVICE, TlsFiles, credentials_without_clients
 from transport.framing import FRAME_BYTES
 from transport.pki import read_signing_key
-from transport.sign_in import Signer, carrying, challenge_request
+from transport.sign_in import Signer, authorization, carrying, challenge_request
 
 WITHIN = 5.0  # seconds
 
@@ -91,7 +91,8 @@ def test_nothing_of_a_stranger_is_parsed(server: Server) -> None:
     stranger = Caller(server.address, credentials)
     pull = stranger._channel.unary_stream(f"/{SERVICE}/Pull", bytes, bytes)
     push = stranger._channel.stream_unary(f"/{SERVICE}/Push", bytes, bytes)
-    for metadata in ([], [("authorization", "Bearer " + "A" * 43)], [("authorization", "nonsense")]):
+    tokens: tuple[tuple[tuple[str, str], ...], ...] = ((), authorization(bytes(32)), (("authorization", "nonsense"),))
+    for metadata in tokens:
         codes = {
             refusal(lambda sent=metadata: list(pull(b"\xff" * 9, timeout=LONG, metadata=sent)))[0],  # type: ignore[misc]
             refusal(lambda sent=metadata: push(iter([b"\xff" * 9]), timeout=LONG, metadata=sent))[0],  # type: ignore[misc]
