@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from client.asking import Asking
+from client.asking_grpc import AskingByGrpc
 from client.settings import Keys
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import AuthenticityError, ConfigError, KeyFileError
@@ -28,6 +30,7 @@ from privacy.run.invitation import read_invitation
 from privacy.run.roster import open_roster
 from privacy.storage import read_file, write_atomically
 from privacy.untrusted_text import quoted
+from transport.channel import system_bundle
 from transport.joining import Outcome
 from transport.pki import (
     authority_key,
@@ -47,7 +50,27 @@ if TYPE_CHECKING:
 
 _DEFAULT = Keys()
 _INVITATION = Path("keys/invitation")  # while the site waits for its welcome
+_CA_BUNDLE = Path("keys/ca-bundle.pem")
 _JOINED = Path("keys/joined")  # the number of the invitation with which it joined
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a site reaches its server."""
+
+    proxy: str | None = None  # as in `[network]` of a site's settings
+    signature: bool = False  # whether TLS is ended before the server
+    ca_bundle: Path | None = None  # the certificates of whoever issued that of what ends it; None: the system's
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What `[network]` says of it."""
+        said = {
+            "proxy": self.proxy,
+            "authentication": "signature" if self.signature else None,
+            "ca_bundle": _CA_BUNDLE.as_posix() if self.ca_bundle else None,
+        }
+        return {name: value for name, value in said.items() if value}
 
 
 def membership(folder: Path, invitation: Invitation) -> Roster | None:
@@ -96,7 +119,7 @@ def begin(folder: Path, invitation: Invitation) -> bytes:
     return write_request(JoinRequest(invitation.site, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 
-def prepare(folder: Path, invitation: Invitation, proxy: str | None = None) -> bytes:
+def prepare(folder: Path, invitation: Invitation, way: Way = Way()) -> bytes:
     """Make a site's keys, and a `site.toml` to fill in, unless they are there; return its request to join.
 
     Raises:
@@ -104,7 +127,9 @@ def prepare(folder: Path, invitation: Invitation, proxy: str | None = None) -> b
     """
     request = begin(folder, invitation)
     if not (folder / "site.toml").exists():
-        write_atomically(folder / "site.toml", _settings_text(invitation, proxy).encode())
+        if way.ca_bundle:
+            write_atomically(folder / _CA_BUNDLE, _read_bundle(way.ca_bundle))
+        write_atomically(folder / "site.toml", _settings_text(invitation, way).encode())
     return request
 
 
@@ -120,7 +145,7 @@ def _new_sealing_key() -> bytes:
     return SealingKey.generate().to_bytes()
 
 
-def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int | None:
+def ask(folder: Path, invitation: Invitation, way: Way = Way()) -> int | None:
     """Ask the running server; return the version of the roster that now lists the site, or None if it has to wait.
 
     Nothing is written before the server has accepted the invitation.
@@ -128,7 +153,7 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int |
     Args:
         folder: the site's.
         invitation: the site's.
-        proxy: as in `[network]` of a site's settings.
+        way: to the server.
 
     Raises:
         AuthenticityError: if the server is another's, or the invitation has expired or was used by other keys.
@@ -137,20 +162,34 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None) -> int |
     """
     invitation.check_valid()
     _check_same(folder, invitation)
-    with Asking(invitation, proxy) as asking:
+    with _asking(invitation, way) as asking:
         if asking.used_by not in {None, own_key(folder)}:
             msg = (
                 f"the invitation of {invitation.site} was used before, by other keys than those in {folder}; if this "
                 "site did that in another folder, name it with --folder; otherwise tell the coordinator at once"
             )
             raise AuthenticityError(msg)
-        answer = asking.ask(prepare(folder, invitation, proxy))
+        answer = asking.ask(prepare(folder, invitation, way))
     if answer.outcome is Outcome.REFUSED:
         msg = (
             f"the server refused the request of {invitation.site}: {quoted(answer.content.decode('utf-8', 'replace'))}"
         )
         raise AuthenticityError(msg)
     return finish(folder, answer.content)[1] if answer.outcome is Outcome.WELCOME else None
+
+
+def _asking(invitation: Invitation, way: Way) -> Asking | AskingByGrpc:
+    if not way.signature:
+        return Asking(invitation, way.proxy)
+    return AskingByGrpc(invitation, way.ca_bundle or system_bundle(), way.proxy)
+
+
+def _read_bundle(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; correct --ca-bundle"
+        raise KeyFileError(msg) from error
 
 
 def finish(folder: Path, data: bytes) -> tuple[str, int]:
@@ -267,9 +306,10 @@ def _public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
         raise KeyFileError(msg) from error
 
 
-def _settings_text(invitation: Invitation, proxy: str | None) -> str:
+def _settings_text(invitation: Invitation, way: Way) -> str:
     """Return a `site.toml` to fill in: whoever joins decides what the site takes part in."""
-    network = f"\n[network]\nproxy = {json.dumps(proxy)}\n" if proxy else ""
+    network = "".join(f"{name} = {json.dumps(value)}\n" for name, value in way.settings.items())
+    network = network and f"\n[network]\n{network}"
     return f"""\
 # {invitation.site}. Fill in [data], and [policy] to take part in runs; docs/operations.md explains every key.
 

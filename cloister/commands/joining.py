@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from privacy.failures import reason
 from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
+    from client.joining import Way
     from privacy.run.invitation import Invitation
 
 Folder = Annotated[Path, typer.Option(help="The consortium's folder, with coordinator/ and server/ in it.")]
@@ -94,6 +96,18 @@ def join(
             "Its user and password: CLOISTER_PROXY_USER and CLOISTER_PROXY_PASSWORD."
         ),
     ] = None,
+    authentication: Annotated[
+        str, typer.Option(help="How this site shows who it is: tls, or signature where TLS is ended on the way.")
+    ] = "tls",
+    server: Annotated[
+        str | None, typer.Option(help="Where to reach the server, host:port, if not as the invitation says.")
+    ] = None,
+    ca_bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="With signature: a PEM file of who issues the certificate of what ends TLS; by default the system's."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Join a consortium: make this site's keys here, ask to become a member, and take in the answer.
@@ -108,30 +122,41 @@ def join(
     if is_welcome(data):
         _finish(folder or Path(Path(document).name.removesuffix(".welcome")), data, as_json=as_json)
         return
-    invitation = read_invitation(data.decode("utf-8", "replace"))
+    invitation = _dialling(read_invitation(data.decode("utf-8", "replace")), server)
+    way = _way(proxy, authentication, ca_bundle)
     place = folder or Path(invitation.site)
     if known := joining.membership(place, invitation):
         _say_member(place, invitation.site, known.version, as_json=as_json, again=True)
-    elif files or not invitation.joining_port:
-        _ask_with_file(place, invitation, _checked(proxy), as_json=as_json)
+    elif files or not (invitation.joining_port or way.signature):
+        _ask_with_file(place, invitation, way, as_json=as_json)
     else:
-        _ask(place, invitation, wait, _checked(proxy), as_json=as_json)
+        _ask(place, invitation, wait, way, as_json=as_json)
 
 
-def _checked(proxy: str | None) -> str | None:
+def _dialling(invitation: Invitation, server: str | None) -> Invitation:
+    from transport.address import read_address  # noqa: PLC0415
+
+    return replace(invitation, server=str(read_address(server))) if server else invitation
+
+
+def _way(proxy: str | None, authentication: str, ca_bundle: Path | None) -> Way:
+    from client.joining import Way  # noqa: PLC0415
     from transport.proxies import check_setting  # noqa: PLC0415
 
+    if authentication not in {"tls", "signature"} or (ca_bundle and authentication == "tls"):
+        msg = "--authentication is tls or signature, and --ca-bundle is for signature only"
+        raise ConfigError(msg)
     try:
-        return None if proxy is None else check_setting(proxy)
+        return Way(None if proxy is None else check_setting(proxy), authentication == "signature", ca_bundle)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _ask(place: Path, invitation: Invitation, minutes: float, proxy: str | None, *, as_json: bool) -> None:
+def _ask(place: Path, invitation: Invitation, minutes: float, way: Way, *, as_json: bool) -> None:
     from client.joining import ask  # noqa: PLC0415
 
     until = time.monotonic() + 60 * minutes
-    while (version := ask(place, invitation, proxy)) is None and time.monotonic() < until:
+    while (version := ask(place, invitation, way)) is None and time.monotonic() < until:
         time.sleep(min(_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
     if version is None:
         _say_kept(place, invitation, as_json=as_json)
@@ -141,10 +166,10 @@ def _ask(place: Path, invitation: Invitation, minutes: float, proxy: str | None,
         _say_member(place, invitation.site, version, as_json=as_json)
 
 
-def _ask_with_file(place: Path, invitation: Invitation, proxy: str | None, *, as_json: bool) -> None:
+def _ask_with_file(place: Path, invitation: Invitation, way: Way, *, as_json: bool) -> None:
     from client import joining  # noqa: PLC0415
 
-    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation, proxy)
+    request, data = place / f"{invitation.site}.request", joining.prepare(place, invitation, way)
     write_atomically(request, data)
     if as_json:
         typer.echo(json.dumps({"site": invitation.site, "member": False, "request": str(request),
