@@ -97,13 +97,13 @@ def wait_for_run(consortium: Path, say: Callable[[str], None], ended: threading.
     requests = Requests(place) if place.settings.joining else None
     with ExitStack() as stack:
         port = open_joining_port(place, stack, requests)
-        if port is not None:
-            say(f"sites may join at port {port}")
         agents = AgentsPort(place, requests, say)
         stack.callback(agents.stop)
         watch = RosterWatch(place, agents.take)
         watch.look()
         agents.let_strangers_join()
+        if port is not None:
+            say(f"sites may join at port {port}")
         stack.callback(watch.stop)
         watch.start()
         ended.wait()
@@ -141,17 +141,17 @@ class AgentsPort:
             self._hub.admit(roster)
             self._hub.offer(roster.version, roster_file)
             return
-        if self._strangers is not None:
-            self._strangers.stop()
-        settings = self._place.settings
+        settings, signature = self._place.settings, None if self._strangers else self._signature
         mailboxes = Mailboxes({member.node_id for member in roster.members})
-        sessions = Sessions(self._place.tls, roster) if self._signature else None
+        sessions = Sessions(self._place.tls, roster) if signature else None
         megabytes = settings.max_update_megabytes
         hub = Hub(roster, mailboxes, megabytes << 20, roster_file, self._renewals.certificate, sessions)
-        listen = self._signature.listen if self._signature else None
+        listen = signature.listen if signature else None
         self._say(f"agents may connect at port {hub.start(settings.listen, self._place.tls, listen, self._joining)}")
-        if self._signature:
+        if signature:
             log.info("sites may sign in at port %d", hub.signature_port)
+        elif self._strangers:
+            log.info("sites whose TLS is ended on the way may sign in once this server is started again")
         self._hub = hub
         self._renewals.start()
 
