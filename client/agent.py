@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, RecordDict
 
 from client.dpsgd.torchrun import own_place
-from client.exchange import WAIT_SECONDS, Exchange
+from client.exchange import WAIT_SECONDS, Exchange, reach
 from client.identity import check_certificate, check_keys, check_room, check_secrecy
 from client.protection import ready
 from client.settings import SiteFolder, read_site
@@ -29,7 +29,6 @@ from client.upkeep import Upkeep
 from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
 from privacy.locks import locked
 from privacy.parallel import in_processes
-from transport.channel import probe
 from transport.flower import answer
 from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
@@ -124,7 +123,7 @@ def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callabl
                 continue
             line.status = _limits(site)
             try:
-                with Exchange(place.settings.server, place.tls, place.proxy) as exchange:
+                with Exchange(place.settings.server, place.tls, place.proxy, place.signer) as exchange:
                     look = partial(upkeep.look, exchange)
                     answer_all(exchange, app, _context(site), stop, line, waiting, look=look)
             except (UnreachableError, MalformedError) as error:
@@ -148,7 +147,7 @@ class _Line:
             AuthenticityError: if the server or this site fails authentication; trying again would not help.
         """
         try:
-            probe(self._place.settings.server, self._place.tls, proxy=self._place.proxy)
+            reach(self._place.settings.server, self._place.tls, self._place.proxy, self._place.signer)
         except UnreachableError as error:
             self.broke(error)
             return False

@@ -15,7 +15,7 @@ from privacy.errors import AuthenticityError, MalformedError, UnreachableError
 from transport.address import Address, read_address
 from transport.channel import authority_context, left, not_ours, unaccepted
 from transport.dialling import cause, dial
-from transport.joining import Line, State, read_answer, read_greeting, read_standing, request_bytes
+from transport.joining import Line, open_standing, read_answer, read_greeting, read_standing, request_bytes
 from transport.presented import issuer_remark
 from transport.proxies import proxy_for
 
@@ -81,16 +81,7 @@ class Asking:
         return read_answer(self._line)
 
     def _standing(self) -> str | None:
-        standing, name = read_standing(self._line), self._invitation.name
-        if standing.state is State.EXPIRED:
-            msg = f"the invitation of {name} has expired; ask the coordinator for a new one"
-            raise AuthenticityError(msg)
-        if standing.state is State.UNKNOWN:
-            msg = f"the server at {self._place} does not know this invitation of {name}: it was withdrawn, or "
-            raise AuthenticityError(
-                msg + "the server lacks it; ask the coordinator for a new one, or to copy invitations/ to the server"
-            )
-        return standing.used_by
+        return open_standing(read_standing(self._line), self._invitation.name, str(self._place))
 
     def _authority(self) -> bytes:
         """Return the authority's certificate, DER, having compared it with the invitation."""

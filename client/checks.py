@@ -9,11 +9,19 @@ from client.identity import check_certificate, check_keys, check_room, check_sec
 from client.line_checks import LineChecks
 from client.settings import SiteFolder, read_site
 from privacy.errors import BudgetError, ConfigError
-from transport.diagnosis import check_name, check_port, check_proxy, check_tls, days_left, findings
+from transport.diagnosis import (
+    check_ended_tls,
+    check_name,
+    check_port,
+    check_proxy,
+    check_tls,
+    days_left,
+    findings,
+)
 from transport.pki import read_certificate, read_roster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from client.site import Site
@@ -36,12 +44,12 @@ def check_site(path: Path) -> Iterator[Finding]:
             ("keys", partial(_keys, place)),
             ("validity", partial(_validity, place)),
             *way,
-            ("TLS", partial(check_tls, server, place.tls, proxy)),
+            *_authentication(place, line),
             ("line", line.speed),
             ("clock", line.clock),
             ("roster", line.roster),
         ],
-        until=("keys", "name", "port", "proxy", "TLS", "line"),
+        until=("keys", "name", "port", "proxy", "TLS", "signature", "line"),
     )
     tasks = _Tasks(place)
     yield from findings(
@@ -54,6 +62,14 @@ def check_site(path: Path) -> Iterator[Finding]:
         ],
         until=("records",),
     )
+
+
+def _authentication(place: SiteFolder, line: LineChecks) -> list[tuple[str, Callable[[], str]]]:
+    """Return how to check that server and site accept each other: by TLS, or behind where it is ended."""
+    server, proxy = place.settings.server, place.proxy
+    if place.settings.network.authentication == "tls":
+        return [("TLS", partial(check_tls, server, place.tls, proxy))]
+    return [("TLS", lambda: check_ended_tls(server, place.ca_bundle, proxy)), ("signature", line.signature)]
 
 
 def _keys(place: SiteFolder) -> str:

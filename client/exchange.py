@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from client.session import Session
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError, UnreachableError
 from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
-from transport.channel import SERVICE, open_channel
+from transport.channel import SERVICE, open_channel, open_ended_channel, probe, probe_ended
 from transport.framing import (
     FRAME_BYTES,
     PROTOCOL,
@@ -20,6 +21,7 @@ from transport.framing import (
     roster_request,
     to_frames,
 )
+from transport.pki import certificate_pem, read_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from transport.channel import TlsFiles
     from transport.proxies import Proxy
+    from transport.sign_in import Signer
 
 WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
@@ -43,9 +46,15 @@ _MISFITS = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMEN
 class Exchange:
     """One site's connection to the server."""
 
-    def __init__(self, address: str, tls: TlsFiles, proxy: Proxy | None = None) -> None:
-        self._address = address
-        self._channel = open_channel(address, tls, proxy)
+    def __init__(self, address: str, tls: TlsFiles, proxy: Proxy | None = None, signer: Signer | None = None) -> None:
+        """Open the channel. With `signer`, TLS ends on the way: the site shows no certificate, but signs in."""
+        self._address, self._tls = address, tls
+        self._session: Session | None = None
+        if signer is None:
+            self._channel = open_channel(address, tls, proxy)
+        else:
+            self._channel = open_ended_channel(address, signer.ca_bundle, proxy)
+            self._session = Session(self._channel, address, signer)
         self._pull = self._channel.unary_stream(
             f"/{SERVICE}/Pull",
             request_serializer=pb.PullRequest.SerializeToString,
@@ -81,6 +90,15 @@ class Exchange:
         """Close the connection."""
         self._channel.close()
 
+    def sign_in(self) -> None:
+        """Sign in now rather than before the first call, where TLS does not show who this site is.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not prove who it is, or does not know this site.
+        """
+        self._metadata()
+
     def pull(self, wait: float = WAIT_SECONDS) -> bytearray | None:
         """Wait for a message for up to `wait` seconds; return its bytes, or None if there was none.
 
@@ -95,7 +113,7 @@ class Exchange:
             if not time.monotonic() < until:
                 until = time.monotonic() + wait
                 request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
-                self._messages = self._pull(request, timeout=wait + _TRANSFER_SECONDS)
+                self._messages = self._pull(request, timeout=wait + _TRANSFER_SECONDS, metadata=self._metadata())
             data = assemble(self._messages, _MAX_BODY)
         except grpc.RpcError as error:
             raise self._named(error) from error
@@ -111,7 +129,8 @@ class Exchange:
             AuthenticityError: if the server does not know this site.
         """
         try:
-            data = assemble(self._roster(roster_request(version), timeout=_ROSTER_SECONDS), _LARGEST_ROSTER)
+            chunks = self._roster(roster_request(version), timeout=_ROSTER_SECONDS, metadata=self._metadata())
+            data = assemble(chunks, _LARGEST_ROSTER)
         except grpc.RpcError as error:
             raise self._named(error) from error
         return bytes(data) if data else None
@@ -123,8 +142,10 @@ class Exchange:
             UnreachableError: if the server does not answer.
             AuthenticityError: if the server does not know this site.
         """
+        certificate = read_certificate(self._tls.certificate) if self._session else None  # which TLS does not show
+        request = certificate_pem(certificate) if certificate else b""
         try:
-            return self._renew(b"", timeout=_ROSTER_SECONDS) or None
+            return self._renew(request, timeout=_ROSTER_SECONDS, metadata=self._metadata()) or None
         except grpc.RpcError as error:
             raise self._named(error) from error
 
@@ -142,7 +163,7 @@ class Exchange:
         """
         request, start = measurement_request(send, receive), time.perf_counter()
         try:
-            answer = self._measure(request, timeout=seconds)
+            answer = self._measure(request, timeout=seconds, metadata=self._metadata())
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return None
@@ -156,18 +177,24 @@ class Exchange:
             UnreachableError: if the server does not answer; send the same bytes again.
             ProtocolError: if the server refuses it permanently.
         """
-        frames = to_frames(parts, reply_to)
+        frames, metadata = to_frames(parts, reply_to), self._metadata()
         try:
             if sum(map(len, parts)) <= FRAME_BYTES:
-                receipt = self._push_one(next(frames), timeout=_TRANSFER_SECONDS)
+                receipt = self._push_one(next(frames), timeout=_TRANSFER_SECONDS, metadata=metadata)
             else:
-                receipt = self._push(frames, timeout=_TRANSFER_SECONDS)
+                receipt = self._push(frames, timeout=_TRANSFER_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             raise self._named(error) from error
         return bool(receipt.status == pb.Receipt.ACCEPTED)
 
+    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
+        return self._session.metadata() if self._session else None
+
     def _named(self, error: grpc.RpcError) -> AuthenticityError | MalformedError | ProtocolError | UnreachableError:
         code, details = error.code(), quoted(error.details() or "no reason given")
+        if code is grpc.StatusCode.UNAUTHENTICATED and self._session:
+            self._session.drop()
+            return UnreachableError(f"the server at {self._address} does not know this site's token: {details}")
         if code in _REFUSALS:
             return AuthenticityError(f"the server at {self._address} refuses this site: {details}")
         if code in _MISFITS:
@@ -175,3 +202,17 @@ class Exchange:
         return UnreachableError(
             f"lost the server at {self._address} ({code.name.lower().replace('_', ' ')}: {details})"
         )
+
+
+def reach(address: str, tls: TlsFiles, proxy: Proxy | None, signer: Signer | None) -> None:
+    """Find out what prevents a connection, if anything does.
+
+    Raises:
+        CloisterError: as `probe` does.
+    """
+    if signer is None:
+        probe(address, tls, proxy=proxy)
+    else:
+        probe_ended(address, signer.ca_bundle, proxy=proxy)
+        with Exchange(address, tls, proxy, signer) as exchange:
+            exchange.sign_in()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from client.asking import Asking
+from client.asking_grpc import AskingByGrpc
 from client.person import FILE as PERSON_FILE
 from client.person import check_listed, read_person
 from client.person import settings_text as person_text
@@ -35,6 +37,7 @@ from privacy.run.invitation import read_invitation
 from privacy.run.roster import open_roster
 from privacy.storage import read_file, write_atomically
 from privacy.untrusted_text import quoted
+from transport.channel import system_bundle
 from transport.joining import Outcome
 from transport.pki import (
     authority_key,
@@ -58,7 +61,27 @@ if TYPE_CHECKING:
 
 _DEFAULT = Keys()
 _INVITATION = Path("keys/invitation")  # while the site waits for its welcome
+_CA_BUNDLE = Path("keys/ca-bundle.pem")
 _JOINED = Path("keys/joined")  # the number of the invitation with which it joined
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a site reaches its server."""
+
+    proxy: str | None = None  # as in `[network]` of a site's settings
+    signature: bool = False  # whether TLS is ended before the server
+    ca_bundle: Path | None = None  # the certificates of whoever issued that of what ends it; None: the system's
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What `[network]` says of it."""
+        said = {
+            "proxy": self.proxy,
+            "authentication": "signature" if self.signature else None,
+            "ca_bundle": _CA_BUNDLE.as_posix() if self.ca_bundle else None,
+        }
+        return {name: value for name, value in said.items() if value}
 
 
 def membership(folder: Path, invitation: Invitation) -> Roster | None:
@@ -110,7 +133,7 @@ def begin(folder: Path, invitation: Invitation, secret: Secret | None = None) ->
     return write_request(JoinRequest(invitation.name, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 
-def prepare(folder: Path, invitation: Invitation, proxy: str | None = None, secret: Secret | None = None) -> bytes:
+def prepare(folder: Path, invitation: Invitation, way: Way = Way(), secret: Secret | None = None) -> bytes:
     """Make keys, and a `site.toml` to fill in or a `person.toml`, unless they are there; return the request to join.
 
     Raises:
@@ -118,9 +141,14 @@ def prepare(folder: Path, invitation: Invitation, proxy: str | None = None, secr
     """
     request = begin(folder, invitation, secret)
     path = folder / (PERSON_FILE if invitation.role else "site.toml")
-    if not path.exists():
-        text = person_text(invitation) if invitation.role else _settings_text(invitation, proxy)
-        write_atomically(path, text.encode())
+    if path.exists():
+        return request
+    if invitation.role:
+        write_atomically(path, person_text(invitation).encode())
+        return request
+    if way.ca_bundle:
+        write_atomically(folder / _CA_BUNDLE, _read_bundle(way.ca_bundle))
+    write_atomically(path, _settings_text(invitation, way).encode())
     return request
 
 
@@ -144,7 +172,7 @@ _SITES_KEYS: dict[Path, Callable[[], bytes]] = {
 }
 
 
-def ask(folder: Path, invitation: Invitation, proxy: str | None = None, secret: Secret | None = None) -> int | None:
+def ask(folder: Path, invitation: Invitation, way: Way = Way(), secret: Secret | None = None) -> int | None:
     """Ask the running server; return the version of the roster that now lists who asks, or None if they have to wait.
 
     Nothing is written before the server has accepted the invitation.
@@ -152,7 +180,7 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None, secret: 
     Args:
         folder: the site's or the person's.
         invitation: theirs.
-        proxy: as in `[network]` of a site's settings.
+        way: to the server.
         secret: as for `begin`.
 
     Raises:
@@ -162,20 +190,34 @@ def ask(folder: Path, invitation: Invitation, proxy: str | None = None, secret: 
     """
     invitation.check_valid()
     _check_same(folder, invitation)
-    with Asking(invitation, proxy) as asking:
+    with _asking(invitation, way) as asking:
         if asking.used_by not in {None, own_key(folder)}:
             msg = (
                 f"the invitation of {invitation.name} was used before, by other keys than those in {folder}; if you "
                 "did that in another folder, name it with --folder; otherwise tell the coordinator at once"
             )
             raise AuthenticityError(msg)
-        answer = asking.ask(prepare(folder, invitation, proxy, secret))
+        answer = asking.ask(prepare(folder, invitation, way, secret))
     if answer.outcome is Outcome.REFUSED:
         msg = (
             f"the server refused the request of {invitation.name}: {quoted(answer.content.decode('utf-8', 'replace'))}"
         )
         raise AuthenticityError(msg)
     return finish(folder, answer.content)[1] if answer.outcome is Outcome.WELCOME else None
+
+
+def _asking(invitation: Invitation, way: Way) -> Asking | AskingByGrpc:
+    if not way.signature:
+        return Asking(invitation, way.proxy)
+    return AskingByGrpc(invitation, way.ca_bundle or system_bundle(), way.proxy)
+
+
+def _read_bundle(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; correct --ca-bundle"
+        raise KeyFileError(msg) from error
 
 
 def finish(folder: Path, data: bytes) -> tuple[str, int]:
@@ -295,9 +337,10 @@ def _public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
         raise KeyFileError(msg) from error
 
 
-def _settings_text(invitation: Invitation, proxy: str | None) -> str:
+def _settings_text(invitation: Invitation, way: Way) -> str:
     """Return a `site.toml` to fill in: whoever joins decides what the site takes part in."""
-    network = f"\n[network]\nproxy = {json.dumps(proxy)}\n" if proxy else ""
+    network = "".join(f"{name} = {json.dumps(value)}\n" for name, value in way.settings.items())
+    network = network and f"\n[network]\n{network}"
     return f"""\
 # {invitation.name}. Fill in [data], and [policy] to take part in runs; docs/operations.md explains every key.
 

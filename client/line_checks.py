@@ -45,6 +45,16 @@ class LineChecks:
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
 
+    def signature(self) -> str:
+        """Sign in, and say that both ends proved who they are.
+
+        Raises:
+            CloisterError: if the server does not prove it, does not let sites sign in, or refuses this site.
+        """
+        with self._exchange() as exchange:
+            exchange.sign_in()
+        return "behind it, server and site accept each other's signatures"
+
     def speed(self) -> str:
         """Say how long a round trip takes, and how much passes in each direction.
 
@@ -94,7 +104,8 @@ class LineChecks:
         return f"site and server have roster {own}"
 
     def _exchange(self) -> Exchange:
-        return Exchange(self._place.settings.server, self._place.tls, self._place.proxy)
+        place = self._place
+        return Exchange(place.settings.server, place.tls, place.proxy, place.signer)
 
     @cached_property
     def _measured(self) -> Measured | None:

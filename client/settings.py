@@ -21,9 +21,10 @@ from privacy.run.optimizer import Optimizer, Sgd
 from privacy.run.policy import Policy
 from privacy.run.settings import RunKind, SiteName
 from transport.address import Dialled, read_address
-from transport.channel import TlsFiles
+from transport.channel import TlsFiles, system_bundle
 from transport.pki import read_roster, read_signing_key
 from transport.proxies import check_setting, proxy_for
+from transport.sign_in import Signer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -134,9 +135,23 @@ class Personal:
 
 @dataclass(frozen=True, config=STRICT)
 class Network:
-    """`[network]`: the way to the server."""
+    """`[network]`: the way to the server.
+
+    Raises:
+        ValueError: if `ca_bundle` is given where only the consortium's own authority counts.
+    """
 
     proxy: Annotated[str, AfterValidator(check_setting)] | None = None  # host:port; None: as the environment says
+    authentication: Literal["tls", "signature"] = (
+        "tls"  # how this site proves who it is; signature: TLS is ended before
+    )
+    ca_bundle: File | None = None  # certificates of whoever issues that of what ends TLS; None: the system's
+
+    def __post_init__(self) -> None:
+        """Check `ca_bundle`."""
+        if self.ca_bundle and self.authentication == "tls":
+            msg = 'ca_bundle is for authentication = "signature"; with "tls", keys/authority.pem alone is trusted'
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -230,6 +245,36 @@ class SiteFolder:
             ConfigError: if the proxy that the environment names cannot be used.
         """
         return proxy_for(read_address(self.settings.server).host, self.settings.network.proxy)
+
+    @property
+    def signer(self) -> Signer | None:
+        """With what this site signs in; None if TLS shows who it is.
+
+        Raises:
+            KeyFileError: if a key, the roster, or the system's certificates are missing.
+        """
+        settings = self.settings
+        if settings.network.authentication == "tls":
+            return None
+        keys = settings.keys
+        roster = read_roster(self.path(keys.roster), self.path(keys.authority))
+        return Signer(
+            settings.site,
+            read_signing_key(self.path(keys.signing_key)),
+            self.path(keys.authority),
+            roster.version,
+            self.ca_bundle,
+        )
+
+    @property
+    def ca_bundle(self) -> Path:
+        """The certificates of whoever issued that of what ends TLS before the server.
+
+        Raises:
+            KeyFileError: if the system's are not where they usually are.
+        """
+        bundle = self.settings.network.ca_bundle
+        return self.path(bundle) if bundle else system_bundle()
 
     @property
     def tls(self) -> TlsFiles:

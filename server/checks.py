@@ -50,6 +50,7 @@ def check_server(path: Path) -> Iterator[Finding]:
         ("name", partial(_name, place)),
         ("port", partial(_port, place, place.settings.listen)),
         *([("joining", partial(_joining, place))] if place.settings.joining else []),
+        *([("signature", partial(_signature, place))] if place.settings.signature else []),
         ("disk", partial(_disk, place)),
         ("clock", _clock),
     ])  # fmt: skip
@@ -126,6 +127,12 @@ def _joining(place: ServerFolder) -> str:
     assert joining is not None  # noqa: S101 - only then this check is made
     how = "sites are answered at once" if joining.authority else "sites wait for the coordinator"
     return f"{_port(place, joining.listen)}; {how}"
+
+
+def _signature(place: ServerFolder) -> str:
+    signature = place.settings.signature
+    assert signature is not None  # noqa: S101 - only then this check is made
+    return f"{_port(place, signature.listen)}, for sites whose TLS is ended on the way"
 
 
 def _disk(place: ServerFolder) -> str:

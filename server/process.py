@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,17 @@ from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
 from server.hub.listening import check_free
 from server.hub.mailboxes import Mailboxes
+from server.hub.ports import STRANGERS, Port, Ports
+from server.hub.sessions import Sessions
 from server.joining.listener import JoiningPort
 from server.joining.renewals import Renewals
 from server.joining.requests import Requests
+from server.joining.service import JoiningService
 from server.protection import kept_server
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
 from transport.address import read_address
+from transport.channel import credentials_without_clients
 from transport.flower import SERVER_NODE, quieten
 from transport.memory import return_memory
 from transport.pki import check_server_certificate
@@ -29,8 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import grpc
+
     from privacy.run.roster import Roster
     from server.settings import ServerFolder
+
+log = logging.getLogger("cloister.server")
 
 
 def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False) -> None:
@@ -46,13 +55,19 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
     mailboxes = Mailboxes(nodes)
-    renewals = Renewals(place)
-    hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file, renewals.certificate)
+    renewals, signature = Renewals(place), place.settings.signature
+    sessions = Sessions(place.tls, roster) if signature else None
+    megabytes = place.settings.max_update_megabytes
+    hub = Hub(roster, mailboxes, megabytes << 20, roster_file, renewals.certificate, sessions)
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
         stack.callback(hub.stop)
-        port = hub.start(place.settings.listen, place.tls)
-        open_joining_port(place, stack)
+        requests = Requests(place) if place.settings.joining else None
+        services = _joining_services(place, requests)
+        port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, services)
+        if signature:
+            log.info("sites may sign in at port %d", hub.signature_port)
+        open_joining_port(place, stack, requests)
         stack.callback(renewals.stop)
         renewals.start()
         rosters = NewRosters(hub)
@@ -82,15 +97,17 @@ def wait_for_run(consortium: Path, say: Callable[[str], None], ended: threading.
     place = _ready(consortium)
     check_server_certificate(place.tls.certificate, place.tls.authority)
     check_free(read_address(place.settings.listen, listening=True))
+    requests = Requests(place) if place.settings.joining else None
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
-        port = open_joining_port(place, stack)
-        if port is not None:
-            say(f"sites may join at port {port}")
-        agents = AgentsPort(place, say)
+        port = open_joining_port(place, stack, requests)
+        agents = AgentsPort(place, requests, say)
         stack.callback(agents.stop)
         watch = RosterWatch(place, agents.take)
         watch.look()
+        agents.let_strangers_join()
+        if port is not None:
+            say(f"sites may join at port {port}")
         stack.callback(watch.stop)
         watch.start()
         ended.wait()
@@ -103,12 +120,26 @@ def _ready(consortium: Path) -> ServerFolder:
 
 
 class AgentsPort:
-    """The port for agents without a run: it opens with the first roster, which the first site's joining makes."""
+    """The ports for agents without a run: they open with the first roster, which the first site's joining makes."""
 
-    def __init__(self, place: ServerFolder, say: Callable[[str], None]) -> None:
-        self._place, self._say = place, say
+    def __init__(self, place: ServerFolder, requests: Requests | None, say: Callable[[str], None]) -> None:
+        self._place, self._say, self._signature = place, say, place.settings.signature
+        self._joining = _joining_services(place, requests)
         self._renewals = Renewals(place)
+        self._strangers: Ports | None = None  # before there is a roster, sites may join where others will sign in
         self._hub: Hub | None = None
+
+    def let_strangers_join(self) -> None:
+        """Let sites whose TLS is ended on the way join, if there is no roster yet, and thus nobody who could sign in.
+
+        Raises:
+            CloisterError: if the port cannot be opened.
+        """
+        if self._signature and self._hub is None:
+            self._strangers = Ports("joining")
+            credentials = credentials_without_clients(self._place.tls)
+            (number,) = self._strangers.start(Port(self._signature.listen, credentials, self._joining, STRANGERS))
+            log.info("sites whose TLS is ended on the way may join at port %d", number)
 
     def take(self, roster: Roster, roster_file: bytes) -> None:
         """Serve a roster's members, and nobody else, from now on.
@@ -120,24 +151,37 @@ class AgentsPort:
             self._hub.admit(roster)
             self._hub.offer(roster.version, roster_file)
             return
-        settings = self._place.settings
+        settings, signature = self._place.settings, None if self._strangers else self._signature
         mailboxes = Mailboxes({member.node_id for member in roster.members})
-        hub = Hub(roster, mailboxes, settings.max_update_megabytes << 20, roster_file, self._renewals.certificate)
-        self._say(f"agents may connect at port {hub.start(settings.listen, self._place.tls)}")
+        sessions = Sessions(self._place.tls, roster) if signature else None
+        megabytes = settings.max_update_megabytes
+        hub = Hub(roster, mailboxes, megabytes << 20, roster_file, self._renewals.certificate, sessions)
+        listen = signature.listen if signature else None
+        self._say(f"agents may connect at port {hub.start(settings.listen, self._place.tls, listen, self._joining)}")
+        if signature:
+            log.info("sites may sign in at port %d", hub.signature_port)
+        elif self._strangers:
+            log.info("sites whose TLS is ended on the way may sign in once this server is started again")
         self._hub = hub
         self._renewals.start()
 
     def stop(self) -> None:
-        """Close the port."""
+        """Close the ports."""
         self._renewals.stop()
+        if self._strangers is not None:
+            self._strangers.stop()
         if self._hub is not None:
             self._hub.stop()
 
 
-def open_joining_port(place: ServerFolder, stack: ExitStack) -> int | None:
+def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests | None = None) -> int | None:
     """Open the port at which sites ask to join until the stack ends; return it, or None if there is to be none."""
     if place.settings.joining is None:
         return None
-    joining = JoiningPort(Requests(place), place.tls)
+    joining = JoiningPort(requests or Requests(place), place.tls)
     stack.callback(joining.stop)
     return joining.start(place.settings.joining.listen)
+
+
+def _joining_services(place: ServerFolder, requests: Requests | None) -> list[grpc.GenericRpcHandler]:
+    return [JoiningService(requests, place.tls).handlers] if requests else []

@@ -31,6 +31,13 @@ class Joining:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Signature:
+    """`[signature]`: where sites may sign in, and join, whose TLS is ended on the way."""
+
+    listen: ListenedOn
+
+
+@dataclass(frozen=True, config=STRICT)
 class ConsortiumSettings:
     """`consortium.toml`."""
 
@@ -45,6 +52,7 @@ class ConsortiumSettings:
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
     joining: Joining | None = None
+    signature: Signature | None = None  # None: TLS alone shows who a site is
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -54,7 +54,16 @@ OWNERS = {
     "pydicom": {"client/data/sources/dicom.py", "simulations/tasks/chest.py"},
     "nibabel": {"client/data/sources/nifti.py"},
     "matplotlib": {"cloister/views/plots.py"},
-    "grpc": {"transport/channel.py", "server/hub/hub.py", "client/exchange.py"},
+    "grpc": {
+        "transport/channel.py",
+        "server/hub/hub.py",
+        "server/hub/ports.py",
+        "server/hub/signing_in.py",
+        "server/joining/service.py",
+        "client/exchange.py",
+        "client/session.py",
+        "client/asking_grpc.py",
+    },
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }

@@ -6,15 +6,18 @@ first makes the same TLS connection with Python's own ssl, and says within five 
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.experimental
+from cryptography import x509
 
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import reason
@@ -24,16 +27,16 @@ from transport.address import read_address
 from transport.dialling import cause, dial
 from transport.framing import FRAME_BYTES
 from transport.pki import check_server_certificate, read_certificate
-from transport.presented import issuer_remark
+from transport.presented import issuer, issuer_remark
 from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from transport.address import Address
     from transport.proxies import Proxy
 
-SERVICE = "cloister.v1.Exchange"
+SERVICE, JOINING = "cloister.v1.Exchange", "cloister.v1.Joining"
 PROBE_SECONDS = 4.0
 _ALPN = "h2"  # HTTP/2, in which gRPC speaks
 
@@ -53,6 +56,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),  # a proxy is used as `open_channel` says, as `probe` does, and not as gRPC would
 )
 
+_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+_SAME = "check address and port with the coordinator, and that both belong to the same consortium"
+_ISSUER = "let ca_bundle in [network] of site.toml name a PEM file with the certificate of its issuer"
 _DATES, _OTHER_NAMES = (9, 10), (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
 
 
@@ -83,12 +89,25 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises:
         KeyFileError: if no agent could accept them; says which file is wrong, and why.
     """
+    return _server_credentials(files, clients=True)
+
+
+def credentials_without_clients(files: TlsFiles) -> grpc.ServerCredentials:
+    """Return the credentials of a server that asks its callers for no certificate.
+
+    Raises:
+        KeyFileError: as `server_credentials` does.
+    """
+    return _server_credentials(files, clients=False)
+
+
+def _server_credentials(files: TlsFiles, *, clients: bool) -> grpc.ServerCredentials:
     authority, key, certificate = files.read()
     _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
     check_server_certificate(files.certificate, files.authority)
     initial = grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
     renewed: Any = _Renewed(files, certificate)  # grpc's types omit that it may return None
-    return grpc.dynamic_ssl_server_credentials(initial, renewed, require_client_authentication=True)
+    return grpc.dynamic_ssl_server_credentials(initial, renewed, require_client_authentication=clients)
 
 
 class _Renewed:
@@ -142,6 +161,19 @@ def authority_context(authority: bytes) -> ssl.SSLContext:
 def open_channel(address: str, files: TlsFiles, proxy: Proxy | None = None) -> grpc.Channel:
     """Open a channel to the server, as a site, through the proxy if one is given."""
     authority, key, certificate = files.read()
+    return _open(address, grpc.ssl_channel_credentials(authority, key, certificate), proxy)
+
+
+def open_ended_channel(address: str, ca_bundle: Path, proxy: Proxy | None = None) -> grpc.Channel:
+    """Open a channel to what ends TLS before the server. It tells neither end who the other is.
+
+    Raises:
+        KeyFileError: if the bundle cannot be read.
+    """
+    return _open(address, grpc.ssl_channel_credentials(_bundle(ca_bundle)), proxy)
+
+
+def _open(address: str, credentials: grpc.ChannelCredentials, proxy: Proxy | None) -> grpc.Channel:
     server, target = read_address(address), read_address(address)
     options: tuple[tuple[str, str | int], ...] = (
         *OPTIONS,
@@ -155,7 +187,7 @@ def open_channel(address: str, files: TlsFiles, proxy: Proxy | None = None) -> g
             ("grpc.ssl_target_name_override", server.host),
             ("grpc.default_authority", str(server)),
         )
-    return grpc.secure_channel(str(target), grpc.ssl_channel_credentials(authority, key, certificate), options=options)
+    return grpc.secure_channel(str(target), credentials, options=options)
 
 
 def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: Proxy | None = None) -> None:
@@ -179,9 +211,63 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS, proxy: 
             raise AuthenticityError(_unwelcome(address, files))
 
 
+def probe_ended(
+    address: str, ca_bundle: Path, seconds: float = PROBE_SECONDS, proxy: Proxy | None = None
+) -> x509.Certificate:
+    """Make one TLS connection to what ends TLS before the server; return the certificate that arrives.
+
+    Raises:
+        MalformedError: if the address is malformed.
+        UnreachableError: if nothing answers there, or not with HTTP/2, or only to sites with a certificate.
+        AuthenticityError: if nobody in the bundle issued the certificate that arrives.
+        KeyFileError: if the bundle cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=_bundle(ca_bundle).decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        msg = f"{ca_bundle}: not a PEM file of certificates; correct ca_bundle in [network] of site.toml"
+        raise KeyFileError(msg) from error
+    context.set_alpn_protocols(["h2"])
+    with _connected(address, context, str(ca_bundle), seconds, proxy, _ISSUER) as secured:
+        if secured.selected_alpn_protocol() != "h2":
+            msg = f"what ends TLS at {address} does not speak HTTP/2, which gRPC needs; have it enabled there"
+            raise UnreachableError(msg)
+        if not _welcomed(secured):
+            msg = (
+                f"{address} closes the connection: if it is the server's port for certificates, dial the `listen` of "
+                '[signature] in consortium.toml, or set authentication = "tls" in [network] of site.toml'
+            )
+            raise UnreachableError(msg)
+        return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
+
+
+def system_bundle() -> Path:
+    """Return the file with the certificates that this system trusts.
+
+    Raises:
+        KeyFileError: if it is not in any usual place.
+    """
+    paths = ssl.get_default_verify_paths()
+    named = (os.environ.get(paths.openssl_cafile_env), paths.cafile, *_BUNDLES)
+    found = next((Path(path) for path in named if path and Path(path).is_file()), None)
+    if found is None:
+        msg = "this system's CA bundle is not in any usual place; name one: ca_bundle in [network] of site.toml"
+        raise KeyFileError(msg)
+    return found
+
+
+def _bundle(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; correct ca_bundle in [network] of site.toml"
+        raise KeyFileError(msg) from error
+
+
 @contextmanager
 def _connected(
-    address: str, context: ssl.SSLContext, authority: str, seconds: float, proxy: Proxy | None
+    address: str, context: ssl.SSLContext, authority: str, seconds: float, proxy: Proxy | None, advice: str = _SAME
 ) -> Iterator[ssl.SSLSocket]:
     """Connect, and name what prevents it; `authority` should have issued the certificate that arrives."""
     place, deadline, connected = read_address(address), time.monotonic() + seconds, False
@@ -193,19 +279,26 @@ def _connected(
                 secured.settimeout(left(deadline))
                 yield secured
     except ssl.SSLCertVerificationError as error:
-        what = unaccepted(address, authority, error)
+        what = unaccepted(address, authority, error, advice)
         if error.verify_code in _DATES:
             raise UnreachableError(what) from error  # it will be renewed: worth another attempt
-        issuer = "" if error.verify_code in _OTHER_NAMES else issuer_remark(place, left(deadline), proxy)
-        raise AuthenticityError(what + issuer) from error
+        remark = "" if error.verify_code in _OTHER_NAMES else _remark(place, deadline, proxy, advice)
+        raise AuthenticityError(what + remark) from error
     except ssl.SSLError as error:  # also of a proxy that inspects TLS, and speaks no TLS 1.3
         what = not_ours(address, "a Cloister server", error)
-        raise UnreachableError(what + issuer_remark(place, left(deadline), proxy)) from error
+        raise UnreachableError(what + _remark(place, deadline, proxy, advice)) from error
     except OSError as error:
         if connected:
             raise UnreachableError(not_ours(address, "a Cloister server", error)) from error
         msg = f"cannot reach the server at {address}: {cause(error)}"
         raise UnreachableError(msg) from error
+
+
+def _remark(place: Address, deadline: float, proxy: Proxy | None, advice: str) -> str:
+    if advice == _SAME:
+        return issuer_remark(place, left(deadline), proxy)
+    names = issuer(place, left(deadline), proxy)
+    return f"; it was issued by {names}" if names else ""
 
 
 def left(deadline: float) -> float:
@@ -249,7 +342,7 @@ def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
         raise KeyFileError(msg) from error
 
 
-def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError) -> str:
+def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError, advice: str = _SAME) -> str:
     """Return what is wrong with the server's certificate, which `authority` should have issued, as a sentence."""
     if error.verify_code in _OTHER_NAMES:
         return (
@@ -261,10 +354,7 @@ def unaccepted(address: str, authority: str, error: ssl.SSLCertVerificationError
             f"{address} presents a certificate that is not valid now ({error.verify_message}); ask the coordinator "
             "for a new one, or set this machine's clock"
         )
-    return (
-        f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); check "
-        "address and port with the coordinator, and that both belong to the same consortium"
-    )
+    return f"{address} presents a certificate that {authority} did not issue ({error.verify_message}); {advice}"
 
 
 def _welcomed(secured: ssl.SSLSocket) -> bool:

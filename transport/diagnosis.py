@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import sentence
 from transport.address import read_address
-from transport.channel import probe
+from transport.channel import probe, probe_ended
 from transport.dialling import cause, dial, places
+from transport.presented import issuers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -174,6 +175,16 @@ def check_tls(server: str, files: TlsFiles, proxy: Proxy | None = None) -> str:
     """
     probe(server, files, _SECONDS, proxy)
     return "server and site accept each other's certificates"
+
+
+def check_ended_tls(server: str, ca_bundle: Path, proxy: Proxy | None = None) -> str:
+    """Make a TLS connection to what ends TLS before the server, and say who issued its certificate.
+
+    Raises:
+        CloisterError: if nothing answers there, or nobody in the bundle issued it; names who did.
+    """
+    names = issuers(probe_ended(server, ca_bundle, _SECONDS, proxy))
+    return f"TLS is ended on the way, with a certificate that {names} issued; this site signs in behind it"
 
 
 def _places(server: str) -> list[Place]:

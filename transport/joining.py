@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from privacy.errors import MalformedError, UnreachableError
+from privacy.errors import AuthenticityError, MalformedError, UnreachableError
 from privacy.run.enrolment import LARGEST_CERTIFICATE, LARGEST_REQUEST
 
 if TYPE_CHECKING:
@@ -171,6 +171,24 @@ def _one_of(kind: type[S], source: Source) -> S:
     except ValueError as error:
         msg = f"{kind.__name__.lower()} {number} is unknown here; use the same version of Cloister at both ends"
         raise MalformedError(msg) from error
+
+
+def open_standing(standing: Standing, site: str, place: str) -> str | None:
+    """Return the signing key that used a site's invitation, in hex; None if nobody did.
+
+    Raises:
+        AuthenticityError: if the server at this place does not know the invitation, or it has expired.
+    """
+    if standing.state is State.EXPIRED:
+        msg = f"the invitation of {site} has expired; ask the coordinator for a new one"
+        raise AuthenticityError(msg)
+    if standing.state is State.UNKNOWN:
+        msg = (
+            f"the server at {place} does not know this invitation of {site}; ask the coordinator to copy its "
+            "invitations/ to the server, or for a new invitation"
+        )
+        raise AuthenticityError(msg)
+    return standing.used_by
 
 
 class Line:

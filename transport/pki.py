@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _LEAF_DAYS = 90
 _AUTHORITY_DAYS = 3650
+_UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 _SKEW = timedelta(minutes=10)  # how far other machines' clocks may lag
 
 
@@ -250,6 +251,28 @@ def check_server_certificate(path: Path, authority: Path) -> None:
             "its key"
         )
         raise KeyFileError(msg)
+
+
+def open_server_certificate(data: bytes, authority: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    """Return the key in a server's certificate, DER, that came over the line and is trusted for what it says only.
+
+    Raises:
+        AuthenticityError: if the authority did not issue it for a server, or it is not valid now.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+        certificate.verify_directly_issued_by(authority)
+        key, uses = certificate.public_key(), certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, *_UNREADABLE) as error:
+        msg = "its certificate is not by this consortium's authority"
+        raise AuthenticityError(msg) from error
+    if ExtendedKeyUsageOID.SERVER_AUTH not in uses.value or not isinstance(key, ec.EllipticCurvePublicKey):
+        msg = "its certificate is a member's, not the server's"
+        raise AuthenticityError(msg)
+    if not certificate.not_valid_before_utc <= datetime.now(UTC) < certificate.not_valid_after_utc:
+        msg = "its certificate is not valid now: have it renewed, or set this machine's clock"
+        raise AuthenticityError(msg)
+    return key
 
 
 def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:

@@ -31,15 +31,25 @@ def certificate_at(server: Address, seconds: float, proxy: Proxy | None = None) 
         return None
 
 
-def issuer_remark(server: Address, seconds: float, proxy: Proxy | None = None) -> str:
-    """Return who issued the certificate that arrives, as the end of a sentence; empty if nobody says."""
+def issuer(server: Address, seconds: float, proxy: Proxy | None = None) -> str:
+    """Return who issued the certificate that arrives; empty if none does."""
     certificate = certificate_at(server, seconds, proxy)
-    if certificate is None:
-        return ""
+    return issuers(certificate) if certificate else ""
+
+
+def issuers(certificate: x509.Certificate) -> str:
+    """Return the names of who issued a certificate."""
     names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
     names += certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    issuer = ", ".join(quoted(str(name.value)) for name in names) or "nobody named"
+    return ", ".join(quoted(str(name.value)) for name in names) or "nobody named"
+
+
+def issuer_remark(server: Address, seconds: float, proxy: Proxy | None = None) -> str:
+    """Return who issued the certificate that arrives, and what to do, as the end of a sentence; empty if none does."""
+    if not (names := issuer(server, seconds, proxy)):
+        return ""
     return (
-        f"; the certificate that arrives was issued by {issuer}. If that is a proxy of your own network that inspects "
-        f"TLS, have your network team exempt the server from that ({server})"
+        f"; the certificate that arrives was issued by {names}. If that is a proxy of your own network that inspects "
+        f"TLS, have your network team exempt the server from that ({server}), or, if consortium.toml has [signature], "
+        'set authentication = "signature" in [network] of site.toml (cloister join --authentication signature)'
     )

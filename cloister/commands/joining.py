@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from privacy.failures import reason
 from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
+    from client.joining import Way
     from privacy.at_rest.vault import Secret
     from privacy.run.invitation import Invitation
     from privacy.run.people import Role
@@ -158,6 +160,19 @@ Proxy = Annotated[
     ),
 ]
 
+Authentication = Annotated[
+    str, typer.Option(help="How this site shows who it is: tls, or signature where TLS is ended on the way.")
+]
+Server = Annotated[
+    str | None, typer.Option(help="Where to reach the server, host:port, if not as the invitation says.")
+]
+CaBundle = Annotated[
+    Path | None,
+    typer.Option(
+        help="With signature: a PEM file of who issues the certificate of what ends TLS; by default the system's."
+    ),
+]
+
 
 def join(
     document: Document,
@@ -165,6 +180,9 @@ def join(
     files: Files = False,
     wait: Wait = 0.0,
     proxy: Proxy = None,
+    authentication: Authentication = "tls",
+    server: Server = None,
+    ca_bundle: CaBundle = None,
     protect: Protect = False,
     key_file: KeyFile = None,
     as_json: Json = False,
@@ -173,14 +191,16 @@ def join(
 
     The private keys never leave this site. Interrupted or not approved yet: run the same command again.
     """
-    enter(document, folder, checked_proxy(proxy), (protect, key_file), minutes=wait, files=files, as_json=as_json,
+    way = way_to(proxy, authentication, ca_bundle)
+    enter(document, folder, way, server, (protect, key_file), minutes=wait, files=files, as_json=as_json,
           person=False)  # fmt: skip
 
 
 def enter(
     document: str,
     folder: Path | None,
-    proxy: str | None,
+    way: Way,
+    server: str | None,
     encryption: tuple[bool, Path | None],
     *,
     minutes: float,
@@ -202,7 +222,7 @@ def enter(
     if is_welcome(data):
         _finish(folder or Path(Path(document).name.removesuffix(".welcome")), data, as_json=as_json, person=person)
         return
-    invitation = read_invitation(data.decode("utf-8", "replace"))
+    invitation = _dialling(read_invitation(data.decode("utf-8", "replace")), server)
     if bool(invitation.role) != person:
         whom = f"a person, {invitation.name}" if invitation.role else f"the site {invitation.name}"
         msg = f"this invitation is for {whom}; use: {_command(invitation)} {document if len(document) < _LONG else '-'}"
@@ -213,10 +233,16 @@ def enter(
         return
     protect, key_file = encryption
     with for_new_folders((place,), key_file, protect=protect) as secret:
-        if files or not invitation.joining_port:
-            _ask_with_file(place, invitation, proxy, secret, as_json=as_json)
+        if files or not (invitation.joining_port or way.signature):
+            _ask_with_file(place, invitation, way, secret, as_json=as_json)
         else:
-            _ask(place, invitation, minutes, proxy, secret, as_json=as_json)
+            _ask(place, invitation, minutes, way, secret, as_json=as_json)
+
+
+def _dialling(invitation: Invitation, server: str | None) -> Invitation:
+    from transport.address import read_address  # noqa: PLC0415
+
+    return replace(invitation, server=str(read_address(server))) if server else invitation
 
 
 def _received(document: str) -> bytes:
@@ -235,27 +261,31 @@ def _received(document: str) -> bytes:
     return data
 
 
-def checked_proxy(proxy: str | None) -> str | None:
-    """Return a proxy's setting, having checked it.
+def way_to(proxy: str | None, authentication: str, ca_bundle: Path | None) -> Way:
+    """Return the way to the server that the options name.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if there is no such way.
     """
+    from client.joining import Way  # noqa: PLC0415
     from transport.proxies import check_setting  # noqa: PLC0415
 
+    if authentication not in {"tls", "signature"} or (ca_bundle and authentication == "tls"):
+        msg = "--authentication is tls or signature, and --ca-bundle is for signature only"
+        raise ConfigError(msg)
     try:
-        return None if proxy is None else check_setting(proxy)
+        return Way(None if proxy is None else check_setting(proxy), authentication == "signature", ca_bundle)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
 def _ask(
-    place: Path, invitation: Invitation, minutes: float, proxy: str | None, secret: Secret | None, *, as_json: bool
+    place: Path, invitation: Invitation, minutes: float, way: Way, secret: Secret | None, *, as_json: bool
 ) -> None:
     from client.joining import ask  # noqa: PLC0415
 
     until = time.monotonic() + 60 * minutes
-    while (version := ask(place, invitation, proxy, secret)) is None and time.monotonic() < until:
+    while (version := ask(place, invitation, way, secret)) is None and time.monotonic() < until:
         time.sleep(min(_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
     if version is None:
         _say_kept(place, invitation, as_json=as_json)
@@ -265,12 +295,10 @@ def _ask(
         _say_member(place, invitation.name, version, as_json=as_json, person=bool(invitation.role))
 
 
-def _ask_with_file(
-    place: Path, invitation: Invitation, proxy: str | None, secret: Secret | None, *, as_json: bool
-) -> None:
+def _ask_with_file(place: Path, invitation: Invitation, way: Way, secret: Secret | None, *, as_json: bool) -> None:
     from client import joining  # noqa: PLC0415
 
-    request, data = place / f"{invitation.name}.request", joining.prepare(place, invitation, proxy, secret)
+    request, data = place / f"{invitation.name}.request", joining.prepare(place, invitation, way, secret)
     write_atomically(request, data)
     if as_json:
         settings = {} if invitation.role else {"settings": str(place / "site.toml")}

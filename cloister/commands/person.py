@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from cloister.commands import Json
-from cloister.commands.joining import Document, Files, KeyFile, Protect, Proxy, Wait, checked_proxy, enter
+from cloister.commands.joining import (
+    Authentication,
+    CaBundle,
+    Document,
+    Files,
+    KeyFile,
+    Protect,
+    Proxy,
+    Server,
+    Wait,
+    enter,
+    way_to,
+)
 
 person = typer.Typer(help="Take a role in a consortium.", no_args_is_help=True)
 
@@ -25,6 +37,9 @@ def join(
     files: Files = False,
     wait: Wait = 0.0,
     proxy: Proxy = None,
+    authentication: Authentication = "tls",
+    server: Server = None,
+    ca_bundle: CaBundle = None,
     protect: Protect = False,
     key_file: KeyFile = None,
     as_json: Json = False,
@@ -33,5 +48,6 @@ def join(
 
     The key never leaves this folder. Interrupted or not approved yet: run the same command again.
     """
-    enter(document, folder, checked_proxy(proxy), (protect, key_file), minutes=wait, files=files, as_json=as_json,
+    way = way_to(proxy, authentication, ca_bundle)
+    enter(document, folder, way, server, (protect, key_file), minutes=wait, files=files, as_json=as_json,
           person=True)  # fmt: skip

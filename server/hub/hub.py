@@ -1,14 +1,15 @@
-"""The port that agents dial: mutually authenticated gRPC in front of the mailboxes.
+"""The ports that agents dial: authenticated gRPC in front of the mailboxes.
 
-A caller is identified by the public key of its TLS certificate, which must be in the roster; everyone else is rejected
-before any of their bytes are parsed. The length of every body is announced, and a body over the limit is refused before
-it is buffered. A fixed number of bodies is taken at a time, so memory does not grow with the number of sites.
+A caller is identified by the public key of its TLS certificate, which must be in the roster; at the port for sites
+whose TLS is ended on the way, by the token that it got when it signed in. Everyone else is rejected before any of their
+messages are read, at that port except for a request to join that comes with an invitation's proof. The length of every
+body is announced, and a body over the limit is refused before it is buffered. A fixed number of bodies is taken at a
+time, so memory does not grow with the number of sites.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import defaultdict, deque
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -18,22 +19,25 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 from cryptography import x509
+from google.protobuf.message import DecodeError
 
-from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
+from privacy.errors import CloisterError, MalformedError, ProtocolError
 from privacy.failures import sentence
-from server.hub.listening import check_free
+from server.hub.ports import STRANGERS, Port, Ports
+from server.hub.signing_in import signing_in
 from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
-from transport.address import read_address
-from transport.channel import OPTIONS, SERVICE, server_credentials
+from transport.channel import SERVICE, credentials_without_clients, server_credentials
 from transport.framing import PROTOCOL, Assembly, measurement_answer, read_roster_request, to_frames
 from transport.pki import public_key_digest
+from transport.sign_in import token_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from privacy.run.roster import Member, Roster
     from server.hub.mailboxes import Mailboxes
+    from server.hub.sessions import Sessions
     from transport.channel import TlsFiles
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -41,13 +45,18 @@ if TYPE_CHECKING:
 _LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
 _BODY_SECONDS = 600.0  # until a body must be complete, in either direction
 _BODIES_AT_ONCE = 4
-_MAX_STREAMS = 16  # open calls per connection
 _PULLS = 4  # open streams of messages per member, over all its connections
 _START_SECONDS = 10.0
+_LARGEST_PEM = 16 << 10  # bytes of a member's certificate
+_NOT_LISTED = "the owner of this certificate is not a member of the roster; ask the coordinator to add this site"
+_NOT_SIGNED_IN = (
+    'sites sign in at this port: set authentication = "signature" in [network] of site.toml, or dial the port for '
+    "certificates; if this site does sign in, have the proxy before the server pass on the header authorization"
+)
 
 
 class Hub:
-    """Serves the mailboxes on one port, in its own thread."""
+    """Serves the mailboxes on one port or two, in its own thread."""
 
     def __init__(
         self,
@@ -56,38 +65,55 @@ class Hub:
         max_body_bytes: int,
         roster_file: bytes = b"",
         renewed: Callable[[Member, bytes], bytes] = lambda *_: b"",
+        sessions: Sessions | None = None,
     ) -> None:
-        """Take the run's roster, the mailboxes, the most that a reply may have, and what renews certificates."""
+        """Take the roster, the mailboxes, the most that a reply may have, what renews certificates, who signed in."""
         self._renewed = renewed
         self._members = {member.tls_key: member for member in roster.members}
         self._version, self._roster_file = roster.version, roster_file
         self._streams = set[asyncio.Event]()  # one for each stream, which ends when a newer roster is offered
         self._mailboxes, self._limit = mailboxes, max_body_bytes
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
-        self._server: grpc.aio.Server | None = None
+        self._sessions, self._ports = sessions, Ports("hub")
+        self.signature_port: int | None = None
+        self._loop = self._ports.loop
+        self._turns = {member.site: asyncio.Semaphore(1) for member in roster.members}
+        self._pulls = defaultdict[str, deque[asyncio.Timeout]](deque)
+        self._calls = defaultdict[str, set[asyncio.Timeout]](set)
+        self._bodies = Slots(_BODIES_AT_ONCE)
 
-    def start(self, address: str, tls: TlsFiles) -> int:
-        """Listen, and return the port.
+    def start(
+        self,
+        address: str,
+        tls: TlsFiles,
+        signature: str | None = None,
+        services: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> int:
+        """Listen, and return the port; `signature_port` is the other.
+
+        Args:
+            address: for sites that show a certificate.
+            tls: the server's identity.
+            signature: for sites that sign in.
+            services: what is served there, too.
 
         Raises:
             MalformedError: if the address is malformed.
             KeyFileError: if no agent could accept the server's certificate.
             UnreachableError: if the address cannot be listened on.
         """
-        place, credentials = read_address(address, listening=True), server_credentials(tls)
-        check_free(place)
-        self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(self._start(str(place), credentials), self._loop)
-        try:
-            return future.result(_START_SECONDS)
-        except TimeoutError as error:
-            msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
-            raise UnreachableError(msg) from error
+        handlers = self._handlers()
+        ports = [Port(address, server_credentials(tls), [_service(handlers)])]
+        if signature and self._sessions:
+            handlers = handlers | signing_in(self._sessions)
+            own = Port(signature, credentials_without_clients(tls), [_service(handlers), *services], STRANGERS)
+            ports.append(own)
+        port, *others = self._ports.start(*ports)
+        self.signature_port = others[0] if others else None
+        return port
 
     def admit(self, roster: Roster) -> None:
         """Serve the members of a newer roster, and nobody else: also cut the open calls of those that left."""
-        self._loop.call_soon_threadsafe(self._admit, {member.tls_key: member for member in roster.members})
+        self._loop.call_soon_threadsafe(self._admit, roster)
 
     def offer(self, version: int, roster_file: bytes) -> None:
         """Have the agents take a newer roster before their next message."""
@@ -98,64 +124,48 @@ class Hub:
         for changed in self._streams:
             changed.set()
 
-    def _admit(self, members: dict[str, Member]) -> None:
-        self._mailboxes.admit({member.node_id for member in members.values()})
-        self._members = members
-        for member in members.values():
+    def _admit(self, roster: Roster) -> None:
+        self._mailboxes.admit({member.node_id for member in roster.members})
+        self._members = {member.tls_key: member for member in roster.members}
+        if self._sessions:
+            self._sessions.admit(roster)
+        for member in roster.members:
             self._turns.setdefault(member.site, asyncio.Semaphore(1))
-        stay = {member.site for member in members.values()}
+        stay = {member.site for member in roster.members}
         for site in self._calls.keys() - stay:
             for ends in self._calls[site]:
                 ends.reschedule(0.0)
 
     def stop(self, grace: float = 2.0) -> None:
-        """Let open calls finish, then close the port. Safe to call more than once."""
-        if self._loop.is_closed():
-            return
-        if self._server is not None:
-            asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result(grace + _START_SECONDS)
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_START_SECONDS)
-        self._loop.close()
+        """Let open calls finish, then close the ports. Safe to call more than once."""
+        self._ports.stop(grace)
 
-    async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
-        self._pulls = defaultdict[str, deque[asyncio.Timeout]](deque)
-        self._calls = defaultdict[str, set[asyncio.Timeout]](set)
-        self._bodies = Slots(_BODIES_AT_ONCE)
-        server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Pull": grpc.unary_stream_rpc_method_handler(
-                self._pull,
-                request_deserializer=pb.PullRequest.FromString,
-                response_serializer=pb.Chunk.SerializeToString,
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Return what answers each call. All take streams: gRPC would read a single request before it asks us."""
+        return {
+            "Pull": grpc.stream_stream_rpc_method_handler(
+                self._pull, request_deserializer=None, response_serializer=pb.Chunk.SerializeToString
             ),
-            "Roster": grpc.unary_stream_rpc_method_handler(
+            "Roster": grpc.stream_stream_rpc_method_handler(
                 self._roster, request_deserializer=None, response_serializer=pb.Chunk.SerializeToString
             ),
-            "Renew": grpc.unary_unary_rpc_method_handler(
+            "Renew": grpc.stream_unary_rpc_method_handler(
                 self._renew, request_deserializer=None, response_serializer=None
             ),
-            "Measure": grpc.unary_unary_rpc_method_handler(
+            "Measure": grpc.stream_unary_rpc_method_handler(
                 self._measure, request_deserializer=None, response_serializer=None
             ),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self._push, request_deserializer=pb.Chunk.FromString, response_serializer=pb.Receipt.SerializeToString
             ),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        try:
-            port = server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            msg = f"cannot listen on {address}; gRPC gives no reason; choose another port in consortium.toml"
-            raise UnreachableError(msg) from error
-        await server.start()
-        self._server = server
-        return port
 
-    async def _pull(self, request: pb.PullRequest, context: Context) -> None:
+    async def _pull(self, requests: AsyncIterator[bytes], context: Context) -> None:
         member = await self._caller(context)
+        try:
+            request = pb.PullRequest.FromString(await _only(requests))
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no request for messages")
         if request.protocol != PROTOCOL:
             msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
@@ -168,11 +178,11 @@ class Hub:
         msg = f"a message must be read in {_BODY_SECONDS:g} s, and the oldest of more than {_PULLS} streams ends"
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, msg)
 
-    async def _roster(self, request: bytes, context: Context) -> None:
+    async def _roster(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Send the roster with which the server runs, if it is newer than the agent's."""
         await self._caller(context)
         try:
-            known = read_roster_request(request)
+            known = read_roster_request(await _only(requests))
         except MalformedError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if self._roster_file and self._version > known:
@@ -180,21 +190,28 @@ class Hub:
                 for frame in to_frames((self._roster_file,)):
                     await context.write(frame)
 
-    async def _renew(self, _: bytes, context: Context) -> bytes:
-        """Return a newer certificate for the caller's key, as PEM; nothing if there is none."""
+    async def _renew(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
+        """Return a newer certificate for the caller's key, as PEM; nothing if there is none.
+
+        A caller whose TLS is ended on the way sends its certificate, as TLS does not show it.
+        """
         member = await self._caller(context)
+        certificate = _presented(context) or (await _only(requests))[:_LARGEST_PEM]
+        if _key_digest(certificate) != member.tls_key:
+            msg = f"this is not the certificate of {member.site}, so it is not renewed"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, msg)
         try:
             async with self._turns[member.site]:
-                return await asyncio.to_thread(self._renewed, member, _presented(context))
+                return await asyncio.to_thread(self._renewed, member, certificate)
         except (CloisterError, OSError) as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, sentence(error))
         raise AssertionError  # abort always raises
 
-    async def _measure(self, request: bytes, context: Context) -> bytes:
+    async def _measure(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
         """Return this machine's time and as many bytes as a member asks for: it measures the line."""
         await self._caller(context)
         try:
-            return measurement_answer(request, time.time())
+            return measurement_answer(await _only(requests), time.time())
         except MalformedError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         raise AssertionError  # abort always raises
@@ -325,12 +342,27 @@ class Hub:
 
     async def _caller(self, context: Context) -> Member:
         """Return the calling member; abort the call of anyone else."""
-        member = self._members.get(_key_digest(_presented(context)))
+        if presented := _presented(context):
+            member = self._members.get(_key_digest(presented))
+            code, msg = grpc.StatusCode.PERMISSION_DENIED, _NOT_LISTED
+        elif (token := token_in(context.invocation_metadata())) is not None and self._sessions:
+            member = self._sessions.member(token)
+            code, msg = grpc.StatusCode.UNAUTHENTICATED, "this site has to sign in again"
+        else:
+            member, code, msg = None, grpc.StatusCode.PERMISSION_DENIED, _NOT_SIGNED_IN
         if member is None:
-            msg = "the owner of this certificate is not a member of the roster; ask the coordinator to add this site"
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
+            await context.abort(code, msg)
             raise AssertionError  # abort always raises
         return member
+
+
+def _service(handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+
+async def _only(messages: AsyncIterator[bytes]) -> bytes:
+    """Return a known caller's request; nothing if it sends none."""
+    return await anext(aiter(messages), b"")
 
 
 def _presented(context: Context) -> bytes:

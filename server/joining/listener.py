@@ -14,9 +14,10 @@ from privacy.errors import CloisterError, UnreachableError
 from privacy.run.invitation import PROOF_BYTES
 from server.hub.listening import check_free, sockets
 from server.joining.limits import Limits
+from server.joining.requests import log_answer
 from transport.address import read_address
 from transport.channel import joining_context
-from transport.joining import Line, Outcome, greeting, read_request
+from transport.joining import Line, greeting, read_request
 from transport.pki import check_server_certificate, read_certificate
 
 if TYPE_CHECKING:
@@ -98,10 +99,4 @@ class JoiningPort:
             return
         answer = self._requests.answer(invited, read_request(line))
         line.send(answer.to_bytes())
-        if answer.outcome is Outcome.REFUSED:
-            why = answer.content.decode(errors="replace")
-            log.warning("%s asked to join as %s and was refused: %s", address, invited.name, why)
-        elif answer.outcome is Outcome.KEPT:
-            log.info("%s asks to join; the coordinator approves it with: cloister roster approve", invited.name)
-        else:
-            log.info("%s has its welcome", invited.name)
+        log_answer(answer, invited.name, address)

@@ -109,3 +109,14 @@ class Requests:
             return read_file(path)
         except FileNotFoundError:
             return None
+
+
+def log_answer(answer: Answer, site: str, address: str) -> None:
+    """Log what became of a site's request."""
+    if answer.outcome is Outcome.REFUSED:
+        why = answer.content.decode(errors="replace")
+        log.warning("%s asked to join as %s and was refused: %s", address, site, why)
+    elif answer.outcome is Outcome.KEPT:
+        log.info("%s asks to join; the coordinator approves it with: cloister roster approve", site)
+    else:
+        log.info("%s has its welcome", site)

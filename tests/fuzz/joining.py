@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from typing_extensions import override
 
 from privacy.crypto.signing import SignedDocument, sign
@@ -42,6 +43,18 @@ from transport.joining import (
     read_request,
     read_standing,
     request_bytes,
+)
+from transport.pki import Authority, open_server_certificate
+from transport.sign_in import (
+    Challenge,
+    SignIn,
+    challenge_request,
+    read_challenge,
+    read_challenge_request,
+    read_sign_in,
+    read_token_answer,
+    token_answer,
+    token_in,
 )
 
 if TYPE_CHECKING:
@@ -100,6 +113,20 @@ def joining_parsers() -> Iterator[Entry]:
             SignedDocument.open(authority_in(one)[1], "welcome", authority.public_key()).payload
             for one in (welcome, write_welcome("ana", None, b"a roster", authority, b"a certificate"))
         ],
+    )
+    issuer = Authority.create("lungs")
+    certificate = issuer.issue_server("localhost", authority.public_key()).public_bytes(Encoding.DER)
+    challenge = Challenge(bytes(56), 1.0, 3, certificate, bytes(70))
+    answer = SignIn("north", bytes(56), 1.0, 3)
+    yield "request for a challenge", read_challenge_request, [challenge_request(bytes(32), "north")]
+    yield "challenge", read_challenge, [challenge.to_bytes()]
+    yield "server's certificate", lambda data: open_server_certificate(data, issuer.certificate), [certificate]
+    yield "answer to a challenge", read_sign_in, [answer.to_bytes()]
+    yield "answer with a token", read_token_answer, [token_answer(bytes(32), 600)]
+    yield (
+        "token of a call",
+        lambda data: token_in([("authorization", data.decode("latin-1"))]),
+        [b"Bearer " + b"A" * 43],
     )
     yield "request for a roster", read_roster_request, [roster_request(3)]
     measurement = measurement_request(4, 8)

@@ -65,7 +65,7 @@ class Consortium:
         """Open both ports, as `cloister server` without a run does."""
         with ExitStack() as stack:
             open_joining_port(self.place, stack)
-            agents = AgentsPort(self.place, lambda _: None)
+            agents = AgentsPort(self.place, None, lambda _: None)
             stack.callback(agents.stop)
             agents.take(*self.place.signed_roster())
             yield

@@ -1,0 +1,94 @@
+"""gRPC servers in a thread of their own, each on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from privacy.errors import UnreachableError
+from server.hub.listening import check_free
+from transport.address import read_address
+from transport.channel import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_START_SECONDS = 10.0
+_MAX_STREAMS = 16  # open calls per connection
+
+STRANGERS: tuple[tuple[str, int], ...] = (
+    ("grpc.http2.lookahead_bytes", 64 << 10),  # that gRPC takes of a stream before anybody asks for them
+    ("grpc.max_allowed_incoming_connections", 2048),  # a proxy may open one for each call
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 120_000),
+)
+"""Options of a port to which anybody can connect."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where to listen, and what for."""
+
+    listen: str
+    credentials: grpc.ServerCredentials
+    services: Sequence[grpc.GenericRpcHandler]
+    options: tuple[tuple[str, int], ...] = ()
+
+
+class Ports:
+    """Serves ports in one thread."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._servers = list[grpc.aio.Server]()
+
+    def start(self, *ports: Port) -> list[int]:
+        """Listen on all of them, and return their numbers.
+
+        Raises:
+            MalformedError: if an address is malformed.
+            UnreachableError: if an address cannot be listened on.
+        """
+        places = [read_address(port.listen, listening=True) for port in ports]
+        for place in places:
+            check_free(place)
+        self._thread.start()
+        opened = []
+        for port, place in zip(ports, places, strict=True):
+            future = asyncio.run_coroutine_threadsafe(self._start(port, str(place)), self.loop)
+            try:
+                opened.append(future.result(_START_SECONDS))
+            except TimeoutError as error:
+                msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
+                raise UnreachableError(msg) from error
+        return opened
+
+    async def _start(self, port: Port, address: str) -> int:
+        # Of an option that is given twice, the first counts.
+        server = grpc.aio.server(options=(*port.options, *OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
+        server.add_generic_rpc_handlers(tuple(port.services))
+        try:
+            number = server.add_secure_port(address, port.credentials)
+        except RuntimeError as error:
+            msg = f"cannot listen on {address}; gRPC gives no reason; choose another port in consortium.toml"
+            raise UnreachableError(msg) from error
+        await server.start()
+        self._servers.append(server)
+        return number
+
+    def stop(self, grace: float = 2.0) -> None:
+        """Let open calls finish, then close the ports. Safe to call more than once."""
+        if self.loop.is_closed():
+            return
+        for future in [asyncio.run_coroutine_threadsafe(server.stop(grace), self.loop) for server in self._servers]:
+            future.result(grace + _START_SECONDS)
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(_START_SECONDS)
+        self.loop.close()
