@@ -7,6 +7,7 @@ only for calling, so no member can pose as the server. Both are valid for 90 day
 from __future__ import annotations
 
 import ipaddress
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from privacy.errors import AuthenticityError, KeyFileError
@@ -43,7 +45,13 @@ if TYPE_CHECKING:
 
 _LEAF_DAYS = 90
 _AUTHORITY_DAYS = 3650
-_UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
+_UNREADABLE = (
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
+)
 _SKEW = timedelta(minutes=10)  # how far other machines' clocks may lag
 
 
@@ -260,7 +268,8 @@ def open_server_certificate(data: bytes, authority: x509.Certificate) -> ec.Elli
         AuthenticityError: if the authority did not issue it for a server, or it is not valid now.
     """
     try:
-        certificate = x509.load_der_x509_certificate(data)
+        with warnings.catch_warnings(action="error", category=CryptographyDeprecationWarning):  # of malformed numbers
+            certificate = x509.load_der_x509_certificate(data)
         certificate.verify_directly_issued_by(authority)
         key, uses = certificate.public_key(), certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, *_UNREADABLE) as error:
