@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from client.data.sources.options import SourceOptions
 from client.data.sources.registry import Source
+from client.task.installed import find_beside
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger.ledger import Budget as LedgerBudget
 from privacy.ledger.ledger import Ledger
@@ -130,6 +131,13 @@ class Personal:
         return _LAMBDA if self.proximal is None else self.proximal
 
 
+@dataclass(frozen=True, config=ConfigDict(STRICT, extra="ignore"))
+class PersonalAlone:
+    """`[personal]` of a `site.toml`, or of a file that has nothing else."""
+
+    personal: Personal
+
+
 @dataclass(frozen=True, config=STRICT)
 class Network:
     """`[network]`: the way to the server."""
@@ -239,8 +247,12 @@ class SiteFolder:
 def read_site(path: Path) -> SiteFolder:
     """Read a site's settings, given its `site.toml` or the folder that holds it.
 
+    Tasks of its policy may be files in that folder: see `client.task.installed.find_beside`.
+
     Raises:
         ConfigError: if the file is missing or invalid, or its folder is reached through a link.
     """
     file = settings_file(path, "site.toml")
-    return SiteFolder(file.parent, read_toml(file, SiteSettings))
+    settings = read_toml(file, SiteSettings)
+    find_beside(file.parent, settings.policy.tasks)
+    return SiteFolder(file.parent, settings)

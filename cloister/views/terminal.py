@@ -35,6 +35,16 @@ def make_usable() -> None:
             stream.reconfigure(errors="cloister")
 
 
+def quieten_libraries() -> None:
+    """Let no library of a task's model draw progress bars or tables over a command's output.
+
+    transformers loads a pretrained model with a bar, and reports what it did not use; the checks load it several times.
+    Whoever sets these variables decides otherwise.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def flush_output() -> OSError | None:
     """Flush standard output; return the error if that fails."""
     error = _flush(sys.stdout)
