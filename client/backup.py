@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
 from client.turn import without_agent
-from privacy.at_rest.held import FILES, FOLDERS, holds, is_log
+from privacy.at_rest.held import FILES, FOLDERS, MADE_AGAIN, holds, is_log
 from privacy.at_rest.vault import FILE as VAULT
 from privacy.at_rest.vault import Vault
 from privacy.at_rest.vaults import forget, header_of, is_protected, opened, remember
@@ -127,7 +127,7 @@ def _check_ledgers(place: SiteFolder) -> None:
 def _names(folder: Path) -> list[str]:
     further = header_of(folder).files if is_protected(folder) else ()
     found = [folder / _SETTINGS, *([folder / VAULT] if is_protected(folder) else [])]
-    for name in sorted({*FOLDERS, *FILES, *further}):
+    for name in sorted({*FOLDERS, *FILES, *further} - MADE_AGAIN):
         path = folder / name
         found += sorted(path.rglob("*")) if path.is_dir() else [path]
     names = [each.relative_to(folder).as_posix() for each in found if each.is_file()]

@@ -60,6 +60,8 @@ class Data:
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
     loader_workers: Annotated[int, Field(ge=0, le=64)] = 0  # processes that read a task's Dataset ahead
     pinned_memory: bool = False  # whether to read a Dataset into memory from which a GPU copies faster
+    cache: bool = False  # whether decoded images are kept on disk: see `client.data.decoded`
+    cache_mb: Annotated[int, Field(ge=1)] = 10_000  # megabytes that they may take
 
 
 @dataclass(frozen=True, config=STRICT)

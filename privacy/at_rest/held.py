@@ -10,8 +10,11 @@ from pathlib import PurePosixPath
 
 FOLDERS = frozenset({
     "keys", "ledger", "ledger-heads", "outbox", "models", "local", "personal", "metrics", "statistics", "receipts",
-    "approvals",
+    "approvals", "cache",
 })  # fmt: skip
+MADE_AGAIN = frozenset({"cache"})
+"""Folders that a backup leaves out, because what is in them can be made again."""
+
 FILES = frozenset({"refused-tasks.json", "audit.json"})
 _PUBLIC = "models", "public"
 _SPACE = ".space"

@@ -28,6 +28,7 @@ from privacy.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from client.data.decoded import Decoded
     from client.data.sources.options import ListedOptions
 
 FILE = "file"
@@ -109,6 +110,7 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         table: the table that lists them.
         targets: the labels of all records, `(n, …)`.
         persons: whom they are about, if the task names a column for it.
+        cache: of decoded images; None: each is decoded whenever it is read.
     """
 
     def __init__(
@@ -119,10 +121,16 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.table, self.targets, self.persons = table, labels.targets, labels.persons
+        self.cache: Decoded | None = None
         self._reader, self._transform = reader, transform
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def form(self) -> ImageForm:
+        """What every image is brought to."""
+        return self._reader.form
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         item = self.try_read(index)
@@ -133,7 +141,10 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
     def try_read(self, index: int) -> Problem | tuple[Tensor, Tensor]:
         """Read a record, or say what is wrong with it."""
         row, path = self.table.files[index]
+        cache, key = self.cache, ""
         try:
+            if cache and (image := cache.get(key := cache.key_of(path))) is not None:
+                return image, self.targets[index]
             image = self._reader.form.finish(self._reader.read(path))
         except UnusableError as error:
             return Problem(row, self.table.named(FILE), str(error))
@@ -142,7 +153,11 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         except Exception:  # noqa: BLE001 - whatever a decoder raises for a damaged file; its text may quote it
             text = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
             return Problem(row, self.table.named(FILE), text)
-        return (image if self._transform is None else self._transform(image)), self.targets[index]
+        if self._transform is not None:
+            image = self._transform(image)
+        if cache and isinstance(image, Tensor):
+            cache.put(key, path, image)
+        return image, self.targets[index]
 
 
 class ListedTable(TextTable):
