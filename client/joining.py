@@ -272,7 +272,7 @@ epsilon = 4.0                 # that are repeated after a fault, and a survey of
 delta = 1e-5                  # below 1 over the number of these people
 
 [policy]                      # what this site takes part in, whatever a run asks for
-tasks = []                    # installed tasks, for example ["mypackage.lungs:Study"]; nothing else is trained
+tasks = []                    # installed, or in a file beside this one: ["lungs:Study"]; nothing else is trained
 maximum_epsilon = 3.5         # of one run with its repeated rounds; each of 12 to 20 rounds adds about 0.1 to an ε of 3
 minimum_noise_multiplier = 0.5
 approval = false              # true: only runs approved here with `cloister approve`
