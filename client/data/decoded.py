@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from client.data.sources.listed_files import ImageForm
     from privacy.at_rest.vault import Vault
 
 log = logging.getLogger("cloister.agent")
@@ -74,7 +73,7 @@ class Decoded:
     vault: Vault | None = None
 
     @classmethod
-    def open(cls, site: Path, task: object, form: ImageForm, most: int, processes: int) -> Self:
+    def open(cls, site: Path, task: object, form: object, most: int, processes: int) -> Self:
         """Open a site's cache, and make room in it.
 
         Args:
@@ -149,7 +148,7 @@ class Decoded:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"
 
 
-def code_of(task: object, form: ImageForm) -> bytes:
+def code_of(task: object, form: object) -> bytes:
     """Return a digest of everything that decides what an image's file becomes."""
     digest = sha256(f"{type(task).__module__}:{type(task).__qualname__} {form!r}\n".encode())
     packages = {kind.__module__.partition(".")[0] for kind in type(task).__mro__} - sys.stdlib_module_names

@@ -7,6 +7,7 @@ import io
 import os
 import select
 import sys
+import warnings
 from contextlib import suppress
 from getpass import getpass
 from pathlib import Path
@@ -36,13 +37,15 @@ def make_usable() -> None:
 
 
 def quieten_libraries() -> None:
-    """Let no library of a task's model draw progress bars or tables over a command's output.
+    """Let no library of a task's model write progress bars, tables or its own warnings over a command's output.
 
     transformers loads a pretrained model with a bar, and reports what it did not use; the checks load it several times.
     Whoever sets these variables decides otherwise.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")  # not the user's
 
 
 def flush_output() -> OSError | None:
