@@ -167,6 +167,8 @@ class ListedTable(TextTable):
         files: the row and the file of every usable record, once the labels are read.
     """
 
+    what = f"the table that lists the images, one per line, with a column `{FILE}` and the labels,"
+
     def __init__(self, path: Path, options: ListedOptions, *, folders: bool) -> None:
         super().__init__(path, options)
         self.files: list[tuple[int, Path]] = []
