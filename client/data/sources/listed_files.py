@@ -140,7 +140,7 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
 
     def try_read(self, index: int) -> Problem | tuple[Tensor, Tensor]:
         """Read a record, or say what is wrong with it."""
-        row, path = self.table.files[index]
+        row, path = self.table.file_of(index)
         cache, key = self.cache, ""
         try:
             if cache and (image := cache.get(key := cache.key_of(path))) is not None:
@@ -161,19 +161,20 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
 
 
 class ListedTable(TextTable):
-    """The table that lists images; remembers the files of usable rows.
-
-    Attributes:
-        files: the row and the file of every usable record, once the labels are read.
-    """
+    """The table that lists images; remembers the files of usable rows."""
 
     what = f"the table that lists the images, one per line, with a column `{FILE}` and the labels,"
 
     def __init__(self, path: Path, options: ListedOptions, *, folders: bool) -> None:
         super().__init__(path, options)
-        self.files: list[tuple[int, Path]] = []
+        self._files: list[tuple[int, str]] = []  # a path takes ten times the memory of its text
         self._folders, self._folder = folders, path.parent.resolve()
-        self._paths = dict[int, Path]()
+        self._paths = dict[int, str]()
+
+    def file_of(self, index: int) -> tuple[int, Path]:
+        """Return the row and the file of a usable record, once the labels are read."""
+        row, path = self._files[index]
+        return row, Path(path)
 
     def labels(
         self, declared: Declared, findings: Findings, progress: Callable[[int], None] = lambda _: None
@@ -184,7 +185,7 @@ class ListedTable(TextTable):
             DataError: if the table cannot be read.
         """
         records = read_tensors(self, declared, findings, progress)
-        self.files = [(row, self._paths[row]) for row in records.rows]
+        self._files = [(row, self._paths[row]) for row in records.rows]
         self._paths.clear()
         return records
 
@@ -194,7 +195,7 @@ class ListedTable(TextTable):
             problems, usable = list(chunk.problems), list[bool]()
             for row, name in zip(chunk.rows, chunk.columns[FILE].to_pylist(), strict=True):
                 try:
-                    self._paths[row] = self._find(name.strip())
+                    self._paths[row] = str(self._find(name.strip()))
                 except UnusableError as error:
                     problems.append(Problem(row, self.named(FILE), str(error)))
                 usable.append(row in self._paths)
