@@ -114,23 +114,25 @@ class Decoded:
 
     def get(self, key: str) -> Tensor | None:
         """Return an image; None if there is no entry of this name, or it is damaged."""
-        path = self._path(key)
+        path, image = self._path(key), None
         try:
-            image = _opened(read_file(path))
-            if time.time() - path.stat().st_mtime > _DAY:
+            with suppress(VaultError):
+                image = _opened(read_file(path))
+            if image is None:
+                log.warning("%s is damaged; its image is decoded anew", path)
+                path.unlink(missing_ok=True)
+            elif time.time() - path.stat().st_mtime > _DAY:
                 os.utime(path)  # so that it is not removed as unused
         except FileNotFoundError:
-            return None
-        except (OSError, VaultError) as error:
-            log.debug("an entry of the cache cannot be read", exc_info=error)
-            image = None
-        if image is None:
-            log.warning("%s is damaged; its image is decoded anew", path)
-            path.unlink(missing_ok=True)
+            pass
+        except OSError as error:
+            log.debug("an entry of the cache cannot be used", exc_info=error)
         return image
 
     def put(self, key: str, path: Path, image: Tensor) -> None:
         """Keep an image, unless the cache is full, or its file has changed since `key_of` read it."""
+        if image.layout != torch.strided or not image.dim():
+            return
         image = image.detach().contiguous()
         data = safetensors.torch.save({_IMAGE: image, _CHECKSUM: torch.tensor([_checksum(image)])})
         size = sealed_size(len(data)) if self.vault else len(data)
@@ -163,7 +165,10 @@ def make_room(folder: Path, most: int) -> int:
     """Remove what is no longer used if little room is left, and what is above the bound; return the bytes in use."""
     now, used, entries = time.time(), 0, list[tuple[float, int, str]]()
     for entry in _files(folder):
-        state = entry.stat()
+        try:
+            state = entry.stat()
+        except FileNotFoundError:  # another process makes room, too
+            continue
         if entry.name.startswith(".") and now - state.st_mtime > _DAY:
             _remove(entry.path)  # left by a process that was killed
         else:
