@@ -133,7 +133,7 @@ class Personal:
         return _LAMBDA if self.proximal is None else self.proximal
 
 
-@dataclass(frozen=True, config=ConfigDict(STRICT, extra="ignore"))
+@dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=True))
 class PersonalAlone:
     """`[personal]` of a `site.toml`, or of a file that has nothing else."""
 

@@ -114,7 +114,8 @@ class Decoded:
 
     def get(self, key: str) -> Tensor | None:
         """Return an image; None if there is no entry of this name, or it is damaged."""
-        path, image = self._path(key), None
+        path = self._path(key)
+        image: Tensor | None = None
         try:
             with suppress(VaultError):
                 image = _opened(read_file(path))

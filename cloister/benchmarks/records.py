@@ -79,9 +79,7 @@ def table(report: dict[str, Any]) -> str:
     worker = max(row["worker_mb"] for row in report["rows"])
     more = [f"each worker, a process that reads ahead, takes {worker:.0f} MB besides"] if worker else []
     if any(row["source"] in _PHOTOS for row in report["rows"]):
-        more.append(
-            f"photos have {_PHOTO_SIDE} × {_PHOTO_SIDE} pixels; if cached, they are decoded when opened"
-        )
+        more.append(f"photos have {_PHOTO_SIDE} × {_PHOTO_SIDE} pixels; if cached, they are decoded when opened")
     return "\n".join(
         [*lines, "", "an epoch of DP-SGD in batches of 32; tables are read once, when they are opened", *more]
     )

@@ -143,8 +143,8 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         row, path = self.table.file_of(index)
         cache, key = self.cache, ""
         try:
-            if cache and (image := cache.get(key := cache.key_of(path))) is not None:
-                return image, self.targets[index]
+            if cache and (kept := cache.get(key := cache.key_of(path))) is not None:
+                return kept, self.targets[index]
             image = self._reader.form.finish(self._reader.read(path))
         except UnusableError as error:
             return Problem(row, self.table.named(FILE), str(error))

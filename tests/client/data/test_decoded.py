@@ -60,7 +60,7 @@ def site(tmp_path: Path) -> Iterator[Path]:
 
 def paint(folder: Path, number: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 7), np.uint8)
-    Image.fromarray(pixels, "L").save(folder / f"{number}.png")
+    Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
 def loaded(site: Path, task: Picture | None = None, **options: Any) -> Any:  # noqa: ANN401 - settings
