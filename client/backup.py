@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.protection import kept
 from client.turn import without_agent
-from privacy.at_rest.held import FILES, FOLDERS
+from privacy.at_rest.held import FILES, FOLDERS, MADE_AGAIN
 from privacy.at_rest.protection import finish
 from privacy.at_rest.vault import FILE as VAULT
 from privacy.at_rest.vaults import is_protected, opened
@@ -128,7 +128,7 @@ def check_ledgers(place: SiteFolder) -> None:
 def names_of(folder: Path, further: tuple[str, ...] = ()) -> list[str]:
     """Return the files that a backup holds, relative to the site's folder; `further`: keys elsewhere in it."""
     found = [folder / SETTINGS, *([folder / VAULT] if is_protected(folder) else [])]
-    for name in sorted({*FOLDERS, *FILES, *further}):
+    for name in sorted({*FOLDERS, *FILES, *further} - MADE_AGAIN):
         path = folder / name
         found += sorted(path.rglob("*")) if path.is_dir() else [path]
     names = [each.relative_to(folder).as_posix() for each in found if each.is_file()]

@@ -352,13 +352,13 @@ file = "records.csv"          # the site's records, relative to this folder
 lineage = "{invitation.name}-people"   # the people that the records are about; all files about them share one budget
 held_out = 0.2                # the fraction that is never trained on
 
-[budget]                      # the most that may ever be spent on these people
-epsilon = 3.0
-delta = 1e-5
+[budget]                      # the most that may ever be spent on these people: for a run of ε 3, a few rounds of it
+epsilon = 4.0                 # that are repeated after a fault, and a survey of ε 1; not for a second such run
+delta = 1e-5                  # below 1 over the number of these people
 
 [policy]                      # what this site takes part in, whatever a run asks for
-tasks = []                    # installed tasks, for example ["mypackage.lungs:Study"]; nothing else is trained
-maximum_epsilon = 3.0         # of one run
+tasks = []                    # installed, or in a file beside this one: ["lungs:Study"]; nothing else is trained
+maximum_epsilon = 3.5         # of one run with its repeated rounds; each of 12 to 20 rounds adds about 0.1 to an ε of 3
 minimum_noise_multiplier = 0.5
 approval = false              # true: only runs approved here with `cloister approve`
 # signers = ["coordinator"]   # whose runs: names or roles; by default, of all whom the roster allows to sign

@@ -45,7 +45,9 @@ class Session:
 
     def __init__(self, channel: grpc.Channel, address: str, signer: Signer) -> None:
         self._address, self._signer = address, signer
-        self._challenge: UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Challenge", bytes, bytes)
+        self._challenge: UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/{SERVICE}/Challenge", bytes, bytes
+        )
         self._answer: UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/SignIn", bytes, bytes)
         self._token, self._renewed = b"", 0.0  # until then, by the monotonic clock
 

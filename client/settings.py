@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from client.data.sources.options import SourceOptions
 from client.data.sources.registry import Source
+from client.task.installed import find_beside
 from privacy.at_rest.held import RESTORED
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import BackupError
@@ -62,6 +63,8 @@ class Data:
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
     loader_workers: Annotated[int, Field(ge=0, le=64)] = 0  # processes that read a task's Dataset ahead
     pinned_memory: bool = False  # whether to read a Dataset into memory from which a GPU copies faster
+    cache: bool = False  # whether decoded images are kept on disk: see `client.data.decoded`
+    cache_mb: Annotated[int, Field(ge=1)] = 10_000  # megabytes that they may take
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -131,6 +134,13 @@ class Personal:
         if self.method == "fine-tuning":
             return 0.0
         return _LAMBDA if self.proximal is None else self.proximal
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=True))
+class PersonalAlone:
+    """`[personal]` of a `site.toml`, or of a file that has nothing else."""
+
+    personal: Personal
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -286,6 +296,8 @@ class SiteFolder:
 def read_site(path: Path) -> SiteFolder:
     """Read a site's settings, given its `site.toml` or the folder that holds it.
 
+    Tasks of its policy may be files in that folder: see `client.task.installed.find_beside`.
+
     Raises:
         ConfigError: if the file is missing or invalid, or its folder is reached through a link.
         BackupError: if a restore into the folder was interrupted.
@@ -294,4 +306,6 @@ def read_site(path: Path) -> SiteFolder:
     if (file.parent / RESTORED).exists():
         msg = f"{file.parent}: a restore was interrupted here; finish it with the same command: cloister restore"
         raise BackupError(msg)
-    return SiteFolder(file.parent, read_toml(file, SiteSettings))
+    settings = read_toml(file, SiteSettings)
+    find_beside(file.parent, settings.policy.tasks)
+    return SiteFolder(file.parent, settings)

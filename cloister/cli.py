@@ -30,7 +30,14 @@ from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listen, make_console, show_log
-from cloister.views.terminal import ask_secretly, complain, flush_output, make_usable, reader_has_gone
+from cloister.views.terminal import (
+    ask_secretly,
+    complain,
+    flush_output,
+    make_usable,
+    quieten_libraries,
+    reader_has_gone,
+)
 from privacy.at_rest.secrets import Asking
 from privacy.failures import sentence
 
@@ -180,12 +187,16 @@ def agent(
 def simulate(
     run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference study's.")] = None,
     folder: Annotated[Path, typer.Option(help="Folder for the files of the simulated hospitals.")] = Path("simulation"),
+    personal: Annotated[
+        Path | None,
+        typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a study over simulated hospitals in this process: the same apps and bytes, no network, no policy limits."""
     from cloister.commands.simulate import simulate as run_simulation  # noqa: PLC0415 - loads torch
 
-    report = run_simulation(run, folder, make_console(json=as_json))
+    report = run_simulation(run, folder, make_console(json=as_json), personal)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -224,6 +235,7 @@ def show(report: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command line. Every error ends here, as one sentence: see `privacy.failures`."""
     make_usable()
+    quieten_libraries()
     Asking.how = ask_secretly
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for a script's background jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)

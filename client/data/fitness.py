@@ -9,6 +9,7 @@ of a task. No gradient is computed, and nothing is kept.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from client.data.decoded import FOLDER, Decoded
 from client.data.inputs import Inputs, call, device_of, mapped, move, named, rows, singles
 from client.data.own_records import check_loaded
+from client.data.sources.listed_files import ImageRecords
 from client.data.watching import watched
+from client.dpsgd.torchrun import own_place
 from client.gradients.loss import RecordLoss
 from client.task.probe import Example, one_a_record
 from client.task.user_code import foreign, is_memory
 from privacy.errors import CloisterError, DataError, TaskError
-from privacy.failures import raised
+from privacy.failures import raised, reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from client.data.sources.registry import Source
     from client.settings import Data
     from client.task.task import Task
+
+log = logging.getLogger("cloister.agent")
 
 _AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
@@ -58,7 +64,27 @@ def load_records(task: Task, name: str, example: Example, source: Source, data: 
     path = source.path
     with foreign(name, f"load() of {path}", DataError):
         loaded: Any = task.load_from(source)
+    if data and data.cache:
+        _keep_decoded(loaded, task, name, source, data)
     return check_loaded(loaded, name, example, path, data)
+
+
+def _keep_decoded(loaded: object, task: Task, name: str, source: Source, data: Data) -> None:
+    """Let a task's images be kept on disk once they are decoded.
+
+    Raises:
+        DataError: if the folder for them cannot be used.
+    """
+    images = loaded[0] if isinstance(loaded, tuple) and loaded else loaded
+    if not isinstance(images, ImageRecords) or source.folder is None:
+        log.warning("cache = true in [data] of site.toml is for tasks that declare images; %s reads its own", name)
+        return
+    processes = own_place().size * (1 + data.loader_workers)
+    try:
+        images.cache = Decoded.open(source.folder, task, images.form, data.cache_mb * 1_000_000, processes)
+    except OSError as error:
+        msg = f"{source.folder / FOLDER}: {reason(error)}; free this folder, or set cache = false in [data]"
+        raise DataError(msg) from error
 
 
 class Fitness:

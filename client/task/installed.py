@@ -1,4 +1,4 @@
-"""The digest of a task's installed package, by which refusals and a policy know its code. Nothing is imported."""
+"""Where a task's code is, and its digest, by which refusals and a policy know it. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING
 from privacy.errors import PolicyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from privacy.run.policy import Policy
+
+
+def find_beside(folder: Path, tasks: Iterable[str]) -> None:
+    """Let Python find tasks, `module:Class`, in files of a folder, such as `lungs.py` beside a site's `site.toml`.
+
+    Installed packages of the same name come first. A folder with none of these tasks changes nothing.
+    """
+    for top in {task.partition(":")[0].partition(".")[0] for task in tasks}:
+        beside = (folder / f"{top}.py", folder / top / "__init__.py")
+        if top.isidentifier() and any(path.is_file() for path in beside) and not _roots(top):
+            sys.path.append(str(folder))  # processes that read records ahead get it too
+            sys.dont_write_bytecode = True  # Python would leave a folder in the site's
+            return
 
 
 def package_digest(module: str, name: str) -> str | None:

@@ -27,6 +27,7 @@ MADE_UP, OWN = "made-up record", "record"
 """The records on which a task is tried: made up by the task, or the site's own."""
 
 _FEWEST = 4
+_USUAL = "for example torch.rand(8, 30), torch.arange(8) % 2 for 30 numbers a record and two classes"
 _SIZES = (5, 7, 11, 13, 17, 19, 23)
 
 
@@ -50,8 +51,8 @@ class Example:
         for name, part in (*named(inputs).items(), ("targets", targets)):
             if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(tensors(inputs)[0]):
                 msg = (
-                    f"its example has {name} {_form(part)}; make up at least {_FEWEST} records, with one target per "
-                    "input"
+                    f"its example has {name} {_form(part)}{_length(part)}; make up at least {_FEWEST} records, with "
+                    f"one target per input, for example {suggested(inputs, targets)}"
                 )
                 raise TaskError(msg)
             if not part.is_complex() and part.dtype not in DTYPES:
@@ -90,6 +91,8 @@ class Example:
             msg = (
                 f"{path}: the task read inputs and targets {read}, but its example has {wanted}; correct one of the two"
             )
+            if parts is not None and isinstance(targets, Tensor):
+                msg += f"; if load() is right, let example() return for example {suggested(parts, targets)}"
             raise DataError(msg)
         return mapped(Tensor.detach, parts), targets.detach()
 
@@ -173,15 +176,50 @@ def made_up(task: Task) -> Batch:
         TaskError: if they are not inputs and targets.
     """
     with naming("example()"):
-        inputs, targets = task.example()
+        pair: object = task.example()
+    if not isinstance(pair, tuple | list) or len(pair) != 2:  # noqa: PLR2004 - inputs and targets
+        number = f"{len(pair)} things" if isinstance(pair, tuple | list) else form_of(pair)
+        msg = f"its example() returns {number}; return two, the inputs and the targets that load() would: {_USUAL}"
+        raise TaskError(msg)
+    inputs, targets = pair
     checked = as_inputs(inputs)
     if checked is None or not isinstance(targets, Tensor):
         msg = (
             f"its example has inputs and targets {form_of(inputs)} and {form_of(targets)}; return inputs (one tensor, "
-            "or a tuple or dict of tensors) and a tensor of targets"
+            f"or a tuple or dict of tensors) and a tensor of targets, as load() would: {_USUAL}"
         )
         raise TaskError(msg)
     return checked, targets
+
+
+def suggested(inputs: Inputs, targets: Tensor) -> str:
+    """Return code that makes up eight records of the form of these.
+
+    >>> suggested({"words": torch.zeros(3, 20).long()}, torch.zeros(3, 1))
+    "{'words': torch.randint(0, 2, (8, 20))}, torch.rand(8, 1)"
+    """
+    if isinstance(inputs, Tensor):
+        made = _made_up(inputs)
+    elif isinstance(inputs, dict):
+        made = f"{{{', '.join(f'{name!r}: {_made_up(part)}' for name, part in inputs.items())}}}"
+    else:
+        made = f"({''.join(f'{_made_up(part)}, ' for part in inputs).strip()})"
+    return f"{made}, {_made_up(targets)}"
+
+
+def _made_up(part: Tensor) -> str:
+    shape = ", ".join(("8", *(str(size) for size in part.shape[1:])))
+    if part.is_floating_point():
+        dtype = "" if part.dtype == torch.float32 else f", dtype={part.dtype}"
+        return f"torch.rand({shape}{dtype})"
+    shape = f"({shape},)" if part.dim() <= 1 else f"({shape})"
+    if part.dtype == torch.bool:
+        return f"torch.rand({shape}) < 0.5"
+    return f"torch.randint(0, 2, {shape}{'' if part.dtype == torch.int64 else f', dtype={part.dtype}'})"
+
+
+def _length(part: Tensor) -> str:
+    return f" with n = {len(part)}" if part.dim() else ""
 
 
 def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:

@@ -113,6 +113,29 @@ class TableTask(Task):
             else (loaded.inputs, loaded.targets, loaded.persons)
         )
 
+    def inputs_of(self, path: Path, site: Path | None = None) -> Tensor:
+        """Read new records, for a trained model to predict their target, which the table need not have.
+
+        Args:
+            path: the table.
+            site: a site whose `site.toml` says how to read it; None: the file's suffix does.
+
+        Returns:
+            The inputs `(n, width)`, in the order of the table.
+
+        Raises:
+            DataError: if a record cannot be used.
+            ConfigError: if the site's settings cannot be read.
+        """
+        from client.settings import read_site  # noqa: PLC0415 - only here
+
+        place = read_site(site) if site else None
+        source = Source(path, place.settings.data.source, place.folder) if place else Source(path)
+        findings, table = Findings(), source.table()
+        read = read_tensors(table, Declared(self.columns, ()), findings)
+        raise_first(table, findings)
+        return read.inputs
+
     @override
     def example(self) -> tuple[Tensor, Tensor]:
         count = _FEWEST * max(1, *(column.width for column in (*self.columns, *self.declared.targets)))

@@ -10,8 +10,8 @@
 Instead of a method, `metrics = ["accuracy", "auc"]` names metrics that Cloister computes: see `client.task.scoring`.
 `subgroups` says for which subgroups it can compute them: see `client.task.subgrouping`.
 
-A run names it as `module:Class`. A site imports it only from its own installed packages, and only if its policy lists
-that name: code never travels.
+A run names it as `module:Class`. A site imports it only from its own installed packages, or from a file that it has
+beside its `site.toml`, and only if its policy lists that name: code never travels.
 """
 
 from __future__ import annotations
@@ -108,11 +108,14 @@ class Task(NamedMetrics, Subgrouped, ABC):
         return {}
 
 
-_INSTALL = "install its package at this site, or correct its name; for a file, set PYTHONPATH to its folder"
+_INSTALL = (
+    "install its package, or put its file beside site.toml (of a run to simulate, beside the run's file); or correct "
+    "its name"
+)
 
 
 def import_task(name: str) -> Task:
-    """Import `module:Class` from the installed packages and make an instance.
+    """Import `module:Class` and make an instance.
 
     Raises:
         TaskError: if there is no such module or class, the class is not a `Task`, or a method is missing.
@@ -153,7 +156,7 @@ def make(kind: Callable[[], C], name: str) -> C:
 
 
 def import_class(name: str) -> type:
-    """Import `module:Class` from the installed packages.
+    """Import `module:Class`.
 
     Raises:
         TaskError: if there is no such module or class.
@@ -170,7 +173,8 @@ def import_class(name: str) -> type:
             raise TaskError(msg) from error
         imported: object = getattr(module, class_name, None)
     if imported is None:
-        msg = f"the task {name!r} cannot be imported here: {module_name} has no {class_name!r}; {_INSTALL}"
+        where = getattr(module, "__file__", None) or "a folder without __init__.py"
+        msg = f"the task {name!r} cannot be imported here: {module_name} ({where}) has no {class_name!r}; {_INSTALL}"
         raise TaskError(msg)
     if not isinstance(imported, type):
         msg = f"{name!r} is not a class; derive one from cloister.Task"

@@ -67,7 +67,7 @@ class Survey(ABC):
 
 
 def import_survey(name: str) -> Survey:
-    """Import `module:Class` from the installed packages and make an instance.
+    """Import `module:Class` and make an instance.
 
     Raises:
         TaskError: if there is no such module or class, it is not a `Survey`, or its columns or classes are invalid.

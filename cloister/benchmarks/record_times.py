@@ -1,13 +1,14 @@
 """Write records to disk in the forms that sites have, and train on them for an epoch while reading is timed.
 
 The timed code is a site's: its sources, its reader and `client.dpsgd.training_steps.train`. Images are colour JPEG
-files of 150 × 150 pixels; tables have 30 columns of numbers.
+files, which the model gets in 150 × 150 pixels; tables have 30 columns of numbers.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import sqlite3
 import time
 from contextlib import closing
@@ -23,7 +24,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.data.columns import Category, Flag, Number
-from client.data.own_records import check_loaded
+from client.data.fitness import load_records
 from client.data.site_records import InMemory, Records
 from client.data.sources.optional import needing
 from client.data.sources.options import Images, Parquet, Sql
@@ -34,6 +35,9 @@ from client.task.image_task import ImageTask
 from client.task.probe import Example
 from client.task.table_task import TableTask
 from cloister.benchmarks.training_times import manifest_of, peak_memory
+from privacy.at_rest.protection import protect
+from privacy.at_rest.vault import Secret
+from privacy.at_rest.vaults import is_protected
 from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ _CLASSES = ("benign", "malignant")
 _COLUMNS = tuple(f"value_{number}" for number in range(30))
 _LABEL = "label"
 _BATCH = 32  # records in a step, expected
+_CACHE_MB = 100_000
+CACHED = ("cached", "encrypted")
+"""Sources whose images are decoded once; in the second, the cache is encrypted as in a protected site's folder."""
 
 
 class Scans(ImageTask):
@@ -91,13 +98,14 @@ class Measurements(TableTask):
         return functional.binary_cross_entropy_with_logits(outputs, targets)
 
 
-def write_images(folder: Path, count: int, files: int) -> Path:
+def write_images(folder: Path, count: int, files: int, side: int = _SIDE) -> Path:
     """Write JPEG files and a table that lists them.
 
     Args:
         folder: where to write.
         count: the number of records.
         files: the number of different files; the others are links to them.
+        side: height and width of an image.
 
     Returns:
         The table.
@@ -114,7 +122,7 @@ def write_images(folder: Path, count: int, files: int) -> Path:
         path = scans / f"{number:06}.jpg"
         if number < files:
             coarse = Image.fromarray(rng.integers(0, 256, (10, 10, _CHANNELS), np.uint8))
-            smooth = np.asarray(coarse.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), np.int16)
+            smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
             noisy = smooth + rng.integers(-8, 9, smooth.shape)
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         else:
@@ -200,7 +208,8 @@ def measured(source: str, workers: int, path: Path, count: int) -> dict[str, flo
     """Open records and train on them for an epoch. Call it in a fresh process.
 
     Args:
-        source: `memory`, `images`, `parquet` or `sql`.
+        source: `memory`, `images`, `parquet` or `sql`; or `cached` or `encrypted`, images that are decoded once, while
+            the records are opened, and then read from the cache.
         workers: the number of processes that read images ahead.
         path: what the site's settings would name; unused for `memory`.
         count: the number of records.
@@ -210,7 +219,7 @@ def measured(source: str, workers: int, path: Path, count: int) -> dict[str, flo
         records, `peak_mb` of memory more than training on made-up records takes, and `worker_mb`, the most that one of
         the other processes had.
     """
-    task = Scans() if source in {"memory", "images"} else Measurements()
+    task = Measurements() if source in {"parquet", "sql"} else Scans()
     torch.manual_seed(0)
     model = task.model()
     inputs, targets = task.example()
@@ -236,13 +245,17 @@ def _opened(task: Scans | Measurements, source: str, workers: int, path: Path, c
     if source == "memory":
         return InMemory(torch.rand(count, _CHANNELS, _SIDE, _SIDE), torch.arange(count) % len(_CLASSES))
     options: dict[str, TableOptions | ListedOptions] = {
-        "images": Images(),
         "parquet": Parquet(),
         "sql": Sql(url="sqlite:///rows.db", order_by="number"),
     }
-    loaded = task.load_from(Source(path, options[source], path.parent))
-    data = Data(file=path, lineage="benchmark", loader_workers=workers)
-    records: Records = check_loaded(loaded, type(task).__name__, Example.of(task), path, data).records
+    if source == "encrypted" and not is_protected(path.parent):
+        protect(path.parent, Secret.of_passphrase(secrets.token_hex()), ())
+    data = Data(path, "benchmark", loader_workers=workers, cache=source in CACHED, cache_mb=_CACHE_MB)
+    place = Source(path, options.get(source, Images()), path.parent)
+    records: Records = load_records(task, type(task).__name__, Example.of(task), place, data).records
+    if data.cache:
+        for _ in records.in_order(_BATCH):
+            pass
     return records
 
 

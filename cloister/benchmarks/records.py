@@ -1,7 +1,8 @@
 """`cloister bench records`: how much of a training step is spent on reading records, and how much memory it takes.
 
 Each row is measured in a fresh process: an epoch of DP-SGD on images in memory, on image files read by the site's own
-process or by others that read ahead, and on tables, which a source reads once, at the start.
+process or by others that read ahead, on larger images with and without the cache of decoded ones, and on tables, which
+a source reads once, at the start.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cloister.benchmarks.record_times import measured, write_images, write_parquet, write_sqlite
+from cloister.benchmarks.record_times import CACHED, measured, write_images, write_parquet, write_sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +22,11 @@ MANY = 100_000
 """Images of the row that shows whether memory depends on their number."""
 
 ROWS: tuple[tuple[str, int], ...] = (
-    ("memory", 0), ("images", 0), ("images", 1), ("images", 2), ("parquet", 0), ("sql", 0),
+    ("memory", 0), ("images", 0), ("images", 1), ("images", 2), ("photos", 0), ("cached", 0), ("encrypted", 0),
+    ("parquet", 0), ("sql", 0),
 )  # fmt: skip
+_PHOTOS = {"photos", *CACHED}
+_PHOTO_SIDE, _PHOTO_FILES, _FEWER = 1000, 32, 4  # pixels; different files; as many fewer images
 _FILES = 2_000  # different image files; the others are links to them
 _A_TABLE_HAS = 20  # rows for every image: they are that much smaller
 
@@ -43,6 +47,10 @@ def measure(count: int, many: int = 0, rows: Sequence[tuple[str, int]] = ROWS) -
         paths = {"memory": (folder, count)}
         if any(source == "images" for source, _ in rows):
             paths["images"] = (write_images(folder, count, _FILES), count)
+        for source in _PHOTOS & {source for source, _ in rows}:
+            (folder / source).mkdir()
+            few = max(1, count // _FEWER)
+            paths[source] = (write_images(folder / source, few, _PHOTO_FILES, _PHOTO_SIDE), few)
         tables = {"parquet": write_parquet, "sql": write_sqlite}
         for source in tables.keys() & {source for source, _ in rows}:
             paths[source] = (tables[source](folder, _A_TABLE_HAS * count), _A_TABLE_HAS * count)
@@ -70,6 +78,8 @@ def table(report: dict[str, Any]) -> str:
     ]
     worker = max(row["worker_mb"] for row in report["rows"])
     more = [f"each worker, a process that reads ahead, takes {worker:.0f} MB besides"] if worker else []
+    if any(row["source"] in _PHOTOS for row in report["rows"]):
+        more.append(f"photos have {_PHOTO_SIDE} × {_PHOTO_SIDE} pixels; if cached, they are decoded when opened")
     return "\n".join(
         [*lines, "", "an epoch of DP-SGD in batches of 32; tables are read once, when they are opened", *more]
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from client.settings import PersonalAlone
+from client.task.installed import find_beside
 from client.task.task import import_class
 from cloister.views.observers import against_whom, cost_of_votes
 from cloister.views.run import RoundTable, listen
@@ -14,7 +16,7 @@ from privacy.ledger.balance import without_infinity
 from privacy.run.settings import RunSettings
 from server.settings import read_consortium, read_run
 from simulations.engine.inline import run_inline
-from simulations.engine.results import read_own_metrics, read_results
+from simulations.engine.results import read_own_metrics, read_personal_metrics, read_results
 from simulations.tasks.reference_study import prepare_study
 
 if TYPE_CHECKING:
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
     from simulations.tasks.reference_study import Study
 
 
-def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
+def simulate(run: Path | None, folder: Path, console: Console, personal: Path | None = None) -> dict[str, Any]:
     """Run the reference study, or the run in a file, in this process; return the results.
+
+    Args:
+        run: the run's settings; None for the reference study's.
+        folder: where to make the hospitals.
+        console: shows the rounds.
+        personal: a file with the `[personal]` of all hospitals, such as a site's `site.toml`; None for none.
 
     Raises:
         CloisterError: if settings are wrong, or the run failed.
@@ -40,9 +48,11 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
     if settings and settings.statistics:
         msg = f"{run}: this run computes statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
-    if settings:
+    own = read_toml(personal, PersonalAlone).personal if personal else None
+    if run and settings:
+        find_beside(run.absolute().parent, [settings.task])
         import_class(settings.task)  # fail before any folder is made
-    study = prepare_study(folder, run, limits=False)
+    study = prepare_study(folder, run, limits=False, personal=own)
     results = run_here(study, console)
     manifest = _manifest_of(study)
     last = next(event for event in reversed(results.events) if event.get("released"))
@@ -52,6 +62,7 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         "epsilon": last["epsilon"],
         **against_whom(manifest),
         **cost_of_votes(manifest),
+        **({"personal": read_personal_metrics(study.federation)} if own else {}),
         "model": {site: str(path) for site, path in results.paths.items()},
         "model_digest": results.digests,
     }

@@ -1,4 +1,4 @@
-"""Report ε against each observer of a run with shared noise, and the cost of votes, for `sign` and `simulate`."""
+"""Report ε against each observer of a run with shared noise, the cost of votes, and personal models."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Fraction of good rounds undone, above which an honest site may well be blamed: see `strategies.suspicion`.
 _MOST_UNDONE = 0.1
+_METRICS = 3  # of a personal model, that fit on a line
 
 
 def against_whom(manifest: Manifest) -> dict[str, Any]:
@@ -46,8 +47,24 @@ def cost_of_votes(manifest: Manifest) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the observers' table and of votes, if the report has them."""
-    return [*_shared(report), *_votes(report)]
+    """Return the lines of the observers' table, of votes and of personal models, if the report has them."""
+    return [*_shared(report), *_votes(report), *_personal(report)]
+
+
+def _personal(report: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"  {site:<12}" + ", ".join(
+            f"{name} {_number(entry['shared'][name])} → {_number(entry['personal'][name])}"
+            for name in list(entry["shared"])[:_METRICS]
+        )
+        for site, entry in report.get("personal", {}).items()
+    ]  # fmt: skip
+    head = "shared model → the hospital's own, on its held-out records; its own has no noise, and is not private"
+    return [head, *lines] if lines else []
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _votes(report: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import io
 import os
 import select
 import sys
+import warnings
 from contextlib import suppress
 from getpass import getpass
 from pathlib import Path
@@ -33,6 +34,18 @@ def make_usable() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until exit
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="cloister")
+
+
+def quieten_libraries() -> None:
+    """Let no library of a task's model write progress bars, tables or its own warnings over a command's output.
+
+    transformers loads a pretrained model with a bar, and reports what it did not use; the checks load it several times.
+    Whoever sets these variables decides otherwise.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")  # not the user's
 
 
 def flush_output() -> OSError | None:

@@ -11,8 +11,11 @@ from pathlib import PurePosixPath
 
 FOLDERS = frozenset({
     "keys", "ledger", "ledger-heads", "outbox", "models", "local", "personal", "metrics", "statistics", "receipts",
-    "approvals",
+    "approvals", "cache",
 })  # fmt: skip
+MADE_AGAIN = frozenset({"cache"})
+"""Folders that a backup leaves out, because what is in them can be made again."""
+
 FILES = frozenset({"refused-tasks.json", "audit.json"})
 RESTORING, RESTORED = ".restoring", ".restored"
 """A backup while it is unpacked beside the files of a site, and once it is complete."""

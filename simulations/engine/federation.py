@@ -14,7 +14,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from client.joining import begin, finish
+from client.settings import Personal
 from privacy.run.new_manifest import sign_manifest
 from privacy.storage import write_atomically
 from server.founding import create_consortium
@@ -51,6 +54,7 @@ class SiteTerms:
     source: str | None = None
     records_per_person: int = 1
     further_policy: str = ""  # further lines of `[policy]`
+    personal: Personal | None = None  # a model of the site's own
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a s
 colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 vote_epsilon = {terms.vote_epsilon}   # the most that a vote on a model may cost the records held out; 0: no votes
 disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if listed here, without noise and in no ε
-{strategies}{terms.further_policy}"""
+{strategies}{terms.further_policy}
+{_personal_tables(terms.personal)}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
 
     def sign(self, settings: RunSettings) -> Path:
@@ -141,3 +146,15 @@ disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if 
         signed = sign_manifest(completed(settings), key, roster_version=1)
         write_atomically(self.manifest, signed.to_bytes())
         return self.manifest
+
+
+def _personal_tables(personal: Personal | None) -> str:
+    """Return `[personal]` as TOML, of which JSON's texts, numbers and lists are a part; empty if there is none."""
+    if personal is None:
+        return ""
+    values = TypeAdapter(Personal).dump_python(personal, mode="json", exclude_none=True)
+    tables = {"personal.optimizer": values.pop("optimizer"), "personal": values}
+    return "".join(
+        f"\n[{name}]\n" + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+        for name, table in tables.items()
+    )

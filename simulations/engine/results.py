@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from client.work.sums import OWN
 from privacy.errors import RunError
 from privacy.log_file import read_log
 from privacy.storage import read_file
@@ -57,7 +58,7 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
     run = event_log_path(federation).parent.name
     values: dict[str, list[tuple[int, float]]] = {}
     for folder in federation.paths.values():
-        for entry in _last_lines(folder / "metrics" / f"{run}.jsonl"):
+        for entry in _last_lines(folder / OWN / f"{run}.jsonl"):
             if entry["round"] == number:
                 for name, value in entry["metrics"].items():
                     values.setdefault(name, []).append((entry["records"], math.nan if value is None else value))
@@ -65,6 +66,13 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
         name: sum(count * value for count, value in parts) / sum(count for count, _ in parts)
         for name, parts in values.items()
     }
+
+
+def read_personal_metrics(federation: Federation) -> dict[str, dict[str, Any]]:
+    """Return what each site last noted about its personal model: `shared` and `personal`, on its held-out records."""
+    run = event_log_path(federation).parent.name
+    lines = {site: _last_lines(folder / OWN / f"{run}.personal.jsonl") for site, folder in federation.paths.items()}
+    return {site: entries[-1] for site, entries in lines.items() if entries}
 
 
 def read_results(federation: Federation) -> Results:

@@ -1,7 +1,7 @@
 """Classify messages to a bank's customer service by what the customer wants, with one weight per word and intent.
 
 The 3,000 messages are made up, by `messages` below, from public phrases with synonyms, fillers and typing errors. Words
-become numbers by a public hash (Weinberger et al., 2009), so that no vocabulary is learned from a site's messages.
+become numbers by a public hash, so that no vocabulary is learned from a site's messages.
 
 The noise of DP-SGD grows with the number of parameters, and it allows few steps. A weight for each word and intent is
 few enough, and a linear model needs few steps.
@@ -9,24 +9,23 @@ few enough, and a linear model needs few steps.
 
 from __future__ import annotations
 
-import csv
-import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
 from client.task.task import Task
-from privacy.errors import DataError
+from simulations.tasks.texts import HashedTerms, hashed, read_texts, words_of, write_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import nn
 
 INTENTS = ("block card", "dispute payment", "balance", "transfer", "loan", "new account", "change address", "complaint")
 """What customers want: the labels, in the order of the classes."""
@@ -43,7 +42,7 @@ class Intents(Task):
     @override
     def model(self) -> nn.Module:
         """Make the untrained model: words `(n, 20)` to logits `(n, 8)`."""
-        return _Words()
+        return HashedTerms(WORDS, len(INTENTS))
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -52,21 +51,8 @@ class Intents(Task):
         Raises:
             DataError: if the file or a line of it cannot be used.
         """
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            msg = f"{path} cannot be read as CSV in UTF-8; save it again in that form"
-            raise DataError(msg) from error
-        for number, row in enumerate(rows, start=2):
-            if row.get("message") is None or row.get("intent") not in INTENTS:
-                msg = f"{path}, line {number}: it needs a message, and an intent of: {', '.join(INTENTS)}"
-                raise DataError(msg)
-        if not rows:
-            msg = f"{path} has no messages; add one line per message below the header message,intent"
-            raise DataError(msg)
-        words = [numbers(row["message"]) for row in rows]
-        return torch.tensor(words), torch.tensor([INTENTS.index(row["intent"]) for row in rows])
+        texts, labels = read_texts(path, "message", "intent", INTENTS)
+        return torch.tensor([numbers(text) for text in texts]), torch.tensor(labels)
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
@@ -92,21 +78,7 @@ def numbers(message: str) -> list[int]:
     >>> numbers("my card")[:3] == [numbers("My card!")[0], numbers("card")[0], 0]
     True
     """
-    words = "".join(character if character.isalnum() else " " for character in message.lower()).split()[:LENGTH]
-    return [1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in words] + [0] * (LENGTH - len(words))
-
-
-class _Words(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.Embedding(WORDS, len(INTENTS))
-        nn.init.zeros_(self.weights.weight)
-
-    def forward(self, words: Tensor) -> Tensor:
-        """Map words `(n, 20)` to logits `(n, 8)`: the sum of the words' weights, over the root of their number."""
-        there = (words > 0).unsqueeze(2)
-        logits: Tensor = (self.weights(words) * there).sum(1) / there.sum(1).clamp_min(1).sqrt()
-        return logits
+    return hashed(words_of(message.lower()), WORDS, LENGTH)
 
 
 _PHRASES: dict[str, tuple[str, ...]] = {
@@ -158,7 +130,4 @@ def _mistyped(word: str, rng: np.random.Generator) -> str:
 def write_messages(path: Path, rows: NDArray[np.intp]) -> None:
     """Write the messages with these indices to a file that the task reads."""
     texts, labels = messages()
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["message", "intent"])
-        writer.writerows([texts[row], INTENTS[labels[row]]] for row in rows)
+    write_texts(path, ("message", "intent"), texts, [INTENTS[label] for label in labels], rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from simulations.tasks.hospitals import DECLARED_SIZES, write_hospital_records
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.settings import Personal
+
 _MARK = ".cloister-demo"  # marks a folder that was made here and may be replaced
 
 
@@ -31,10 +33,13 @@ class Study:
     patients: int
 
 
-def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True) -> Study:
+def prepare_study(
+    folder: Path, run: Path | None = None, *, limits: bool = True, personal: Personal | None = None
+) -> Study:
     """Make the hospitals in `folder` and sign the run: the reference study's, or the one in the file `run`.
 
-    With `limits`, the hospitals have the demo's policies; without, they allow whatever a simulation asks for.
+    With `limits`, the hospitals have the demo's policies; without, they allow whatever a simulation asks for. With
+    `personal`, each also trains a model for itself.
 
     Raises:
         ConfigError: if the folder holds other files or is a link, or the run names sites that are not hospitals.
@@ -69,4 +74,4 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
             vote_epsilon=inf, colluding_sites=0, collusion_resistant=False,
             strategies=(str(settings.strategy["name"]),),
         )  # fmt: skip
-    return Study(federation, settings, terms, sum(patients.values()))
+    return Study(federation, settings, replace(terms, personal=personal), sum(patients.values()))

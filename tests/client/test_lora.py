@@ -73,6 +73,7 @@ def test_book_keeping_computes_their_gradients() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)  # 20 seconds of one core, on a machine that does nothing else
 def test_a_hundred_million_frozen_parameters_cost_their_own_memory_and_an_update_of_a_megabyte_and_a_half() -> None:
     from tests.language import Base  # noqa: PLC0415 - loads transformers
 

@@ -1,6 +1,7 @@
 """From nothing to a model at every site, in processes: found, invite and join, serve, attend, all through recorders."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def fill_in(site: str) -> None:
     """Edit a site's `site.toml`, as its engineer does, and put its records where it says."""
     path = Path(site, "site.toml")
     text = path.read_text(encoding="utf-8").replace("tasks = []", 'tasks = ["tests.studies:Tiny"]')
-    path.write_text(text.replace("epsilon = 3.0", "epsilon = 30.0"), encoding="utf-8")
+    path.write_text(re.sub(r"epsilon = \d\.\d", "epsilon = 30.0", text), encoding="utf-8")
     rows = [f"{number % 5},{number % 7},{number % 3}" for number in range(25)]
     Path(site, "records.csv").write_text("\n".join(["a,b,y", *rows, ""]), encoding="utf-8")
 

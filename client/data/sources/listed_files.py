@@ -28,6 +28,7 @@ from privacy.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from client.data.decoded import Decoded
     from client.data.sources.options import ListedOptions
 
 FILE = "file"
@@ -109,6 +110,7 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         table: the table that lists them.
         targets: the labels of all records, `(n, …)`.
         persons: whom they are about, if the task names a column for it.
+        cache: of decoded images; None: each is decoded whenever it is read.
     """
 
     def __init__(
@@ -119,10 +121,16 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.table, self.targets, self.persons = table, labels.targets, labels.persons
+        self.cache: Decoded | None = None
         self._reader, self._transform = reader, transform
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def form(self) -> ImageForm:
+        """What every image is brought to."""
+        return self._reader.form
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         item = self.try_read(index)
@@ -132,8 +140,11 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
 
     def try_read(self, index: int) -> Problem | tuple[Tensor, Tensor]:
         """Read a record, or say what is wrong with it."""
-        row, path = self.table.files[index]
+        row, path = self.table.file_of(index)
+        cache, key = self.cache, ""
         try:
+            if cache and (kept := cache.get(key := cache.key_of(path))) is not None:
+                return kept, self.targets[index]
             image = self._reader.form.finish(self._reader.read(path))
         except UnusableError as error:
             return Problem(row, self.table.named(FILE), str(error))
@@ -142,21 +153,28 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
         except Exception:  # noqa: BLE001 - whatever a decoder raises for a damaged file; its text may quote it
             text = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
             return Problem(row, self.table.named(FILE), text)
-        return (image if self._transform is None else self._transform(image)), self.targets[index]
+        if self._transform is not None:
+            image = self._transform(image)
+        if cache and isinstance(image, Tensor):
+            cache.put(key, path, image)
+        return image, self.targets[index]
 
 
 class ListedTable(TextTable):
-    """The table that lists images; remembers the files of usable rows.
+    """The table that lists images; remembers the files of usable rows."""
 
-    Attributes:
-        files: the row and the file of every usable record, once the labels are read.
-    """
+    what = f"the table that lists the images, one per line, with a column `{FILE}` and the labels,"
 
     def __init__(self, path: Path, options: ListedOptions, *, folders: bool) -> None:
         super().__init__(path, options)
-        self.files: list[tuple[int, Path]] = []
+        self._files: list[tuple[int, str]] = []  # a path takes ten times the memory of its text
         self._folders, self._folder = folders, path.parent.resolve()
-        self._paths = dict[int, Path]()
+        self._paths = dict[int, str]()
+
+    def file_of(self, index: int) -> tuple[int, Path]:
+        """Return the row and the file of a usable record, once the labels are read."""
+        row, path = self._files[index]
+        return row, Path(path)
 
     def labels(
         self, declared: Declared, findings: Findings, progress: Callable[[int], None] = lambda _: None
@@ -167,7 +185,7 @@ class ListedTable(TextTable):
             DataError: if the table cannot be read.
         """
         records = read_tensors(self, declared, findings, progress)
-        self.files = [(row, self._paths[row]) for row in records.rows]
+        self._files = [(row, self._paths[row]) for row in records.rows]
         self._paths.clear()
         return records
 
@@ -177,7 +195,7 @@ class ListedTable(TextTable):
             problems, usable = list(chunk.problems), list[bool]()
             for row, name in zip(chunk.rows, chunk.columns[FILE].to_pylist(), strict=True):
                 try:
-                    self._paths[row] = self._find(name.strip())
+                    self._paths[row] = str(self._find(name.strip()))
                 except UnusableError as error:
                     problems.append(Problem(row, self.named(FILE), str(error)))
                 usable.append(row in self._paths)

@@ -66,7 +66,7 @@ class Declared:
     """What a task declares of a table."""
 
     columns: Sequence[AnyColumn]  # of the inputs
-    targets: Sequence[AnyColumn]  # to predict: one `Category`, or any number of `Number` and `Flag`
+    targets: Sequence[AnyColumn]  # to predict: one `Category`, or any number of `Number` and `Flag`; may be none
     person: str | None = None  # the column that says whom a record is about
 
     @property
@@ -107,7 +107,7 @@ def read_tensors(
         usable, problems = np.ones(len(chunk.rows), bool), list(chunk.problems)
         parts = [np.zeros((len(chunk.rows), 0), np.float32)]
         parts += [encoder.inputs(column, chunk, usable, problems) for column in declared.columns]
-        labels = [encoder.target(column, chunk, usable, problems) for column in declared.targets]
+        labels = [encoder.target(column, chunk, usable, problems) for column in declared.targets] or parts[:1]
         named = encoder.texts(declared.person, chunk, usable, problems) if declared.person else []
         findings.add(sorted(problems, key=lambda problem: problem.row))
         inputs.append(np.concatenate(parts, axis=1)[usable])

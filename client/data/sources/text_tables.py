@@ -38,6 +38,7 @@ class TextTable(Table):
     """A text file whose first line names its columns."""
 
     row = "line"
+    what = "a text file"
     options: Csv | ListedOptions
 
     def __init__(self, path: Path, options: Csv | ListedOptions) -> None:
@@ -150,7 +151,7 @@ class TextTable(Table):
                         yield number, lines
                     number += len(lines)
         except OSError as error:
-            self.fail(reason(error), "name a text file that this account can read")
+            self.fail(reason(error), f"name {self.what} that this account can read")
 
     def _refuse_encoding(self, line: int) -> NoReturn:
         encoding, advice = self.options.encoding, "set another encoding in [data.source]"

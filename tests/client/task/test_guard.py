@@ -71,10 +71,13 @@ ONE = head()
 UNUSABLE: dict[str, tuple[Task, str]] = {
     "an example that fails": (Toy(example=failing), "its example() fails (ValueError: no such luck); correct it"),
     "an example of another kind": (reads(np.ones((8, 4))), "its example has inputs and targets a numpy.ndarray and "),
+    "an example of inputs alone": (
+        Toy(example=lambda: cast("Any", torch.ones(4, 2))),
+        "its example() returns float32 (n, 2); return two, the inputs and the targets that load() would: for example"),
     "a single record": (
-        reads(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up at least 4 records"),
+        reads(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4) with n = 1; make up at least 4"),
     "fewer targets": (
-        reads(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,); make up at least 4 records"),
+        reads(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,) with n = 5; make up"),
     "equal records": (reads(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
     "one class": (reads(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
     "not finite": (reads(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),

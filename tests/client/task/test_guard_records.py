@@ -66,18 +66,25 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
 
 
 @pytest.mark.parametrize(
-    ("inputs", "targets", "message"),
+    ("inputs", "targets", "message", "advice"),
     [
-        (torch.ones(5, 3), torch.ones(5, 1), "float32 (n, 3) and float32 (n, 1)"),
-        (torch.ones(5), torch.ones(5, 1), "float32 (n,) and float32 (n, 1)"),
-        (torch.ones(5, 2).double(), torch.ones(5, 1), "float64 (n, 2) and float32 (n, 1)"),
-        (torch.ones(5, 2), torch.ones(5, dtype=torch.int64), "float32 (n, 2) and int64 (n,)"),
-        (torch.ones(5, 2), torch.ones(5, 2), "float32 (n, 2) and float32 (n, 2)"),
-        (torch.ones(5, 2).numpy(), torch.ones(5, 1), "a numpy.ndarray and float32 (n, 1)"),
+        (torch.ones(5, 3), torch.ones(5, 1), "float32 (n, 3) and float32 (n, 1)", "rand(8, 3), torch.rand(8, 1)"),
+        (torch.ones(5), torch.ones(5, 1), "float32 (n,) and float32 (n, 1)", "rand(8), torch.rand(8, 1)"),
+        (torch.ones(5, 2).double(), torch.ones(5, 1), "float64 (n, 2) and float32 (n, 1)",
+         "rand(8, 2, dtype=torch.float64), torch.rand(8, 1)"),
+        (torch.ones(5, 2), torch.ones(5, dtype=torch.int64), "float32 (n, 2) and int64 (n,)",
+         "rand(8, 2), torch.randint(0, 2, (8,))"),
+        (torch.ones(5, 2), torch.ones(5, 2), "float32 (n, 2) and float32 (n, 2)", "rand(8, 2), torch.rand(8, 2)"),
+        (torch.ones(5, 2).numpy(), torch.ones(5, 1), "a numpy.ndarray and float32 (n, 1)", ""),
     ],
-)
+)  # fmt: skip
 def test_records_of_another_form_than_the_examples_are_refused_when_read(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, targets: Tensor, message: str
+    make_federation: FederationMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: Tensor,
+    targets: Tensor,
+    message: str,
+    advice: str,
 ) -> None:
     monkeypatch.setattr(Reading, "records", (inputs, targets))
     federation = make_federation(replace(NOISY, task=task_name(Reading)))
@@ -86,6 +93,7 @@ def test_records_of_another_form_than_the_examples_are_refused_when_read(
     assert str(caught.value) == (
         f"{federation.paths[SITE] / 'records.csv'}: the task read inputs and targets {message}, but its example has "
         "float32 (n, 2) and float32 (n, 1); correct one of the two"
+        + (f"; if load() is right, let example() return for example torch.{advice}" if advice else "")
     )
 
 

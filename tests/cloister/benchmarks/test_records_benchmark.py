@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from client.data.site_records import InMemory
-from cloister.benchmarks.record_times import Timed, measured, write_images, write_parquet, write_sqlite
+from cloister.benchmarks.record_times import CACHED, Timed, measured, write_images, write_parquet, write_sqlite
 from cloister.benchmarks.records import measure, table
 
 COUNT = 32
@@ -20,6 +20,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     paths = {
         "memory": folder,
         "images": write_images(folder, COUNT, 8),
+        **{source: write_images(tmp_path_factory.mktemp(source), COUNT, 2, side=160) for source in CACHED},
         "parquet": write_parquet(folder, COUNT),
         "sql": write_sqlite(folder, COUNT),
     }
@@ -35,12 +36,12 @@ def test_every_source_gets_a_row_of_plain_numbers(rows: list[dict[str, Any]]) ->
         assert 0 < row["share_of_step"] < 1
         assert row["ms_per_record"] > 0
         assert row["worker_mb"] == 0
-    assert {row["source"] for row in rows} == {"memory", "images", "parquet", "sql"}
+    assert {row["source"] for row in rows} == {"memory", "images", "parquet", "sql", *CACHED}
 
 
 def test_the_table_has_a_line_for_every_row(rows: list[dict[str, Any]]) -> None:
     lines = table({"rows": rows}).splitlines()
-    assert len(lines) == len(rows) + 3
+    assert len(lines) == len(rows) + 4
     assert max(len(line) for line in lines) <= 80
 
 

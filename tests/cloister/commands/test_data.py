@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from client.task.installed import installed_digest
 from cloister.cli import app
 from privacy.errors import ConfigError, TaskError
 from tests.client.data.sources.cohorts import HEADER, ROWS, SECRET, Picture, Ward
@@ -127,6 +129,34 @@ def test_a_task_that_reads_its_own_file_is_described_too(site: Callable[..., Pat
     assert "✓ 2 records: 2 to train on, 0 held out" in check(folder)
     (folder / "patients.csv").write_text("a,b,y\n1,2,x\n")
     assert "patients.csv:2: `y` is not a number" in check(folder, code=1)
+
+
+def test_a_task_may_be_a_file_beside_site_toml(site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    folder = site("a,b,y\n1,2,3\n4,5,6\n", task="beside_site_toml:Mine", source="")
+    with pytest.raises(TaskError, match="no module 'beside_site_toml'; install its package, or put its file beside"):
+        check(folder)
+    code = "from tests.studies import Tiny\n\n\nclass Mine(Tiny):\n    pass\n"
+    (folder / "beside_site_toml.py").write_text(code)
+    try:
+        assert "✓ 2 records: 2 to train on, 0 held out" in check(folder)
+        assert installed_digest("beside_site_toml:Mine")  # which a policy may demand
+    finally:
+        sys.modules.pop("beside_site_toml", None)
+
+
+def test_only_tasks_of_the_policy_make_a_folder_importable_and_installed_packages_come_first(
+    site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = list(sys.path)
+    monkeypatch.setattr(sys, "path", path)
+    before = list(path)
+    folder = site("a,b,y\n1,2,3\n4,5,6\n", task="tests.studies:Tiny", source="")
+    for name in ("other", "tests", "numpy"):
+        (folder / f"{name}.py").write_text("raise RuntimeError")
+    check(folder)
+    assert sys.path == before
 
 
 def test_a_record_whose_loss_cannot_be_computed_is_found(site: Callable[..., Path]) -> None:

@@ -210,3 +210,11 @@ def test_a_source_of_another_kind_is_refused(tmp_path: Path) -> None:
         size = (4, 4, 4)
 
     assert "images of 3 dimensions, which source 'images' does not have" in complaint(path, Images(), Volume())
+
+
+def test_a_folder_is_not_the_table_that_lists_its_images(tmp_path: Path) -> None:
+    save(tmp_path, "scans/a.png")
+    assert complaint(tmp_path / "scans", Images(), Picture()) == (
+        "scans: is a directory; name the table that lists the images, one per line, with a column `file` and the "
+        "labels, that this account can read"
+    )

@@ -235,3 +235,23 @@ def test_a_task_without_a_source_reads_a_file_by_its_suffix(tmp_path: Path) -> N
     assert loaded[1].tolist() == TARGETS
     with pytest.raises(DataError, match=r"reads no file by itself; set source in \[data\] of site\.toml"):
         Ward().load_from(Source(tmp_path / "records.dat"))
+
+
+def test_new_records_without_a_target_are_read_for_a_trained_model(tmp_path: Path) -> None:
+    lines = [line.rpartition(",")[0] for line in (HEADER, *ROWS)]
+    (tmp_path / "new.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert torch.allclose(Ward().inputs_of(tmp_path / "new.csv"), torch.tensor(INPUTS), atol=1e-3)
+    (tmp_path / "other.txt").write_text("\n".join(line.replace(",", ";") for line in lines), encoding="utf-8")
+    with pytest.raises(DataError, match="set source in"):
+        Ward().inputs_of(tmp_path / "other.txt")
+    (tmp_path / "site.toml").write_text(
+        'site = "north"\nserver = "localhost:1"\n[data]\nfile = "a.csv"\nlineage = "people"\n'
+        '[data.source]\nname = "csv"\nseparator = ";"\n'
+        "[budget]\nepsilon = 4.0\ndelta = 1e-5\n[policy]\ntasks = []\nmaximum_epsilon = 3.5\n"
+    )
+    read_as_there = Ward().inputs_of(tmp_path / "other.txt", site=tmp_path)
+    assert torch.equal(read_as_there, Ward().inputs_of(tmp_path / "new.csv"))
+    (tmp_path / "new.csv").write_text("\n".join([lines[0], f"{SECRET},4,surgery,yes,2020-01-01"]), encoding="utf-8")
+    with pytest.raises(DataError, match="line 2, column `age`: not a number") as caught:
+        Ward().inputs_of(tmp_path / "new.csv")
+    assert SECRET not in str(caught.value)

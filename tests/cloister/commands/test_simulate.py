@@ -1,0 +1,59 @@
+"""`cloister simulate`: a task in a file beside the run's, and models that hospitals train for themselves."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.settings import Personal, read_site
+from tests.cloister.in_process import Run
+
+RUN = Path(__file__).parent.parent.parent.parent / "simulations" / "tasks" / "diagnosis.toml"
+TASK = "from simulations.tasks.diagnosis import Diagnosis\n\n\nclass Mine(Diagnosis):\n    metrics = ['accuracy']\n"
+PERSONAL = '[personal]\nmethod = "ditto"\nlearning_rate = 0.05\nlayers = ["*weight"]\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a run of two rounds, its task, and `[personal]`; nothing of it stays importable."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    text = RUN.read_text("utf-8").replace("simulations.tasks.diagnosis:Diagnosis", "task_beside_a_run:Mine")
+    (tmp_path / "study.toml").write_text(text.replace("rounds = 12", "rounds = 2"), "utf-8")
+    (tmp_path / "task_beside_a_run.py").write_text(TASK)
+    (tmp_path / "own.toml").write_text(PERSONAL)
+    yield tmp_path
+    sys.modules.pop("task_beside_a_run", None)
+
+
+def test_hospitals_train_a_model_for_themselves_by_a_task_beside_the_run(folder: Path, cloister: Run) -> None:
+    done = cloister("simulate", "study.toml", "--personal", "own.toml", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["rounds"] == 2
+    assert set(report["personal"]) == {"north", "south", "east"}
+    for site, entry in report["personal"].items():
+        assert (entry["round"], entry["method"]) == (2, "ditto")
+        assert {"loss", "accuracy"} <= set(entry["shared"]) & set(entry["personal"])
+        place = read_site(folder / "simulation" / site)
+        assert place.settings.personal == Personal("ditto", learning_rate=0.05, layers=("*weight",))
+        assert list((place.folder / "personal").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('site = "north"\n', "the key `personal` is missing; add it"),
+        (PERSONAL.replace("method", "methot"), "did you mean `method`?"),
+    ],
+)
+def test_a_file_without_such_a_model_is_refused_before_anything_is_made(
+    folder: Path, cloister: Run, text: str, message: str
+) -> None:
+    (folder / "own.toml").write_text(text)
+    done = cloister("simulate", "study.toml", "--personal", "own.toml", cwd=folder)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (folder / "simulation").exists()
