@@ -47,7 +47,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return 1 + (os.cpu_count() or 1)
 
 
-class _ByFile(LoadGroupScheduling):
+class _ByFile(LoadGroupScheduling):  # type: ignore[misc]  # xdist is untyped
     """Gives a worker whole files or groups: what a file's tests share is made once, not by every worker."""
 
     @override
