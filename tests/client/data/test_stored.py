@@ -29,9 +29,7 @@ from tests.client.agent_rounds import plan_of
 from tests.client.agent_rounds import train as train_round
 from tests.client.data.data_sets import (
     ODD,
-    WIDTH,
     Lines,
-    Rows,
     Spoiling,
     Spoilt,
     Stream,
@@ -41,6 +39,7 @@ from tests.client.data.data_sets import (
     own_words,
     unknown_name,
 )
+from tests.client.data.rows import WIDTH, Rows
 from tests.client.named_inputs import Named, Towers, pairs
 from tests.federations import NOISY, charges_of, signed_run, task_name
 from tests.studies import QUOTE, Tiny
