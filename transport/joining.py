@@ -184,8 +184,8 @@ def open_standing(standing: Standing, site: str, place: str) -> str | None:
         raise AuthenticityError(msg)
     if standing.state is State.UNKNOWN:
         msg = (
-            f"the server at {place} does not know this invitation of {site}; ask the coordinator to copy its "
-            "invitations/ to the server, or for a new invitation"
+            f"the server at {place} does not know this invitation of {site}: it was withdrawn, or the server lacks it; "
+            "ask the coordinator for a new one, or to copy invitations/ to the server"
         )
         raise AuthenticityError(msg)
     return standing.used_by

@@ -207,4 +207,4 @@ def _opened(data: bytes) -> Tensor | None:
 
 def _checksum(image: Tensor) -> int:
     """Return a checksum of an image's type, shape and values."""
-    return crc32(image.view(torch.uint8).numpy(), crc32(f"{image.dtype} {tuple(image.shape)}".encode()))
+    return crc32(image.view(torch.uint8).numpy().data, crc32(f"{image.dtype} {tuple(image.shape)}".encode()))

@@ -71,6 +71,7 @@ def loaded(site: Path, task: Picture | None = None, **options: Any) -> Any:  # n
 
 
 def images(site: Path, task: Picture | None = None, **options: Any) -> Tensor:  # noqa: ANN401 - settings
+    inputs: Tensor
     inputs, _ = loaded(site, task, **options).whole()
     return inputs
 

@@ -15,7 +15,7 @@ from cloister.cli import app
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, KeyFileError
 from privacy.run.enrolment import LARGEST_REQUEST
 from privacy.run.invitation import Invitation, read_invitation
-from server.process import let_join
+from server.process import wait_for_run
 from tests.cloister.commands.test_joining_by_network import cloister, token, unused_port
 from transport.channel import JOINING
 from transport.framing import FRAME_BYTES
@@ -31,7 +31,7 @@ def joining(folder: Path) -> Iterator[str]:
     server, listening, ended = f"localhost:{unused_port()}", Event(), Event()
     with (folder / "server" / "consortium.toml").open("a", encoding="utf-8") as settings:
         settings.write(f'\n[signature]\nlisten = "{server}"\n')
-    thread = Thread(target=let_join, args=(folder / "server", lambda _: listening.set(), ended))
+    thread = Thread(target=wait_for_run, args=(folder / "server", lambda _: listening.set(), ended))
     thread.start()
     try:
         assert listening.wait(LONG)

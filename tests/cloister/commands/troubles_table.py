@@ -146,7 +146,7 @@ SECTIONS = {
         Trouble("the records are missing", site.no_records,
                 "absent.csv: No such file", "name a CSV file that this account can read", MEMBERS),
         Trouble("a task is not installed", site.no_task,
-                "there is no module 'nobody'", "install its package at this site", MEMBERS),
+                "there is no module 'nobody'", "install its package, or put its file beside site.toml", MEMBERS),
         Trouble("the disk is full", site.full_disk, "no space left on device", "make room on this disk"),
         Trouble("the disk is read-only", site.read_only_disk,
                 "read-only file system", "choose another place, or make this disk writable"),
