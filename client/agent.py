@@ -137,7 +137,7 @@ class _Line:
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
         self.status = ""  # logged when the connection is up
-        self._said = ""  # why it is down, without the numbers
+        self._said = ""  # why it is down, without numbers and quotations
         self._delay = _FIRST_DELAY
 
     def check(self) -> bool:
@@ -165,7 +165,7 @@ class _Line:
 
     def broke(self, error: Exception) -> None:
         """Log why the connection is down, once for each cause."""
-        if self._said != (said := re.sub(r"\d", "", str(error))):
+        if self._said != (said := re.sub(r"\d|“.*?”", "", str(error))):
             log.warning("%s; retrying until it answers", error)
         self._said = said
 

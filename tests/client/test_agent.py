@@ -37,6 +37,7 @@ from tests.federations import (
     task_name,
     tls_of,
 )
+from tests.ports import unused_port
 from tests.transport.tunnels import TunnelProxy
 from transport import messages as wire
 from transport.flower import instruction, stamp
@@ -112,8 +113,7 @@ def _message(federation: Federation, content: Any, kind: str) -> Message:  # noq
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("localhost", 0)) as free:
-        return int(free.getsockname()[1])
+    return unused_port()
 
 
 @pytest.fixture

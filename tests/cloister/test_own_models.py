@@ -160,7 +160,7 @@ def train(cloister: Run, task: str, settings: Mapping[str, str], prepare: Callab
         path.write_text(text, encoding="utf-8")
         prepare(Path(site))
     Path("run.toml").write_text(RUN.format(task=task), encoding="utf-8")
-    files = ("--coordinator", "coordinator", "--roster", "server/roster", "--out", "run.manifest")
+    files = ("--out", "run.manifest")
     run("sign", "run.toml", *files)
     with Processes() as processes:
         for site in SITES:

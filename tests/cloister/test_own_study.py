@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import random
 import re
-import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from server.process import open_joining_port
 from server.settings import read_consortium
 from tests.forked import ForkedAgents
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,8 +55,7 @@ def write_patients(path: Path, seed: int) -> None:
 
 
 def unused_ports() -> list[str]:
-    with socket.create_server(("localhost", 0)) as one, socket.create_server(("localhost", 0)) as other:
-        return [str(free.getsockname()[1]) for free in (one, other)]
+    return [str(unused_port()), str(unused_port())]
 
 
 def fill_in(site: str, seed: int) -> None:

@@ -1,6 +1,5 @@
 """An agent of two processes among two ordinary ones: its worker dies, and torchrun starts it again."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tests.federations import (
     task_name,
 )
 from tests.forked import Forked, ForkedAgents, run_command
+from tests.ports import unused_port
 from tests.studies import DYING, Mortal
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
@@ -58,8 +58,7 @@ def torchrun(path: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes]]]:
 @contextmanager
 def two_forked(path: Path, log: Path) -> Iterator[tuple[Forked, Forked]]:
     """Fork the two processes that torchrun would start, the agent's first, in its environment."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     usual = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
              "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
     first, worker = (

@@ -4,7 +4,6 @@ Server and agents are processes. Between each agent and the server stands a rela
 """
 
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from simulations.engine.results import read_results
 from simulations.tasks.idle import PARAMETERS
 from tests.federations import NOISY, TERMS, await_condition, charges_of, rounds_of, task_name, with_deadline
 from tests.forked import ForkedAgents
+from tests.ports import unused_port
 from tests.server.relays import Relay
 from tests.studies import HOLD, HOLD_SPARE, MET, SPARE, Weighty
 
@@ -126,8 +126,7 @@ def _last_update(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     federation = Federation.create(tmp_path_factory.mktemp("dropouts") / "federation", SITES)
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     settings = federation.server / "consortium.toml"
     settings.write_text(settings.read_text().replace(":0", f":{port}"))
     relays = {site: Relay(port) for site in SITES}

@@ -31,7 +31,8 @@ from simulations.engine.results import read_events
 from tests.cloister.commands.test_check import text_of
 from tests.federations import await_condition
 from tests.forked import ForkedAgents
-from tests.server.test_joining_processes import RUN, cloister, fill_in, unused_port
+from tests.ports import unused_port
+from tests.server.test_joining_processes import RUN, cloister, fill_in
 from tests.studies import HOLD, MET
 from transport.pki import Authority, certificate_pem, key_pem
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typer.testing import CliRunner
 from cloister.cli import app
 from privacy.run.invitation import read_invitation
 from tests.forked import ForkedAgents
+from tests.ports import unused_port
 from tests.private_keys import forms_of_private_keys
 from tests.server.relays import Relay
 
@@ -47,12 +47,6 @@ def cloister(*arguments: str | Path) -> str:
     done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
-
-
-def unused_port() -> int:
-    with socket.create_server(("localhost", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 """
 
 import random
-import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from simulations.engine.federation import Federation
 from simulations.engine.results import event_log_path, read_events, read_results
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, await_condition, charges_of, rounds_of, run_with
 from tests.forked import ForkedAgents
+from tests.ports import unused_port
 from tests.strategies.test_killed_server import weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
@@ -37,8 +37,7 @@ def test_a_killed_server_loses_no_round_and_has_nothing_charged_twice(
     undisturbed = make_federation(settings, name="undisturbed")
     run_with(undisturbed)
 
-    with socket.create_server(("localhost", 0)) as free:
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{unused_port()}"
     federation = make_federation(settings, dict.fromkeys(SITES, TERMS), address)
     (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
     chance = random.Random(kills)  # noqa: S311 - the same in every run

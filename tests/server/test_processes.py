@@ -12,7 +12,6 @@ a task stop where a test wants to have it (see `tests.studies.Held`), so that wh
 """
 
 import json
-import socket
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -59,6 +58,7 @@ from tests.federations import (
     with_deadline,
 )
 from tests.forked import ForkedAgents
+from tests.ports import unused_port
 from tests.privacy.consortium import CHARGE
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
 from transport.parcel import decode_arrays
@@ -151,8 +151,7 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
     settings = with_deadline(replace(SETTINGS, task=task_name(Held), rounds=6), DEADLINE)
     # Metrics are not shared, so that the task's loss is asked for in training alone.
     terms = replace(TERMS, tasks=(settings.task,), disclose=("epsilon",))
-    with socket.create_server(("localhost", 0)) as free:
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{unused_port()}"
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("disturbed"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms), address)
     (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")

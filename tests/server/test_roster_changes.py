@@ -6,7 +6,6 @@ round 3   without west
 """
 
 import json
-import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.federations import (
     with_deadline,
 )
 from tests.forked import ForkedAgents
+from tests.ports import unused_port
 from tests.server.test_processes import Conductor
 from tests.studies import HOLD_LOADING, Held
 from transport.pki import read_certificate, renewal_is_due
@@ -57,8 +57,7 @@ def changed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         with_deadline(SETTINGS, DEADLINE), task=task_name(Held), rounds=3, encryption=Encryption(update_bound=1.0)
     )
     terms = replace(TERMS, tasks=(settings.task,), disclose=("epsilon",))
-    with socket.create_server(("localhost", 0)) as free:
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{unused_port()}"
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("changed"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms), address)
     joining = '[joining]\nlisten = "localhost:0"\nauthority = "../coordinator"\n'

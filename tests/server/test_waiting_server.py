@@ -14,13 +14,8 @@ from privacy.errors import UnreachableError
 from server.founding import create_consortium
 from server.process import wait_for_run
 from tests.federations import await_condition
+from tests.ports import unused_port
 from transport.address import Address
-
-
-def unused_port() -> int:
-    with socket.create_server(("localhost", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def test_agents_connect_as_soon_as_a_site_has_joined(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from client.dpsgd.torchrun import Place, own_place
 from privacy.errors import ConfigError, DeviceError
 from tests.client.group_members import CASES, MISHAP, run
 from tests.forked import Forked
+from tests.ports import unused_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
@@ -25,8 +26,7 @@ SECONDS = 60.0  # at most
 @contextmanager
 def members(action: str, folder: Path) -> Iterator[list[Forked]]:
     """Start two processes as torchrun does, but that each may end for itself."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     usual = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
              "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
     # As clusters' images do, where there is another interface than this machine's own.

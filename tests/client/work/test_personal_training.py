@@ -2,7 +2,6 @@
 
 import json
 import logging
-import socket
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -52,6 +51,7 @@ from tests.federations import (
     task_name,
 )
 from tests.pictures import LocalHead
+from tests.ports import unused_port
 from tests.studies import Tiny
 from transport.messages import Undo
 from transport.run_messages import read_readiness
@@ -361,8 +361,7 @@ class Waiting(Tiny):
 
 
 def test_an_agent_answers_first_and_then_trains_what_was_left(make_federation: FederationMaker) -> None:
-    with socket.create_server(("localhost", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = unused_port()
     settings = replace(RUN, task=task_name(Waiting))
     federation = personally(make_federation(settings, server=f"localhost:{port}"), DITTO, ("north",))
 

@@ -1,7 +1,6 @@
 """A consortium whose server runs, and one site of it in a folder of its own, for tests of what can go wrong there."""
 
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,16 +16,11 @@ from server.process import AgentsPort, open_joining_port
 from server.settings import ServerFolder, read_consortium
 from simulations.engine.federation import Federation, SiteTerms
 from tests.federations import TERMS
+from tests.ports import unused_port
 from transport.address import Address
 
 SITES = ("north", "south", "east")
 SITE, GUEST = "north", "west"  # a member, and who is invited
-
-
-def unused_port() -> int:
-    with socket.create_server(("localhost", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

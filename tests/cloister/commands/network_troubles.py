@@ -21,6 +21,7 @@ from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
 from tests.cloister.commands.consortium_at_work import GUEST, SITE, Case
 from tests.federations import certify
+from tests.ports import unused_port
 from tests.transport.tunnels import InspectingProxy, TunnelProxy
 from transport import dialling, framing, joining
 from transport.pki import Authority, certificate_pem, key_pem, read_authority
@@ -71,8 +72,7 @@ def no_ipv6(case: Case) -> Iterator[None]:
 
 
 def closed_port(case: Case) -> None:
-    with socket.create_server(("localhost", 0)) as free:
-        case.everything_at(free.getsockname()[1])
+    case.everything_at(unused_port())
 
 
 @contextmanager
@@ -291,8 +291,7 @@ def wrong_password(case: Case) -> object:
 
 
 def proxy_is_away(case: Case) -> None:
-    with socket.create_server(("localhost", 0)) as free:
-        case.proxy = f"localhost:{free.getsockname()[1]}"
+    case.proxy = f"localhost:{unused_port()}"
 
 
 def proxy_answers(answer: Callable[[socket.socket], object]) -> Callable[[Case], object]:

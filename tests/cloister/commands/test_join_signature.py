@@ -16,7 +16,8 @@ from privacy.errors import AuthenticityError, CloisterError, ConfigError, KeyFil
 from privacy.run.enrolment import LARGEST_REQUEST
 from privacy.run.invitation import Invitation, read_invitation
 from server.process import wait_for_run
-from tests.cloister.commands.test_joining_by_network import cloister, token, unused_port
+from tests.cloister.commands.test_joining_by_network import cloister, token
+from tests.ports import unused_port
 from transport.channel import JOINING
 from transport.framing import FRAME_BYTES
 from transport.sign_in import carrying

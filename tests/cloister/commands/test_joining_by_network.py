@@ -17,6 +17,7 @@ from privacy.errors import AuthenticityError, CloisterError, KeyFileError, Malfo
 from privacy.run.invitation import Invitation, read_invitation
 from server.process import open_joining_port
 from server.settings import read_consortium
+from tests.ports import unused_port
 from tests.private_keys import forms_of_private_keys
 from transport.joining import Line
 
@@ -31,12 +32,6 @@ def cloister(*arguments: str | Path) -> str:
 
 def files(folder: Path) -> Files:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def unused_port() -> int:
-    with socket.create_server(("localhost", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.fixture

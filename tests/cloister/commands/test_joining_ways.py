@@ -12,7 +12,8 @@ from privacy.errors import ConfigError, UnreachableError
 from privacy.run.invitation import read_invitation
 from server.process import open_joining_port
 from server.settings import read_consortium
-from tests.cloister.commands.test_joining_by_network import cloister, token, unused_port
+from tests.cloister.commands.test_joining_by_network import cloister, token
+from tests.ports import unused_port
 from tests.private_keys import forms_of_private_keys
 from tests.transport.tunnels import TunnelProxy
 
