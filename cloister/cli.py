@@ -29,7 +29,7 @@ from cloister.commands.person import person
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
 from cloister.views.patience import patience
-from cloister.views.run import RoundTable, listen, make_console, show_log
+from cloister.views.run import RoundTable, listening, make_console, show_log
 from cloister.views.terminal import (
     ask_secretly,
     complain,
@@ -158,8 +158,7 @@ def server(
     if manifest is None:
         wait_for_run(consortium, typer.echo, threading.Event())
         return
-    with RoundTable(make_console(json=False)) as table:
-        listen(table)
+    with RoundTable(make_console(json=False)) as table, listening(table):
         serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
     typer.echo("✓ the run has ended; every site has the result in its own folder")
 

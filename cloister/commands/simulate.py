@@ -9,7 +9,7 @@ from client.settings import PersonalAlone
 from client.task.installed import find_beside
 from client.task.task import import_class
 from cloister.views.observers import against_whom, cost_of_votes
-from cloister.views.run import RoundTable, listen
+from cloister.views.run import RoundTable, listening
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.ledger.balance import without_infinity
@@ -82,7 +82,6 @@ def run_here(study: Study, console: Console) -> Results:
     for site in study.federation.sites:
         study.federation.write_settings(site, "localhost:1", study.terms)
     own = partial(read_own_metrics, study.federation) if study.settings.training else None
-    with RoundTable(console, own=own) as table:
-        listen(table)
+    with RoundTable(console, own=own) as table, listening(table):
         run_inline(study.federation)
     return read_results(study.federation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from typing_extensions import override
 from privacy.untrusted_text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -169,9 +170,16 @@ class TableHandler(logging.Handler):
             self._table.show(entry)
 
 
-def listen(table: RoundTable) -> None:
+@contextmanager
+def listening(table: RoundTable) -> Iterator[None]:
     """Show every run of this process in the table."""
-    logger = logging.getLogger("cloister.run")
+    logger, handler = logging.getLogger("cloister.run"), TableHandler(table)
+    before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.addHandler(TableHandler(table))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before

@@ -222,8 +222,8 @@ def _by_a_stranger(document: bytes) -> bytes:
     ("forge", "reason"),
     [
         (_unsigned, "not a signed Cloister manifest"),
-        (_altered, "signature of this manifest is not valid"),
-        (_by_a_stranger, "signature of this manifest is not valid"),
+        (_altered, "signed this run: it was altered, or whoever signed it is no longer listed"),
+        (_by_a_stranger, "signed this run: it was altered, or whoever signed it is no longer listed"),
         (lambda _: b"", "not a signed Cloister manifest"),
     ],
 )
