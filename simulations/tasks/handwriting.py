@@ -41,7 +41,7 @@ class Handwriting(Task):
             *(nn.Conv2d(1, 16, 8, stride=2, padding=3), nn.Tanh(), nn.MaxPool2d(2, 1)),
             *(nn.Conv2d(16, 32, 4, stride=2), nn.Tanh(), nn.MaxPool2d(2, 1)),
             *(nn.Flatten(), nn.Linear(512, 32), nn.Tanh(), nn.Linear(32, CLASSES)),
-        )
+        ).to(memory_format=torch.channels_last)
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
