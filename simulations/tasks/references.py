@@ -159,9 +159,9 @@ REFERENCES = (
     Reference(
         "handwriting", "simulations.tasks.handwriting:Handwriting", "accuracy", _right,
         lambda: handwriting.handwriting()[1], handwriting.write_handwriting,
-        Recipe(0.03, 50, steps=10, sample_rate=0.05, averaging=0.3, momentum=0.9, copies=1),
-        {8.0: Recipe(10.0, 40, max_grad_norm=0.3), 3.0: Recipe(6.0, 40, max_grad_norm=0.3),
-         1.0: Recipe(4.0, 30, max_grad_norm=0.3)},
+        Recipe(0.04, 25, steps=10, sample_rate=0.05, averaging=0.3, momentum=0.9, copies=1),
+        {8.0: Recipe(14.0, 30, max_grad_norm=0.3), 3.0: Recipe(10.0, 30, max_grad_norm=0.3, averaging=0.3),
+         1.0: Recipe(6.0, 24, max_grad_norm=0.3, averaging=0.3)},
         published=(Published("98.1 % at ε = 2.93, with 60,000 digits", "Tramèr and Boneh, arXiv 2011.11660"),),
     ),
     Reference(
@@ -230,9 +230,10 @@ REFERENCES = (
     Reference(
         "chest", "simulations.tasks.chest:Chest", "accuracy", _right, lambda: chest.patients()[0],
         chest.write_radiographs,
-        Recipe(0.1, 30, steps=10, sample_rate=0.05),
-        {8.0: Recipe(2.0, 16, max_grad_norm=0.3), 3.0: Recipe(2.0, 16, max_grad_norm=0.3),
-         1.0: Recipe(1.5, 16, max_grad_norm=0.3, averaging=0.5)},
+        Recipe(0.05, 20, steps=10, sample_rate=0.05, averaging=0.3, momentum=0.9),
+        {8.0: Recipe(10.0, 30, max_grad_norm=0.3, averaging=0.3),
+         3.0: Recipe(10.0, 30, max_grad_norm=0.3, averaging=0.3),
+         1.0: Recipe(8.0, 24, max_grad_norm=0.3, averaging=0.5)},
         source="dicom", records_per_person=2,
     ),
 )  # fmt: skip
