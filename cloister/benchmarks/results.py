@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
+from typing_extensions import override
 
-from client.data.site_records import predictions
+from client.data.site_records import InMemory, pooled, predictions
 from client.flower import open_site
+from client.work.training import Study
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.training_times import on_one_thread
 from privacy.accounting.accounting import epsilon as spent
@@ -37,7 +39,6 @@ from simulations.tasks.references import EPSILONS, REFERENCES, Reference
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from client.work.training import Study
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
 
@@ -46,6 +47,23 @@ _CONCENTRATION, _TESTED = 0.5, 0.2
 _POOL, _TEST = "pool", "test"
 _BATCH = 256  # records scored at once
 _BITS = 24  # of a parameter in the precise profile
+
+
+class _Kept(Study):
+    """A study whose records stay in memory, since every way trains on them; the task was tried on others in tests."""
+
+    _records_kept: InMemory | None = None
+
+    def keep(self, records: InMemory) -> None:
+        """Train on these records instead of the site's."""
+        self._records_kept = records
+
+    @property
+    @override
+    def training(self) -> InMemory:
+        if self._records_kept is None:
+            self._records_kept = InMemory(*self.read[0].whole())
+        return self._records_kept
 
 
 def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers: int = 2) -> dict[str, Any]:
@@ -91,12 +109,13 @@ def _cells(name: str, seed: int) -> tuple[str, dict[str, dict[str, float]]]:
     reference = next(reference for reference in REFERENCES if reference.name == name)
     with TemporaryDirectory(prefix="cloister-bench-") as folder, on_one_thread():
         federation = _deal(reference, seed, Path(folder))
-        studies = {site: open_site(path).study(reference.task) for site, path in federation.paths.items()}
+        studies = {site: _Kept(reference.task, open_site(path)) for site, path in federation.paths.items()}
+        studies[_POOL].keep(pooled([study.training for site, study in studies.items() if site not in (_POOL, _TEST)]))
         return name, {way: _cell(federation, studies, reference, way, seed) for way in WAYS}
 
 
 def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
-    """Make a federation whose sites share the training records, and two more folders: all of those, and the test's."""
+    """Make a federation whose sites share the training records, and two more: one without any, and the test's."""
     sites = [f"site-{number}" for number in range(1, reference.sites + 1)]
     federation = Federation.create(folder, [*sites, _POOL, _TEST])
     order = np.random.default_rng(seed).permutation(len(reference.labels()))
@@ -107,8 +126,9 @@ def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
         tasks=(reference.task,), held_out=0.0, file="records", collusion_resistant=False, source=reference.source,
         records_per_person=reference.records_per_person,
     )  # fmt: skip
-    for (site, path), part in zip(federation.paths.items(), [*parts, rest, order[:tested]], strict=True):
-        reference.write(path / terms.file, part)
+    for site, part in zip([*sites, _TEST], [*parts, order[:tested]], strict=True):
+        reference.write(federation.paths[site] / terms.file, part)
+    for site in federation.paths:
         federation.write_settings(site, "localhost:1", terms)
     return federation
 
@@ -215,7 +235,7 @@ on other splits of the same records; no ε covers that choice. [tasks.md](tasks.
 {chr(10).join(lines)}
 
 What it costs: the bytes of one site's updates over the whole run at ε = 8, before encryption, and the processor
-seconds, on one core, in which all sites train one after another.
+seconds, on one core, in which all sites train one after another, with records in memory.
 
 {chr(10).join(costs)}
 

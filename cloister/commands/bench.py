@@ -195,8 +195,9 @@ def bench_results(
     from cloister.benchmarks.results import measure, table, write_page, written_before  # noqa: PLC0415
     from simulations.tasks.references import FAST  # noqa: PLC0415
 
-    before = written_before(write, seeds) if write and not quick else []
+    if write and not quick:
+        written_before(write, seeds)  # also raises before hours of work
     report = measure(1 if quick else seeds, task or (FAST if quick else ()), workers=workers)
     if write and not quick:
-        write_page(report, write, before)
+        write_page(report, write, written_before(write, seeds))  # others may have written meanwhile
     typer.echo(json.dumps(report) if as_json else table(report))

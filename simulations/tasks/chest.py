@@ -15,6 +15,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
@@ -31,11 +32,16 @@ SIDE = 64  # pixels, as the model sees an image
 FINDINGS = ("none", "opacity")
 _MOST = 4095.0  # the largest value in the modality's units
 _SEED, _PATIENTS = 2030, 1000
+_SMALLER, _START = 4, 3.0  # how much smaller the model makes an image; what its filters start with
 _SIDES, _SLOPES, _INTERCEPTS = (96, 128), (0.25, 0.5, 1.0), (0.0, -512.0)
 
 
 class Chest(ImageTask):
-    """Opacity or none, by a network that compares both sides of the body, as radiologists do: 242 parameters."""
+    """Opacity or none, by a network that compares both sides of the body, as radiologists do: 534 parameters.
+
+    The filters start as the difference between the sides, of either sign, and the linear layer at zero. From random
+    weights, the few steps that DP-SGD allows end anywhere between chance and a good model.
+    """
 
     size, channels, values = (SIDE, SIDE), 1, (0, _MOST)
     modality = "DX"
@@ -45,10 +51,13 @@ class Chest(ImageTask):
     @override
     def model(self) -> nn.Module:
         """Make the untrained model: inputs `(n, 1, 64, 64)` to logits `(n, 2)`."""
-        return nn.Sequential(
-            *(nn.AvgPool2d(4), _Sides(), nn.Conv2d(1, 8, 5, padding=2), nn.GroupNorm(2, 8), nn.ReLU()),
-            *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
-        )
+        small = SIDE // _SMALLER
+        filters, linear = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(small**2, 2)
+        with torch.no_grad():
+            for parameter in (*filters.parameters(), *linear.parameters()):
+                parameter.zero_()
+            filters.weight[:, 0, 1, 1] = torch.tensor([_START, -_START])
+        return nn.Sequential(nn.AvgPool2d(_SMALLER), _Sides(), filters, nn.ReLU(), nn.Flatten(), linear)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -63,8 +72,9 @@ class Chest(ImageTask):
 
 class _Sides(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        """Subtract from images `(n, 1, height, width)` their mirror images: one side of the body from the other."""
-        return images - images.flip(-1)
+        """Subtract one side of the body from the other: `(n, 1, height, width)` to `(n, 1, height, width / 2)`."""
+        left, right = images.chunk(2, -1)
+        return left - right.flip(-1)
 
 
 @cache

@@ -8,7 +8,7 @@ squares computes them so (Chien et al. 2021, arXiv 2107.09802), and "reconstruct
 
 One record is all that a person rated: the ratings of a person count together, as the unit of privacy.
 
-The 39,523 ratings are made up, by `ratings` below: 2,000 persons of four tastes rate some of 60 films with 1 to 5
+The 118,071 ratings are made up, by `ratings` below: 6,000 persons of four tastes rate some of 60 films with 1 to 5
 stars. A rating is the film's level, the person's, a product of three factors of each, and noise. Few films have most of
 the ratings, and few persons rate many films. No person stands behind any record.
 """
@@ -43,7 +43,7 @@ _MIDDLE = (_LOW + _HIGH) / 2
 _COLUMNS = Declared((Number("stars", low=_LOW, high=_HIGH),), (Category("film", FILMS),), "person")
 _FACTORS = 4
 _PERSONAL = 0.8  # scale of a person's level, against the films' factors
-_SEED, _PERSONS, _TASTES = 2028, 2000, 4
+_SEED, _PERSONS, _TASTES = 2028, 6000, 4
 
 
 class Recommendation(Task):
@@ -140,7 +140,7 @@ class Factors(nn.Module):
 
 @cache
 def ratings() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Make up all ratings: stars `(2000, 60)`, 0 where there are none, and persons' tastes `(2000,)`, 0 to 3."""
+    """Make up all ratings: stars `(6000, 60)`, 0 where there are none, and persons' tastes `(6000,)`, 0 to 3."""
     rng = np.random.default_rng(_SEED)
     films, tastes = rng.normal(0, 1, (len(FILMS), 3)), rng.normal(0, 1, (_TASTES, 3))
     taste = rng.integers(_TASTES, size=_PERSONS)
