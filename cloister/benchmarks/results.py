@@ -134,7 +134,7 @@ def _deal(reference: Reference, seed: int, folder: Path) -> Federation:
 
 
 def _cell(
-    federation: Federation, studies: dict[str, Study], reference: Reference, way: str, seed: int
+    federation: Federation, studies: Mapping[str, Study], reference: Reference, way: str, seed: int
 ) -> dict[str, float]:
     """Train in one way; return the score, processor seconds and, if federated, bytes and ε."""
     epsilon = dict(zip(WAYS[3:], EPSILONS, strict=True)).get(way)

@@ -200,7 +200,7 @@ def web_server_with_tls(case: Case) -> Iterator[None]:
 class _Page(BaseHTTPRequestHandler):
     timeout = 60
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - its name is the base class's
         """Say nothing."""
 
 
