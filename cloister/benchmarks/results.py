@@ -37,7 +37,7 @@ from simulations.tasks.partition import dirichlet
 from simulations.tasks.references import EPSILONS, REFERENCES, Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
