@@ -68,6 +68,8 @@ class Adder:
                     current.refused[site] = str(error)
         members.heads.save()
         for site in silent:
+            if site not in members.nodes and site in problems:  # it was not there to be asked
+                continue
             problems[site] = "no update by the round's deadline"
             if members.nodes.get(site) in attention.unanswered(MessageType.TRAIN):
                 problems[site] = (

@@ -35,6 +35,11 @@ class Bodies:
             self._file.write(chunk)
         self._kept[site] = replace(update, chunks=()), place, [len(chunk) for chunk in update.chunks]
 
+    @property
+    def sites(self) -> frozenset[str]:
+        """The sites whose updates are kept."""
+        return frozenset(self._kept)
+
     def find(self, site: str) -> SignedUpdate:
         """Return a site's update, which must have been kept."""
         update, place, sizes = self._kept[site]

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
-_RETURN = 20.0  # seconds: how long a resumed run waits for all sites of the open round
+_RETURN = 20.0  # seconds: how long a resumed run waits for all sites, whose agents have lost the server
 _LAST = 0.1  # of a deadline: how long the end of a run waits for sites that are behind
 _MOST_FAILURES = 3  # rounds in a row without a release, after which the run ends
 
@@ -80,6 +80,7 @@ class EncryptedStrategy(Strategy):
         )  # fmt: skip
         self._ceremony = Ceremony(members, letters, event_log, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(members, cohort.minimum, colluding)
+        members.use_roster(roster)  # it may lack sites that have left since the run was signed
         self._voting = Voting(members, settings)
         proofs = settings.encryption.update_norm is not None
         self._masks = Masking(members, self._selection, colluding, proofs=proofs) if masked else None
@@ -141,9 +142,16 @@ class EncryptedStrategy(Strategy):
             open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
             self._members.use_roster(roster)
             self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
-        if plan := self._memory.take_open():
-            return self._ask_again(grid, plan)
+        if self.resumed and server_round == 1:
+            everybody = set(self._members.listed) - self._members.expelled.keys()
+            self._members.gather(grid, len(everybody), min(_RETURN, seconds))
         present = self._members.gather(grid, cohort.minimum, seconds)
+        if self._memory.open:
+            self._there, self._sum = present, self._memory.reopen(current, present, seconds, masked=bool(self._masks))
+            if current.plan is None or self._sum:
+                return []
+            self._keep(is_open=True, asked=self._memory.asked)
+            return self._ask_to_train(grid, current.plan, [site for site in current.plan.cohort if site in present])
         self._voting.undo(grid, present)
         present = [site for site in present if site in self._members.nodes]
         if self._event_log.unconfirmed:
@@ -164,18 +172,6 @@ class EncryptedStrategy(Strategy):
         )
         self._keep(is_open=True)
         return self._ask_to_train(grid, plan, present)
-
-    def _ask_again(self, grid: Grid, plan: RoundPlan) -> Iterable[Message]:
-        """Go on with the plan that was open when the earlier process ended: sites send the same updates again."""
-        current, cohort, seconds = self._round, self._manifest.settings.cohort, self._seconds
-        self._members.gather(grid, len(plan.cohort), min(_RETURN, seconds))  # agents that lost the server come back
-        self._there = self._members.gather(grid, cohort.minimum, seconds)
-        current.started, current.plan = time.monotonic(), plan
-        if stored := self._event_log.of_plan(plan):  # all that is left is to deliver it
-            self._sum, current.contributors = stored
-            current.released = True
-            return []
-        return self._ask_to_train(grid, plan, [site for site in plan.cohort if site in self._members.nodes])
 
     def _ask_to_train(self, grid: Grid, plan: RoundPlan, sites: Sequence[str]) -> list[Message]:
         messages = []
@@ -328,14 +324,22 @@ class EncryptedStrategy(Strategy):
             RunError: if the server did not add up what it was sent.
         """
         current, plan = self._round, self._round.plan
-        self._keep(is_open=False)  # no site opens another sum of this plan
         self._event_log.withdraw()
         current.released = False
         if plan is None or self._masks is None:
             return None
         for site in refusals:
             current.problems.pop(site)
-        liars = self._liar_finder.liars(self._grid, plan, self._bodies, current.contributors, refusals)
+        if missing := set(current.contributors) - self._bodies.sites:  # an earlier process added them up
+            missing -= set(self._attempt(plan, current.contributors).sites)
+        if missing:
+            self._close_unreleased(f"the sum does not open, and not all updates in it came again: {current.listed}")
+            return None
+        try:
+            liars = self._liar_finder.liars(self._grid, plan, self._bodies, current.contributors, refusals)
+        except RunError:
+            self._keep(is_open=False)  # otherwise every later process would end here too
+            raise
         self._members.expel(liars)
         current.problems |= liars
         left = [site for site in current.contributors if site not in liars]
@@ -358,19 +362,19 @@ class EncryptedStrategy(Strategy):
         self._release(result)
         return result
 
-    def _attempt(self, plan: RoundPlan) -> RunningSum:
-        """Have a plan's cohort send this round's updates again, under the plan's masks."""
+    def _attempt(self, plan: RoundPlan, only: Sequence[str] = ()) -> RunningSum:
+        """Have a plan's cohort, or some of it, send this round's updates again, under the plan's masks."""
         self._round.plan = plan
-        self._keep(is_open=True)
-        messages = [self._order(site, plan, []) for site in plan.cohort]
+        self._keep(is_open=True, asked=tuple(only))
+        messages = [self._order(site, plan, []) for site in only or plan.cohort if site in self._members.nodes]
         waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
-        return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
+        return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds), only)
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message], only: Collection[str] = ()) -> RunningSum:
         """Add updates as they arrive; before contributors are asked to agree, remember who they are."""
         total = self._adder.add_all(self._grid, self._round, plan, replies, only)
         if self._masks:
-            self._keep(is_open=True, asked=total.sites)
+            self._keep(is_open=True, asked=tuple(only) or total.sites)
         return total
 
     def _keep(self, *, is_open: bool, asked: tuple[str, ...] = ()) -> None:

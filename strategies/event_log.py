@@ -139,6 +139,11 @@ class EventLog:
         return bool(self._steps or self._undone)
 
     @property
+    def holds_sums(self) -> bool:
+        """Whether sums are on disk, of this process or an earlier one."""
+        return any(self._sums.glob("*.sum"))
+
+    @property
     def unconfirmed(self) -> bool:
         """Whether the last sum was released but its resulting model is not confirmed."""
         return bool(self._steps) and self._steps[-1].model is None

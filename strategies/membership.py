@@ -352,7 +352,10 @@ class Membership:
         if not self.event_log.started:
             msg = f"{site} starts from {_OTHER}"
             raise ProtocolError(msg)
-        msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"
+        msg = (
+            f"{site} has a model that this run never had; if most sites do, the server's folder is from an old backup: "
+            "sign the run again; otherwise, move its checkpoint of this run aside and restart its agent"
+        )
         raise ProtocolError(msg)
 
 

@@ -26,6 +26,7 @@ class OpenRound:
     started: float = field(default_factory=time.monotonic)
     plan: RoundPlan | None = None  # of the last attempt
     released: bool = False
+    resumed: bool = False  # its plan is an earlier process's: sites may refuse it for that alone
     contributors: tuple[str, ...] = ()
     problems: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # problems reported by sites asked to train
@@ -55,8 +56,8 @@ class OpenRound:
             RunError: if no round has been released, or the same sites gave the same reasons in the previous round.
         """
         count, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
-        if self.released or not count < least <= count + len(self.refused):
-            return  # nothing was charged, others were missing that may return, or it failed later
+        if self.released or self.resumed or not count < least <= count + len(self.refused):
+            return  # resumed, or nothing was charged, others were missing that may return, or it failed later
         if not started or (not before.released and self.refused == before.refused):
             msg = (
                 f"round {self.number} was charged and released nothing: {listed(self.refused)}; the next round would "

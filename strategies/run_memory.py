@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from privacy.run.plan import read_plan
-from strategies.run_state import RunState, read_state, write_state
+from privacy.errors import RunError
+from privacy.run.plan import is_under_way, read_plan
+from strategies.masking import next_attempt
+from strategies.run_state import ADVICE, RunState, read_state, write_state
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from privacy.crypto.summation import EncryptedSum
     from privacy.run.plan import RoundPlan
     from strategies.event_log import EventLog
     from strategies.membership import Membership
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
     from strategies.selection import Selection
 
 STATE = "state.json"
+_UNKNOWN = "the server was restarted after it had added up this sum, and no longer knows why"
 
 
 class RunMemory:
@@ -24,37 +31,64 @@ class RunMemory:
         """Restore members, event log and selection, if the run was begun before.
 
         Raises:
-            RunError: if the state is damaged.
+            RunError: if the state is damaged or lost.
         """
         self._run, self._members, self._event_log, self._selection = run, members, event_log, selection
         self._path = event_log.folder / STATE
         self.ended = self.released = 0  # the last round that an earlier process ended; how many released a sum
         self._planned = 0  # the last round that had a plan: one without may be begun again
-        self.asked: tuple[str, ...] = ()
-        self._open: RoundPlan | None = None
+        self.open: RoundPlan | None = None  # the plan that was open when the earlier process ended, until it is taken
+        self.asked: tuple[str, ...] = ()  # the contributors whom that process had asked to sign that they are the set
         if state := read_state(self._path, run):
             self._restore(state)
+        elif event_log.holds_sums:
+            msg = f"{self._path}: this file is lost, though the run has released sums; {ADVICE}"
+            raise RunError(msg)
 
     @property
     def resumed(self) -> bool:
         """Whether an earlier process began this run."""
-        return bool(self.ended or self._open)
+        return bool(self.ended or self.open)
 
-    def take_open(self) -> RoundPlan | None:
-        """Return the plan that was open when the earlier process ended, once; None if there was none."""
-        plan, self._open = self._open, None
-        return plan
+    def reopen(
+        self, current: OpenRound, present: Collection[str], seconds: float, *, masked: bool
+    ) -> EncryptedSum | None:
+        """Go on with the open plan in the current round, unless too few of its sites are present: it then stays open.
+
+        If a masked plan is too old for sites to train or reveal seeds, another attempt takes its place.
+
+        Returns:
+            The plan's sum, if the earlier process stored it: all that is left is to deliver it.
+        """
+        assert self.open is not None  # noqa: S101
+        plan, stored = self.open, self._event_log.of_plan(self.open)
+        current.started, current.number = time.monotonic(), plan.round
+        current.problems |= self._members.absent | self._members.problems
+        sites = [site for site in plan.cohort if site in present]
+        if not stored and len(sites) < plan.minimum_cohort:
+            return None
+        current.plan, current.resumed, self.open = plan, True, None
+        if stored:
+            total, current.contributors = stored
+            current.released, self.asked = True, ()
+            lacking = set(plan.cohort) - set(current.contributors) - current.problems.keys()
+            current.problems |= dict.fromkeys(lacking, _UNKNOWN)
+            return total
+        if masked and plan.deadline < time.time() and not (self.asked and is_under_way(plan, seconds)):
+            current.plan, self.asked = next_attempt(plan, sites, seconds), ()
+        return None
 
     def keep(self, current: OpenRound, released: int, *, is_open: bool, asked: tuple[str, ...] = ()) -> None:
         """Write the state to disk, with the open round's plan if `is_open`."""
         members = self._members
         sums, undone = self._event_log.released()
         self._planned = current.number if current.plan else self._planned
+        plan = current.plan if is_open else self.open
         state = RunState(
             run=self._run,
             round=self._planned,
-            plan=current.plan.to_bytes().decode() if current.plan and is_open else "",
-            asked=asked,
+            plan=plan.to_bytes().decode() if plan else "",
+            asked=self.asked if self.open else asked,
             released=released,
             model=members.model,
             update_bound=members.update_bound,
@@ -68,9 +102,9 @@ class RunMemory:
     def _restore(self, state: RunState) -> None:
         plan = read_plan(state.plan.encode()) if state.plan else None
         self.ended, self.released = state.round - (plan is not None), state.released
-        self._open, self.asked, self._planned = plan, state.asked, state.round
+        self.open, self.asked, self._planned = plan, state.asked, state.round
         self._members.model, self._members.update_bound = state.model, state.update_bound
-        self._members.expelled = dict(state.expelled)
+        self._members.expel(state.expelled)
         self._members.begun = True
         self._event_log.restore(self._run, state.sums, state.undone, plan)
         self._selection.restore(state.conduct)

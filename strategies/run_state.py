@@ -30,6 +30,7 @@ from privacy.storage import read_file, write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
+ADVICE = "restore the newest copy from the server's backup, or sign the run again"
 _Names = tuple[SiteName, ...]
 
 
@@ -89,20 +90,19 @@ def read_state(path: Path, run: str) -> RunState | None:
     Raises:
         RunError: if it is not the state of this run.
     """
-    advice = "restore it from the server's backup, or sign the run again"
     try:
         state = _STATE.validate_json(read_file(path))
         read_plan(state.plan.encode()) if state.plan else None
     except FileNotFoundError:
         return None
     except OSError as error:
-        msg = f"{path}: {reason(error)}; {advice}"
+        msg = f"{path}: {reason(error)}; {ADVICE}"
         raise RunError(msg) from error
     except (ValidationError, CloisterError) as error:
-        msg = f"{path}: this file is damaged; {advice}"
+        msg = f"{path}: this file is damaged; {ADVICE}"
         raise RunError(msg) from error
     if state.run != run:
-        msg = f"{path}: this is the state of another run; {advice}"
+        msg = f"{path}: this is the state of another run; {ADVICE}"
         raise RunError(msg)
     return state
 

@@ -52,7 +52,7 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
 
     Raises:
         ProtocolError: if the sum does not apply to this site's model.
-        UnopenedError: if it is not its contributors' sum; the site then opens no other sum of the plan.
+        UnopenedError: if it is not its contributors' sum, or the site has refused a sum of the plan before.
     """
     site, manifest = admitted.site, admitted.manifest
     plan, headers = check_sum(total, admitted.run, manifest, site.roster_under(read_plan(total.plan).keys))
@@ -63,8 +63,11 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
     if has_refused(site, plan):
-        msg = f"{site.name} has already refused a sum of round {plan.round}; it opens no other sum of that plan"
-        raise ProtocolError(msg)
+        raise _unopened(
+            site,
+            plan,
+            f"{site.name} has already refused a sum of round {plan.round}; it opens no other sum of that plan",
+        )
     if any(header.update_bound != now.update_bound for header in headers.values()):
         msg = (
             f"the updates in the sum of round {plan.round} have another range than {site.name}'s; the sum was not "
@@ -131,14 +134,20 @@ def _mean(
         for liar in liars:
             accuse(site.commitments, plan.run, liar, next(sha256(part.header).hexdigest() for part, header in
                    zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
-        site.commitments.note(plan.run, _refusing(plan), "refused")
+        why = SEEDS if liars else CODES if isinstance(error, AuthenticityError) else VALUES
+        site.commitments.note(plan.run, _refusing(plan), f"{why} {','.join(liars)}")
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not the sum of its contributors' updates"
-        why = SEEDS if liars else CODES if isinstance(error, AuthenticityError) else VALUES
-        refusal = Refusal(why, liars)
-        signature = sign(site.signing_key, REFUSAL, refusal.signed_part(plan.digest))
-        raise UnopenedError(msg, replace(refusal, signature=signature)) from error
+        raise _unopened(site, plan, msg) from error
     return mean
+
+
+def _unopened(site: Site, plan: RoundPlan, message: str) -> UnopenedError:
+    """Return the error for a sum of a refused plan. The refusal is the recorded one: its reply may have been lost."""
+    why, _, liars = (site.commitments.find(plan.run, _refusing(plan)) or "").partition(" ")
+    refusal = Refusal(why, liars.split(",") if liars else [])
+    signature = sign(site.signing_key, REFUSAL, refusal.signed_part(plan.digest))
+    return UnopenedError(message, replace(refusal, signature=signature))
 
 
 def _refusing(plan: RoundPlan) -> str:

@@ -88,6 +88,11 @@ def read_plan(data: bytes) -> RoundPlan:
     return plan
 
 
+def is_under_way(plan: RoundPlan, seconds: float) -> bool:
+    """Whether sites still reveal seeds for a plan of a run with this deadline per round, in seconds."""
+    return time.time() <= plan.deadline + _MESSAGES * seconds + tolerance(seconds)
+
+
 def check_under_way(plan: RoundPlan, seconds: float, site: str) -> None:
     """Check that a plan's round can still be under way, as a site does before it reveals seeds.
 
@@ -101,7 +106,7 @@ def check_under_way(plan: RoundPlan, seconds: float, site: str) -> None:
     Raises:
         ProtocolError: if it is over.
     """
-    if time.time() > plan.deadline + _MESSAGES * seconds + tolerance(seconds):
+    if not is_under_way(plan, seconds):
         msg = f"the plan of round {plan.round} is long over (or the clocks disagree); {site} reveals no seed for it"
         raise ProtocolError(msg)
 

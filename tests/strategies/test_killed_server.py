@@ -178,6 +178,8 @@ def test_a_damaged_state_is_refused_with_what_to_do(make_federation: FederationM
         serve_to_a_reply(federation, Countdown(12))
     state = event_log_path(federation).parent / STATE
     state.write_bytes(damage)
-    with pytest.raises(RunError, match=r"state.json: .*restore it from the server's backup, or sign the run again"):
+    with pytest.raises(
+        RunError, match=r"state.json: .*restore the newest copy from the server's backup, or sign the run again"
+    ):
         run_with(federation)
     assert state.read_bytes() == damage

@@ -125,7 +125,7 @@ def test_a_sum_with_anothers_seed_or_none_is_not_opened_nor_is_any_other_of_its_
             open_at(federation, site, summed(federation, plan, updates, wrong))
     for site in COHORT:
         restart(federation, site)
-        with pytest.raises(ProtocolError, match="opens no other sum of that plan"):
+        with pytest.raises(UnopenedError, match="opens no other sum of that plan"):
             open_at(federation, site, summed(federation, plan, updates, seeds))
 
 
