@@ -150,6 +150,7 @@ def server(
         Path | None, typer.Argument(help="The signed run; without one, sites may join, and agents connect and wait.")
     ] = None,
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Go on with a run that failed.")] = False,
 ) -> None:
     """Run the aggregation server until the run is over. It holds no decryption key."""
     from server.process import serve, wait_for_run  # noqa: PLC0415 - sites need no server
@@ -159,7 +160,9 @@ def server(
         wait_for_run(consortium, typer.echo, threading.Event())
         return
     with RoundTable(make_console(json=False)) as table, listening(table):
-        serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
+        serve(
+            consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch, retry=retry
+        )
     typer.echo("✓ the run has ended; every site has the result in its own folder")
 
 

@@ -1,8 +1,8 @@
 """The aggregation server as a Flower `ServerApp`. The same app runs under every engine.
 
 It reads its settings from the run's configuration: `consortium` (the path of `consortium.toml`) and `manifest` (the
-signed run); with `new-epoch`, the sites make new keys first. It holds no decryption key, and it runs without torch or
-TenSEAL.
+signed run); with `new-epoch`, the sites make new keys first; with `retry`, a run that failed goes on. It holds no
+decryption key, and it runs without torch or TenSEAL.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from server.settings import read_consortium, read_run
 from strategies.encrypted_strategy import EncryptedStrategy
 from strategies.event_log import EventLog
 from strategies.ledger_heads import LedgerHeads
+from strategies.run_memory import check_failure, note_failure
 from strategies.sealed_keys import SealedKeys
 from transport.grid import StreamingGrid
 
@@ -51,6 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     run = read_run(Path(manifest_path), place.roster())
     folder = place.folder / place.settings.runs / f"{run.manifest.settings.name}-{run.digest[:8]}"
     with folder_in_use(place.folder), closing(EventLog(folder)) as event_log, event_log.alone():
+        check_failure(folder, retry=bool(context.run_config.get("retry")))
         _serve(place, run, grid, event_log, new_epoch=bool(context.run_config.get("new-epoch")))
 
 
@@ -81,6 +83,7 @@ def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog,
             msg = "no round had enough sites: nothing was trained and no model was saved"
             raise RunError(msg)
     except CloisterError as error:
+        note_failure(event_log.folder, str(error))
         event_log.record("failed", reason=str(error), rounds=strategy.released)
         raise
     finally:

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.server")
 
 
-def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False) -> None:
+def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False,
+          retry: bool = False) -> None:  # fmt: skip
     """Serve one run to its end; call `listening` with the port. Meanwhile sites may join and leave.
 
     Raises:
@@ -80,7 +81,12 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
             node_id=SERVER_NODE,
             node_config={},
             state=RecordDict(),
-            run_config={"consortium": str(consortium), "manifest": str(manifest), "new-epoch": new_epoch},
+            run_config={
+                "consortium": str(consortium),
+                "manifest": str(manifest),
+                "new-epoch": new_epoch,
+                "retry": retry,
+            },
         )
         app(GrpcGrid(run_id, mailboxes, nodes, rosters.next), context)
 

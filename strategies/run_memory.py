@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import RunError
 from privacy.run.plan import is_under_way, read_plan
+from privacy.storage import read_file, write_atomically
+from privacy.untrusted_text import plain
 from strategies.masking import next_attempt
 from strategies.run_state import ADVICE, RunState, read_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from privacy.crypto.summation import EncryptedSum
     from privacy.run.plan import RoundPlan
@@ -21,7 +24,29 @@ if TYPE_CHECKING:
     from strategies.selection import Selection
 
 STATE = "state.json"
+FAILED = "failed"
 _UNKNOWN = "the server was restarted after it had added up this sum, and no longer knows why"
+
+
+def note_failure(folder: Path, reason: str) -> None:
+    """Note that a run failed, unless it had not begun: going on may charge sites for further rounds in vain."""
+    if (folder / STATE).exists():
+        write_atomically(folder / FAILED, plain(reason).encode() + b"\n")
+
+
+def check_failure(folder: Path, *, retry: bool) -> None:
+    """Check that a run did not fail before; with `retry`, forget that it did.
+
+    Raises:
+        RunError: if it did, so that a server that is restarted by itself spends no site's budget.
+    """
+    path = folder / FAILED
+    if retry:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        said = read_file(path).decode(errors="replace").strip()
+        msg = f"this run failed: {said}; once the cause is corrected, go on with it: cloister server … --retry"
+        raise RunError(msg)
 
 
 class RunMemory:

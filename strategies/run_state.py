@@ -50,7 +50,7 @@ class UndoneSum:
     round: int
     base: Hex32
     model: Hex32
-    votes: dict[SiteName, str]
+    votes: dict[SiteName, Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$")]]
     update_bound: float
 
 

@@ -173,6 +173,8 @@ def run_with(
     answer: Answer = client_app,
     nodes: Mapping[int, str] | None = None,
     make_grid: Callable[[int, dict[int, Context], Answer], Grid] = InlineGrid,
+    *,
+    retry: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the signed run in this process, each node answering as `answer` says; return the events of its rounds.
 
@@ -181,13 +183,16 @@ def run_with(
         answer: what every node does with a message.
         nodes: further nodes by their number, and the sites whose folders they work with.
         make_grid: makes the grid from the run's number, the nodes' contexts and `answer`.
+        retry: whether a run that failed goes on.
     """
     quieten()
     run_id = int(signed_run(federation)[2][:15], 16)
     contexts = {node_of(federation, site): context_of(federation, site) for site in SITES}
     contexts |= {node: replace(context_of(federation, site), node_id=node) for node, site in (nodes or {}).items()}
-    paths = {"consortium": str(federation.server), "manifest": str(federation.manifest)}
-    server_app(make_grid(run_id, contexts, answer), Context(run_id, SERVER_NODE, {}, RecordDict(), {**paths}))
+    config: dict[str, bool | float | int | str] = {
+        "consortium": str(federation.server), "manifest": str(federation.manifest), "retry": retry
+    }  # fmt: skip
+    server_app(make_grid(run_id, contexts, answer), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
     return rounds_of(federation)
 
 

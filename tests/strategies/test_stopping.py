@@ -63,6 +63,17 @@ def test_a_later_round_is_repeated_once_and_ends_the_run_if_the_problems_stay(
     assert [charges_of(federation, site) for site in SITES] == [3, 3, 3, 3]
     assert set(models_of(federation)) == set(SITES)
 
+    for _ in range(2):  # as a supervisor would that starts it again
+        with pytest.raises(
+            RunError, match=r"this run failed: round 3 was charged.*once the cause is corrected.*--retry"
+        ):
+            run_with(federation)
+    assert [charges_of(federation, site) for site in SITES] == [3, 3, 3, 3]
+    monkeypatch.setattr(studies.Broken, "bugs", 0)
+    *_, last = run_with(federation, retry=True)
+    assert (last["round"], last["released"]) == (BROKEN.rounds, True)
+    assert len(set(models_of(federation).values())) == 1
+
 
 def test_a_run_goes_on_after_a_later_round_that_failed_once(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
