@@ -59,7 +59,12 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_of_norm",
         by=["manifest"],
     ),
-    "privacy.run.plan": {"read_plan": ["plan"], "check_plan": ["asked"], "check_under_way": ["set", "reveal"]},
+    "privacy.run.plan": {
+        "read_plan": ["plan"],
+        "check_plan": ["asked"],
+        "is_under_way": ["set", "reveal"],
+        "check_under_way": ["set", "reveal"],
+    },
     "privacy.run.optimizer": _all("Sgd.__post_init__", "check_steps", "_table", by=["manifest"]),
     "privacy.codec.header": {"verify_header": ["header"], "_read": ["header"]},
     "privacy.codec.envelope": {"verify_update": _UPDATES},

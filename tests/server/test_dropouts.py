@@ -31,7 +31,7 @@ SIZE = 100_000  # parameters: an update is far larger than all other messages of
 HALF = 150_000  # bytes of it, about
 ROUNDS = 2
 DEADLINE = 10.0  # seconds, that a round waits for the victim
-LONG = 90.0
+LONG = 180.0
 
 RUN = replace(
     NOISY, task=task_name(Weighty), rounds=ROUNDS,

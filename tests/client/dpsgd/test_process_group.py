@@ -20,7 +20,7 @@ from tests.ports import unused_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-SECONDS = 60.0  # at most
+SECONDS = 180.0  # at most
 
 
 @contextmanager

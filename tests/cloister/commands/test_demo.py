@@ -133,7 +133,7 @@ def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: sign
     ) as process:
         await_condition((folder / "east" / "agent.log").exists, 60.0)
         process.send_signal(number)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
     _await_nothing_running(folder)
 
 
