@@ -12,6 +12,7 @@ import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -52,18 +53,14 @@ _BITS = 24  # of a parameter in the precise profile
 class _Kept(Study):
     """A study whose records stay in memory, since every way trains on them; the task was tried on others in tests."""
 
-    _records_kept: InMemory | None = None
-
     def keep(self, records: InMemory) -> None:
         """Train on these records instead of the site's."""
-        self._records_kept = records
+        self.__dict__["training"] = records
 
-    @property
+    @cached_property
     @override
     def training(self) -> InMemory:
-        if self._records_kept is None:
-            self._records_kept = InMemory(*self.read[0].whole())
-        return self._records_kept
+        return InMemory(*self.read[0].whole())
 
 
 def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers: int = 2) -> dict[str, Any]:

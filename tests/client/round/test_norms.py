@@ -207,9 +207,9 @@ def test_a_proof_about_another_update_spoils_the_sum(federation: Federation, mon
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, site, total)
         assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
-    with pytest.raises(UnopenedError, match="has already refused a sum") as again:  # noted, as after a wrong tag
-        open_at(federation, site, total)
-    assert again.value.refusal == caught.value.refusal  # its reply may have been lost
+        with pytest.raises(UnopenedError, match="has already refused a sum") as again:  # noted, as after a wrong tag
+            open_at(federation, site, total)
+        assert again.value.refusal == caught.value.refusal  # its reply may have been lost
 
 
 def _false(proof: bytes) -> bytes:
