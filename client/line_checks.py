@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from client.exchange import Exchange
 from client.joining import check_offered
 from privacy.errors import UnreachableError
-from privacy.run.clocks import check_clock, tolerance
+from privacy.run.clocks import MOST_APART, check_clock
 from transport.diagnosis import Worrying
 from transport.framing import FRAME_BYTES
 from transport.pki import read_roster
@@ -25,7 +25,6 @@ _SECONDS = 1.0  # for each direction
 _MOST = 16  # frames in each direction
 _SLOW = 0.125  # megabytes per second
 _WORRYING = 10.0  # seconds between the clocks
-_LONGEST = tolerance(float("inf"))
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def compare_clocks(site: str, here: float, there: float, error: float) -> str:
         ProtocolError: if they differ by more than any run allows.
         Worrying: if they differ by more than a run with short rounds allows.
     """
-    check_clock(site, here, there - error, there + error, _LONGEST)
+    check_clock(site, here, there - error, there + error, MOST_APART)
     apart = here - there
     text = f"this clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the server's"
     if abs(apart) > _WORRYING:

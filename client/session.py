@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 
 from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError, UnreachableError
-from privacy.run.clocks import check_clock, tolerance
+from privacy.run.clocks import MOST_APART, check_clock
 from privacy.untrusted_text import quoted
 from transport.channel import SERVICE
 from transport.pki import key_digest, open_server_certificate, read_certificate
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from transport.sign_in import Challenge, Signer
 
 _SECONDS = 10.0
-_LONGEST = tolerance(float("inf"))
 _REFUSALS = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 _BY_A_PROXY = "with status: "  # so gRPC quotes an answer that is a web server's and not gRPC's
 
@@ -74,7 +73,7 @@ class Session:
         server_key = self._proved(challenge, challenge.signed_part(fingerprint, nonce, signer.site), authority)
         here = time.time()
         try:
-            check_clock(signer.site, start, challenge.clock - (here - start), challenge.clock, _LONGEST)
+            check_clock(signer.site, start, challenge.clock - (here - start), challenge.clock, MOST_APART)
         except ProtocolError as error:
             raise UnreachableError(str(error)) from error
         answer = SignIn(signer.site, challenge.challenge, time.time(), signer.roster_version)
