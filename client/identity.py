@@ -13,7 +13,7 @@ from privacy.failures import reason
 from privacy.storage import read_file, set_aside
 from transport.channel import expired
 from transport.diagnosis import check_private
-from transport.pki import key_digest, read_certificate, read_roster, read_signing_key, read_tls_key
+from transport.pki import key_digest, read_certificate, read_signing_key, read_tls_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,6 @@ def check_keys(place: SiteFolder) -> Roster:
         KeyFileError: if they are not; says which file is wrong.
         ProtocolError: if the roster does not list the site.
     """
-    keys = place.settings.keys
     tls_key, signing_key, sealing_key = private = _private(place)
     for path in private:
         try:
@@ -39,7 +38,7 @@ def check_keys(place: SiteFolder) -> Roster:
         except OSError as error:
             msg = f"{path}: {reason(error)}; restore this key from its owner's backup"
             raise KeyFileError(msg) from error
-    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
+    roster = place.roster()
     member, tls = roster.member(place.settings.site), read_tls_key(tls_key).public_key()
     if read_certificate(place.tls.certificate).public_key() != tls:
         msg = f"{place.tls.certificate} does not belong to {tls_key}; take in the welcome again: cloister join"

@@ -13,7 +13,6 @@ from privacy.errors import UnreachableError
 from privacy.run.clocks import MOST_APART, check_clock
 from transport.diagnosis import Worrying
 from transport.framing import FRAME_BYTES
-from transport.pki import read_roster
 
 if TYPE_CHECKING:
     from client.settings import SiteFolder
@@ -25,6 +24,7 @@ _SECONDS = 1.0  # for each direction
 _MOST = 16  # frames in each direction
 _SLOW = 0.125  # megabytes per second
 _WORRYING = 10.0  # seconds between the clocks
+_OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LineChecks:
             AuthenticityError: if the server's is older, or cannot be taken.
         """
         place, keys = self._place, self._place.settings.keys
-        own = read_roster(place.path(keys.roster), place.path(keys.authority)).version
+        own = place.roster().version
         with self._exchange() as exchange:
             data = exchange.roster(0)
         if data is None:
@@ -156,9 +156,6 @@ def _check_size(exchange: Exchange, server: str) -> None:
             "line is throttled"
         )
         raise UnreachableError(msg) from error
-
-
-_OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"
 
 
 def _rate(exchange: Exchange, round_trip: float, send: int, receive: int) -> float:

@@ -8,7 +8,7 @@ from privacy.errors import AuthenticityError
 from privacy.run.manifest import open_run
 from privacy.run.roster import open_roster
 from privacy.storage import read_document, read_file
-from transport.pki import read_authority_key, read_roster
+from transport.pki import read_authority_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,7 @@ def read_past_run(place: SiteFolder, path: Path) -> SignedRun:
                     continue
             raise error from None
 
-    keys = place.settings.keys
-    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
+    roster = place.roster()
     return read_document(path, opened, "name the signed run, as `cloister sign` wrote it")
 
 
