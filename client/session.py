@@ -48,7 +48,7 @@ class Session:
             f"/{SERVICE}/Challenge", bytes, bytes
         )
         self._answer: UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/SignIn", bytes, bytes)
-        self._token, self._renewed = b"", 0.0  # until then, by the monotonic clock
+        self._token, self._renew_at = b"", 0.0  # by the monotonic clock
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what to send with a call, having signed in if two thirds of the token's life are over.
@@ -57,13 +57,13 @@ class Session:
             UnreachableError: if the server does not answer, or the clocks differ too much.
             AuthenticityError: if the server does not prove that it is the consortium's, or refuses this site.
         """
-        if not time.monotonic() < self._renewed:
+        if not time.monotonic() < self._renew_at:
             self._sign_in()
         return authorization(self._token)
 
     def drop(self) -> None:
         """Sign in again before the next call: the server knows the token no longer."""
-        self._renewed = 0.0
+        self._renew_at = 0.0
 
     def _sign_in(self) -> None:
         signer, nonce, start = self._signer, os.urandom(NONCE_BYTES), time.time()
@@ -74,13 +74,13 @@ class Session:
         here = time.time()
         try:
             check_clock(signer.site, start, challenge.clock - (here - start), challenge.clock, MOST_APART)
-        except ProtocolError as error:
+        except ProtocolError as error:  # the clock may be set right: the agent tries again
             raise UnreachableError(str(error)) from error
         answer = SignIn(signer.site, challenge.challenge, time.time(), signer.roster_version)
         answer = replace(answer, signature=sign(signer.key, SIGN_IN, answer.signed_part(fingerprint, server_key)))
         since = time.monotonic()
         self._token, seconds = read_token_answer(self._call(self._answer, answer.to_bytes()))
-        self._renewed = since + seconds * 2 / 3
+        self._renew_at = since + seconds * 2 / 3
 
     def _proved(self, challenge: Challenge, signed: bytes, authority: x509.Certificate) -> bytes:
         """Return the digest of the server's key, which the authority certified and which signed this challenge.
