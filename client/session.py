@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 _SECONDS = 10.0
 _REFUSALS = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
-_BY_A_PROXY = "with status: "  # so gRPC quotes an answer that is a web server's and not gRPC's
+
+BY_A_PROXY = "with status: "
+"""So gRPC quotes an answer that is a web server's and not gRPC's."""
 
 
 class Session:
@@ -107,9 +109,9 @@ class Session:
 
     def _named(self, error: grpc.RpcError) -> CloisterError:
         code, details = error.code(), quoted(error.details() or "no reason given")
-        if code in _REFUSALS and _BY_A_PROXY not in details:
+        if code in _REFUSALS and BY_A_PROXY not in details:
             return AuthenticityError(f"the server behind {self._address} refuses to let this site sign in: {details}")
-        if code is grpc.StatusCode.UNIMPLEMENTED or _BY_A_PROXY in details:
+        if code is grpc.StatusCode.UNIMPLEMENTED or BY_A_PROXY in details:
             return UnreachableError(
                 f"TLS is ended at {self._address}, and behind it nobody lets sites sign in ({details}): have the "
                 "server run with [signature] in consortium.toml, and the proxy pass gRPC on to its `listen`"

@@ -52,7 +52,8 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     quieten()
     return_memory()
     place = _ready(consortium)
-    roster, roster_file = place.signed_roster()
+    signed = place.signed_roster()
+    roster = signed[0]
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
     mailboxes = Mailboxes(nodes)
@@ -61,7 +62,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
         stack.enter_context(folder_in_use(place.folder))
         requests = Requests(place) if place.settings.joining else None
         services = _joining_services(place, requests)
-        hub, port = _open_hub(place, roster, roster_file, mailboxes, renewals, place.settings.signature, services)
+        hub, port = _open_hub(place, signed, mailboxes, renewals, place.settings.signature, services)
         stack.callback(hub.stop)
         open_joining_port(place, stack, requests)
         stack.callback(renewals.stop)
@@ -155,7 +156,7 @@ class AgentsPort:
         signature = None if self._strangers else self._signature
         mailboxes = Mailboxes({member.node_id for member in roster.members})
         self._hub, port = _open_hub(
-            self._place, roster, roster_file, mailboxes, self._renewals, signature, self._joining
+            self._place, (roster, roster_file), mailboxes, self._renewals, signature, self._joining
         )
         self._say(f"agents may connect at port {port}")
         if self._strangers:
@@ -173,14 +174,14 @@ class AgentsPort:
 
 def _open_hub(
     place: ServerFolder,
-    roster: Roster,
-    roster_file: bytes,
+    signed: tuple[Roster, bytes],
     mailboxes: Mailboxes,
     renewals: Renewals,
     signature: Signature | None,
     services: list[grpc.GenericRpcHandler],
 ) -> tuple[Hub, int]:
     """Open the port for agents and, with `signature`, that for sites that sign in; return also the first's number."""
+    roster, roster_file = signed
     sessions = Sessions(place.tls, roster) if signature else None
     largest = place.settings.max_update_megabytes << 20
     hub = Hub(roster, mailboxes, largest, roster_file, renewals.certificate, sessions)
