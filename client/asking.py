@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import AuthenticityError, MalformedError, UnreachableError
 from transport.address import Address, read_address
-from transport.channel import authority_context, left, not_ours, unaccepted
-from transport.dialling import cause, dial
+from transport.channel import authority_context, not_ours, unaccepted
+from transport.dialling import cause, dial, left
 from transport.joining import Line, open_standing, read_answer, read_greeting, read_standing, request_bytes
 from transport.presented import issuer_remark
 from transport.proxies import proxy_for

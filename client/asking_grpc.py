@@ -1,4 +1,4 @@
-"""Ask a running server over gRPC to let this site join, where TLS is ended on the way."""
+"""Ask a running server over gRPC to let a site or a person join, where TLS is ended on the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from privacy.errors import AuthenticityError, CloisterError, UnreachableError
+from client.session import BY_A_PROXY
+from privacy.errors import AuthenticityError, UnreachableError
 from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
 from transport.address import read_address
@@ -30,13 +31,13 @@ _SECONDS = 30.0  # approving may take a moment
 
 
 class AskingByGrpc:
-    """One channel, over which a site may make one request."""
+    """One channel, over which one request may be made."""
 
     def __init__(self, invitation: Invitation, ca_bundle: Path, proxy: str | None = None) -> None:
         """Connect, and show the invitation.
 
         Args:
-            invitation: the site's.
+            invitation: of whoever asks.
             ca_bundle: the certificates of whoever issued that of what ends TLS.
             proxy: as in `[network]` of a site's settings.
 
@@ -90,12 +91,15 @@ class AskingByGrpc:
             raise self._named(error) from error
         return read_answer(Received(bytes(data or b"")))
 
-    def _named(self, error: grpc.RpcError) -> CloisterError:
+    def _named(self, error: grpc.RpcError) -> UnreachableError:
         details = quoted(error.details() or "no reason given")
-        return UnreachableError(
-            f"TLS is ended at {self._address}, and behind it nobody lets sites join ({details}): have the server run "
-            "with [signature] and [joining] in consortium.toml, and the proxy pass gRPC on to [signature]'s `listen`"
-        )
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED or BY_A_PROXY in details:
+            return UnreachableError(
+                f"TLS is ended at {self._address}, and behind it nobody lets sites join ({details}): have the server "
+                "run with [signature] and [joining] in consortium.toml, and the proxy pass gRPC on to [signature]'s "
+                "`listen`"
+            )
+        return UnreachableError(f"cannot join at {self._address}: {details}; try again, or ask the coordinator")
 
 
 class Received:

@@ -42,7 +42,7 @@ _LARGEST_HEADER = 1 << 26
 
 
 @dataclass(frozen=True)
-class Held:
+class FileEntry:
     """A file in a backup."""
 
     name: str
@@ -56,7 +56,7 @@ class Backup:
 
     site: str
     time: str
-    files: tuple[Held, ...]
+    files: tuple[FileEntry, ...]
     mac: str = ""  # in hex; empty if the folder was not encrypted
 
     def to_bytes(self) -> bytes:
@@ -77,7 +77,7 @@ class Backup:
         try:
             length = int.from_bytes(file.read(_LENGTH), "big")
             values: dict[str, Any] = json.loads(file.read(min(length, _LARGEST_HEADER)))
-            files = tuple(Held(str(name), int(size), str(digest)) for name, size, digest in values["files"])
+            files = tuple(FileEntry(str(name), int(size), str(digest)) for name, size, digest in values["files"])
             header = cls(str(values["site"]), str(values["time"]), files, str(values["mac"]))
             for each in files:
                 os.fsencode(each.name)
@@ -135,10 +135,10 @@ def names_of(folder: Path, further: tuple[str, ...] = ()) -> list[str]:
     return [name for name in names if not name.endswith(".new") and not name.startswith("models/public/")]
 
 
-def _described(folder: Path, name: str) -> Held:
+def _described(folder: Path, name: str) -> FileEntry:
     with open(folder / name, "rb", opener=private) as file:
         digest = file_digest(file, "sha256").hexdigest()
-        return Held(name, file.tell(), digest)
+        return FileEntry(name, file.tell(), digest)
 
 
 def _parts(folder: Path, header: Backup) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from transport.diagnosis import (
     days_left,
     findings,
 )
-from transport.pki import read_certificate, read_roster
+from transport.pki import read_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,11 +79,9 @@ def _keys(place: SiteFolder) -> str:
 
 
 def _validity(place: SiteFolder) -> str:
-    keys = place.settings.keys
     check_certificate(place)
-    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
     certificate = read_certificate(place.tls.certificate)
-    return days_left({"roster": roster.expires, "certificate": certificate.not_valid_after_utc.timestamp()})
+    return days_left({"roster": place.roster().expires, "certificate": certificate.not_valid_after_utc.timestamp()})
 
 
 def _budget(place: SiteFolder) -> str:

@@ -7,13 +7,13 @@ import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from privacy.crypto.key_epoch import SealingKey
+from client.rosters import public_keys
 from privacy.errors import AuthenticityError, KeyFileError, StorageError
 from privacy.failures import reason
 from privacy.storage import read_file, set_aside
 from transport.channel import expired
 from transport.diagnosis import check_private
-from transport.pki import key_digest, read_certificate, read_roster, read_signing_key, read_tls_key
+from transport.pki import key_digest, read_certificate, read_tls_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,22 +31,20 @@ def check_keys(place: SiteFolder) -> Roster:
         KeyFileError: if they are not; says which file is wrong.
         ProtocolError: if the roster does not list the site.
     """
-    keys = place.settings.keys
-    tls_key, signing_key, sealing_key = private = _private(place)
+    tls_key, *_ = private = _private(place)
     for path in private:
         try:
             read_file(path)
         except OSError as error:
             msg = f"{path}: {reason(error)}; restore this key from its owner's backup"
             raise KeyFileError(msg) from error
-    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
+    roster = place.roster()
     member, tls = roster.member(place.settings.site), read_tls_key(tls_key).public_key()
     if read_certificate(place.tls.certificate).public_key() != tls:
         msg = f"{place.tls.certificate} does not belong to {tls_key}; take in the welcome again: cloister join"
         raise KeyFileError(msg)
     listed = member.tls_key, member.signing_key, member.sealing_key
-    signing = read_signing_key(signing_key).public_key().public_bytes_raw().hex()
-    if listed != (key_digest(tls), signing, SealingKey(read_file(sealing_key)).public):
+    if listed != (key_digest(tls), *public_keys(place.folder, place.settings.keys)):
         msg = (
             f"roster {roster.version} lists other keys for {member.site} than {tls_key.parent} holds; restore them "
             "from the site's backup, or, if they are new, take in the latest roster: cloister roster take"

@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from client.exchange import Exchange
-from client.joining import check_offered
+from client.rosters import check_offered
 from privacy.errors import UnreachableError
-from privacy.run.clocks import check_clock, tolerance
+from privacy.run.clocks import MOST_APART, check_clock
 from transport.diagnosis import Worrying
 from transport.framing import FRAME_BYTES
-from transport.pki import read_roster
 
 if TYPE_CHECKING:
     from client.settings import SiteFolder
@@ -25,7 +24,7 @@ _SECONDS = 1.0  # for each direction
 _MOST = 16  # frames in each direction
 _SLOW = 0.125  # megabytes per second
 _WORRYING = 10.0  # seconds between the clocks
-_LONGEST = tolerance(float("inf"))
+_OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class LineChecks:
             AuthenticityError: if the server's is older, or cannot be taken.
         """
         place, keys = self._place, self._place.settings.keys
-        own = read_roster(place.path(keys.roster), place.path(keys.authority)).version
+        own = place.roster().version
         with self._exchange() as exchange:
             data = exchange.roster(0)
         if data is None:
@@ -130,7 +129,7 @@ def compare_clocks(site: str, here: float, there: float, error: float) -> str:
         ProtocolError: if they differ by more than any run allows.
         Worrying: if they differ by more than a run with short rounds allows.
     """
-    check_clock(site, here, there - error, there + error, _LONGEST)
+    check_clock(site, here, there - error, there + error, MOST_APART)
     apart = here - there
     text = f"this clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the server's"
     if abs(apart) > _WORRYING:
@@ -157,9 +156,6 @@ def _check_size(exchange: Exchange, server: str) -> None:
             "line is throttled"
         )
         raise UnreachableError(msg) from error
-
-
-_OLD = "the server's version cannot measure this; install the same version of Cloister at both ends"
 
 
 def _rate(exchange: Exchange, round_trip: float, send: int, receive: int) -> float:

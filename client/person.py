@@ -106,7 +106,7 @@ def check_listed(roster: Roster, name: str, key: Ed25519PrivateKey) -> None:
 def settings_text(invitation: Invitation) -> str:
     """Return the `person.toml` of whoever is invited."""
     return f"""\
-# Your entry in the roster. Your key is in keys/, made here; your role, and what it may do, stand in the roster.
+# Your entry in the roster. Your key is in keys/, made here; your role is in the roster.
 
 name = {json.dumps(invitation.name)}
 server = {json.dumps(invitation.server)}

@@ -86,7 +86,7 @@ def restore(path: Path, folder: Path, charge: Charge | None = None) -> Restored:
                 forget(beside)
                 rmtree(beside, ignore_errors=True)
             _put_in_place(folder)
-    except CloisterError:
+    except (CloisterError, OSError):
         if new and not (folder / RESTORED).exists():
             _leave(folder)
         raise

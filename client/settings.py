@@ -30,6 +30,7 @@ from transport.sign_in import Signer
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+    from privacy.run.roster import Roster
     from transport.proxies import Proxy
 
 
@@ -238,14 +239,21 @@ class SiteFolder:
             last=self.folder / "ledger-heads" / lineage,
         )
 
+    def roster(self) -> Roster:
+        """Read the site's roster and check the authority's signature.
+
+        Raises:
+            KeyFileError: if it is missing, or another authority's.
+        """
+        keys = self.settings.keys
+        return read_roster(self.path(keys.roster), self.path(keys.authority))
+
     def _ledger_key(self) -> Ed25519PrivateKey | Ed25519PublicKey:
         """Return the site's signing key; where it is absent, as for an auditor, the roster's public key."""
-        keys = self.settings.keys
-        private, roster = self.path(keys.signing_key), self.path(keys.roster)
+        private, roster = self.path(self.settings.keys.signing_key), self.path(self.settings.keys.roster)
         if private.exists() or not roster.exists():
             return read_signing_key(private)
-        listed = read_roster(roster, self.path(keys.authority))
-        return listed.member(self.settings.site).verification_key
+        return self.roster().member(self.settings.site).verification_key
 
     @property
     def proxy(self) -> Proxy | None:
@@ -267,12 +275,11 @@ class SiteFolder:
         if settings.network.authentication == "tls":
             return None
         keys = settings.keys
-        roster = read_roster(self.path(keys.roster), self.path(keys.authority))
         return Signer(
             settings.site,
             read_signing_key(self.path(keys.signing_key)),
             self.path(keys.authority),
-            roster.version,
+            self.roster().version,
             self.ca_bundle,
         )
 

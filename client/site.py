@@ -24,7 +24,7 @@ from privacy.run.roster import open_roster
 from privacy.storage import read_file
 from strategies.advance import State
 from strategies.registry import algorithm_of
-from transport.pki import read_authority_key, read_roster, read_signing_key
+from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ class Site(Works):
         self.later: Callable[[Callable[[], None]], object] = _at_once  # an agent answers the server first
         self.last_errors: dict[str, str] = {}  # the last error for each kind of message
         self._older: dict[int, Roster] = {}
-        self.use_roster(_read_roster(place))
+        self.use_roster(place.roster())
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists keys for {self.name} that are not this site's keys; join again"
@@ -136,7 +136,3 @@ def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:
     except OSError as error:
         msg = f"{path}: {reason(error)}; restore this key from the site's backup"
         raise KeyFileError(msg) from error
-
-
-def _read_roster(place: SiteFolder) -> Roster:
-    return read_roster(place.path(place.settings.keys.roster), place.path(place.settings.keys.authority))

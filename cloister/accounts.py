@@ -19,7 +19,7 @@ from privacy.run.policy import check_policy, check_recipients, check_signer
 from privacy.run.settings import RunSettings
 from privacy.storage import open_file, read_document
 from strategies.registry import check_strategy, completed
-from transport.pki import read_roster, read_signing_key
+from transport.pki import read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from privacy.ledger.ledger import Ledger
     from privacy.run.manifest import Manifest
     from privacy.run.people import Person
-    from privacy.run.roster import Roster
 
 
 def balances(place: SiteFolder) -> tuple[Balance, Balance]:
@@ -200,7 +199,7 @@ def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None)
     refusals = _refusals(
         *([lambda: check_signer(policy, signer, ledger.site)] if signer else []),
         *(
-            [lambda: check_recipients(policy, manifest.settings, _roster(place), ledger.site)]
+            [lambda: check_recipients(policy, manifest.settings, place.roster(), ledger.site)]
             if manifest.settings.recipients
             else []
         ),
@@ -245,16 +244,12 @@ def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None)
     }, None)  # fmt: skip
 
 
-def _roster(place: SiteFolder) -> Roster:
-    return read_roster(place.path(place.settings.keys.roster), place.path(place.settings.keys.authority))
-
-
 def _read_run(path: Path, place: SiteFolder) -> tuple[Manifest, Person | None]:
     """Read a signed run, and who signed it; or make one from a run's settings, which nobody has signed."""
 
     def opened(data: bytes) -> tuple[Manifest, Person | None]:
         if data.startswith(b"cloister-signed-"):
-            run = open_run(data, _roster(place))
+            run = open_run(data, place.roster())
             return run.manifest, run.signer
         nobody, settings = Ed25519PrivateKey.generate(), read_toml(path, RunSettings)
         with suppress(RefusedError):  # reported by the caller; do not import what the policy forbids

@@ -14,7 +14,7 @@ from privacy.errors import CloisterError, PolicyError
 from privacy.run.manifest import open_run
 from privacy.run.policy import check_hours
 from privacy.storage import read_document
-from transport.pki import read_roster, read_signing_key
+from transport.pki import read_signing_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def read_signed(place: SiteFolder, run: Path) -> SignedRun:
         CloisterError: if there is none, or nobody signed it whom the roster allows to.
     """
     path = run if run.exists() else approvals_of(place).find(str(run))
-    return read_document(path, lambda data: open_run(data, _roster(place)), "name a signed run")
+    return read_document(path, lambda data: open_run(data, place.roster()), "name a signed run")
 
 
 def describe(place: SiteFolder, signed: SignedRun) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def describe(place: SiteFolder, signed: SignedRun) -> dict[str, Any]:
         CloisterError: if the site's roster, ledger or keys are wrong.
     """
     manifest, policy = signed.manifest, place.settings.policy
-    settings, plan, roster = manifest.settings, planned(place, manifest, signed.signer), _roster(place)
+    settings, plan, roster = manifest.settings, planned(place, manifest, signed.signer), place.roster()
     digest, hours = installed_digest(settings.task), _reason(place)
     refusals = list(plan["refusals"])
     if digest is None:
@@ -102,7 +102,7 @@ def kept_runs(place: SiteFolder) -> list[dict[str, Any]]:
     Raises:
         CloisterError: if roster or signing key cannot be read.
     """
-    approvals, roster = approvals_of(place), _roster(place)
+    approvals, roster = approvals_of(place), place.roster()
     return [_listed(approvals, document, roster) for document in approvals.kept()]
 
 
@@ -133,8 +133,3 @@ def _reason(place: SiteFolder) -> str | None:
     except PolicyError as error:
         return str(error)
     return None
-
-
-def _roster(place: SiteFolder) -> Roster:
-    keys = place.settings.keys
-    return read_roster(place.path(keys.roster), place.path(keys.authority))

@@ -22,7 +22,7 @@ _NEW = "CLOISTER_NEW_PASSPHRASE"
 
 @contextmanager
 def for_new_folders(folders: tuple[Path, ...], key_file: Path | None, *, protect: bool) -> Iterator[Secret | None]:
-    """Return the secret that is to open new folders; None if they are not to be encrypted, or are already.
+    """Yield the secret that is to open new folders; None if they are not to be encrypted, or are already.
 
     A key file that was made for folders of which none came to be is removed again.
 

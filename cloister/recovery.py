@@ -160,6 +160,3 @@ def _read_heads(path: Path | None) -> list[SignedHead]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, CloisterError) as error:
         msg = f"{path}: this is no list of ledger heads; name the server's ledger-heads.json"
         raise ConfigError(msg) from error
-
-
-__all__ = ["Since", "charging", "recover"]

@@ -45,6 +45,9 @@ def _possible(path: Path) -> Path:
 File = Annotated[Path, Field(strict=False), AfterValidator(_possible)]
 """A setting: a file or folder, relative to the settings file."""
 
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes as hexadecimal digits: a SHA-256 or a key."""
+
 _ROOT_LINK = 2  # parts of a path such as /tmp
 _SHOWN = 120  # characters of a line
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import grpc
 
     from privacy.run.roster import Roster
-    from server.settings import ServerFolder
+    from server.settings import ServerFolder, Signature
 
 log = logging.getLogger("cloister.server")
 
@@ -52,22 +52,18 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     quieten()
     return_memory()
     place = _ready(consortium)
-    roster, roster_file = place.signed_roster()
+    signed = place.signed_roster()
+    roster = signed[0]
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
     mailboxes = Mailboxes(nodes)
-    renewals, signature = Renewals(place), place.settings.signature
-    sessions = Sessions(place.tls, roster) if signature else None
-    megabytes = place.settings.max_update_megabytes
-    hub = Hub(roster, mailboxes, megabytes << 20, roster_file, renewals.certificate, sessions)
+    renewals = Renewals(place)
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
-        stack.callback(hub.stop)
         requests = Requests(place) if place.settings.joining else None
         services = _joining_services(place, requests)
-        port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, services)
-        if signature:
-            log.info("sites may sign in at port %d", hub.signature_port)
+        hub, port = _open_hub(place, signed, mailboxes, renewals, place.settings.signature, services)
+        stack.callback(hub.stop)
         open_joining_port(place, stack, requests)
         stack.callback(renewals.stop)
         renewals.start()
@@ -157,18 +153,14 @@ class AgentsPort:
             self._hub.admit(roster)
             self._hub.offer(roster.version, roster_file)
             return
-        settings, signature = self._place.settings, None if self._strangers else self._signature
+        signature = None if self._strangers else self._signature
         mailboxes = Mailboxes({member.node_id for member in roster.members})
-        sessions = Sessions(self._place.tls, roster) if signature else None
-        megabytes = settings.max_update_megabytes
-        hub = Hub(roster, mailboxes, megabytes << 20, roster_file, self._renewals.certificate, sessions)
-        listen = signature.listen if signature else None
-        self._say(f"agents may connect at port {hub.start(settings.listen, self._place.tls, listen, self._joining)}")
-        if signature:
-            log.info("sites may sign in at port %d", hub.signature_port)
-        elif self._strangers:
+        self._hub, port = _open_hub(
+            self._place, (roster, roster_file), mailboxes, self._renewals, signature, self._joining
+        )
+        self._say(f"agents may connect at port {port}")
+        if self._strangers:
             log.info("sites whose TLS is ended on the way may sign in once this server is started again")
-        self._hub = hub
         self._renewals.start()
 
     def stop(self) -> None:
@@ -178,6 +170,25 @@ class AgentsPort:
             self._strangers.stop()
         if self._hub is not None:
             self._hub.stop()
+
+
+def _open_hub(
+    place: ServerFolder,
+    signed: tuple[Roster, bytes],
+    mailboxes: Mailboxes,
+    renewals: Renewals,
+    signature: Signature | None,
+    services: list[grpc.GenericRpcHandler],
+) -> tuple[Hub, int]:
+    """Open the port for agents and, with `signature`, that for sites that sign in; return also the first's number."""
+    roster, roster_file = signed
+    sessions = Sessions(place.tls, roster) if signature else None
+    largest = place.settings.max_update_megabytes << 20
+    hub = Hub(roster, mailboxes, largest, roster_file, renewals.certificate, sessions)
+    port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, services)
+    if signature:
+        log.info("sites may sign in at port %d", hub.signature_port)
+    return hub, port
 
 
 def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests | None = None) -> int | None:

@@ -7,15 +7,15 @@ the roster, which others read.
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privacy.at_rest.kept import KeptFolder
 from privacy.folder_locks import folder_alone
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from server.settings import ServerFolder
 
 INVITATIONS, REQUESTS, WELCOMES = "invitations", "requests", "welcomes"
@@ -32,14 +32,8 @@ def kept_server(place: ServerFolder) -> KeptFolder:
     """Return a server's folder as one that can be encrypted."""
     settings = place.settings
     beside_roster = (settings.roster.parent / name for name in (INVITATIONS, REQUESTS, WELCOMES, RENEWALS))
-    within, without = list[str](), list[Path]()
-    for each in (settings.tls_key, settings.runs, settings.epochs, settings.ledger_heads, *beside_roster):
-        path = Path(os.path.abspath(place.folder / each))  # noqa: PTH100 - resolve() follows links
-        if path.is_relative_to(place.folder) and path != place.folder:
-            within.append(path.relative_to(place.folder).as_posix())
-        else:
-            without.append(path)
-    return KeptFolder(place.folder, tuple(within), tuple(without), partial(folder_alone, place.folder))
+    paths = (settings.tls_key, settings.runs, settings.epochs, settings.ledger_heads, *beside_roster)
+    return KeptFolder.of(place.folder, paths, partial(folder_alone, place.folder))
 
 
 def kept_coordinator(folder: Path) -> KeptFolder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError
+from privacy.failures import sentence
 from privacy.run.roster import roster_digest
 
 if TYPE_CHECKING:
@@ -70,17 +70,19 @@ class RosterWatch:
         while not self._ended.wait(_SECONDS):
             try:
                 self.look()
-            except CloisterError as error:  # from whoever takes it
-                log.warning("roster %d is not served: %s", self.version, error)
+            except (CloisterError, OSError) as error:  # from whoever takes it
+                log.warning("roster %d is not served: %s", self.version, sentence(error))
 
     def look(self) -> None:
         """Read the file, if it has changed since the last look."""
-        with suppress(FileNotFoundError):
+        try:
             state = (self._place.folder / self._place.settings.roster).stat()
-            if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
-                self._seen = now
-                self._look()
-                self.looks += 1
+        except OSError:  # not there yet, or its disk is away
+            return
+        if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
+            self._seen = now
+            self._look()
+            self.looks += 1
 
     def _look(self) -> None:
         try:

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,21 +51,12 @@ class Undone(NamedTuple):
     update_bound: float
 
 
-@dataclass
-class _Step:
-    """One released sum: its round, the model that it applies to, and the resulting model."""
-
-    round: int
-    base: str
-    model: str | None = None
-
-
 class EventLog:
     """The server's record of one run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._steps: list[_Step] = []
+        self._steps: list[ReleasedSum] = []
         self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +105,7 @@ class EventLog:
         """Store a sum durably, before any site gets it."""
         plan = read_plan(total.plan)
         write_atomically(self._path(plan.round), *encode_arrays(sum_to_arrays(total)))
-        self._steps.append(_Step(plan.round, plan.base_model))
+        self._steps.append(ReleasedSum(plan.round, plan.base_model, None))
 
     def withdraw(self) -> None:
         """Forget the last sum: no site has opened it or will."""
@@ -131,7 +122,7 @@ class EventLog:
 
     def confirm(self, model: str) -> None:
         """Note the model that resulted from the last sum."""
-        self._steps[-1].model = model
+        self._steps[-1] = replace(self._steps[-1], model=model)
 
     @property
     def started(self) -> bool:
@@ -177,7 +168,7 @@ class EventLog:
             )
             for at, votes, bound in self._undone.values()
         )
-        return tuple(ReleasedSum(step.round, step.base, step.model) for step in self._steps), tuple(undone)
+        return tuple(self._steps), tuple(undone)
 
     def restore(
         self, run: str, sums: Sequence[ReleasedSum], undone: Sequence[UndoneSum], plan: RoundPlan | None
@@ -190,12 +181,12 @@ class EventLog:
             undone: those that were undone.
             plan: the plan that was open when it ended. Its sum counts too, if it was stored.
         """
-        self._steps = [_Step(step.round, step.base, step.model) for step in sums]
+        self._steps = list(sums)
         for one in undone:
             votes = {site: Vote.from_bytes(bytes.fromhex(vote)) for site, vote in one.votes.items()}
             self._undone[one.model] = Undone(Question(run, one.round, one.base, one.model), votes, one.update_bound)
         if plan and self.of_plan(plan):
-            self._steps.append(_Step(plan.round, plan.base_model))
+            self._steps.append(ReleasedSum(plan.round, plan.base_model, None))
 
     def of_plan(self, plan: RoundPlan) -> tuple[EncryptedSum, tuple[str, ...]] | None:
         """Return the stored sum of a plan and its contributors; None if no sum of it was stored."""

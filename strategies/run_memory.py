@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from privacy.errors import RunError
+from privacy.errors import MalformedError, ProtocolError, RunError
 from privacy.run.plan import is_under_way, read_plan
 from privacy.storage import read_file, write_atomically
 from privacy.untrusted_text import plain
@@ -56,7 +56,7 @@ class RunMemory:
         """Restore members, event log and selection, if the run was begun before.
 
         Raises:
-            RunError: if the state is damaged or lost.
+            RunError: if the state, or a sum that belongs to it, is damaged or lost.
         """
         self._run, self._members, self._event_log, self._selection = run, members, event_log, selection
         self._path = event_log.folder / STATE
@@ -65,7 +65,11 @@ class RunMemory:
         self.open: RoundPlan | None = None  # the plan that was open when the earlier process ended, until it is taken
         self.asked: tuple[str, ...] = ()  # the contributors whom that process had asked to sign that they are the set
         if state := read_state(self._path, run):
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (MalformedError, ProtocolError) as error:
+                msg = f"{event_log.folder}: a vote or a sum that this run stored is damaged ({error}); {ADVICE}"
+                raise RunError(msg) from error
         elif event_log.holds_sums:
             msg = f"{self._path}: this file is lost, though the run has released sums; {ADVICE}"
             raise RunError(msg)
@@ -85,7 +89,7 @@ class RunMemory:
         Returns:
             The plan's sum, if the earlier process stored it: all that is left is to deliver it.
         """
-        assert self.open is not None  # noqa: S101
+        assert self.open is not None  # noqa: S101 - the caller looked
         plan, stored = self.open, self._event_log.of_plan(self.open)
         current.started, current.number = time.monotonic(), plan.round
         current.problems |= self._members.absent | self._members.problems

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.errors import CloisterError, RunError
 from privacy.failures import reason
-from privacy.run.people import Hex32
 from privacy.run.plan import read_plan
 from privacy.run.settings import SiteName
 from privacy.storage import read_file, write_atomically

@@ -24,7 +24,7 @@ from privacy.failures import reason
 from privacy.storage import read_file
 from privacy.untrusted_text import quoted
 from transport.address import read_address
-from transport.dialling import cause, dial
+from transport.dialling import cause, dial, left
 from transport.framing import FRAME_BYTES
 from transport.pki import check_server_certificate, read_certificate
 from transport.presented import issuer, issuer_remark
@@ -174,7 +174,7 @@ def open_ended_channel(address: str, ca_bundle: Path, proxy: Proxy | None = None
 
 
 def _open(address: str, credentials: grpc.ChannelCredentials, proxy: Proxy | None) -> grpc.Channel:
-    server, target = read_address(address), read_address(address)
+    server = target = read_address(address)
     options: tuple[tuple[str, str | int], ...] = (
         *OPTIONS,
         (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
@@ -228,9 +228,9 @@ def probe_ended(
     except (ssl.SSLError, ValueError) as error:
         msg = f"{ca_bundle}: not a PEM file of certificates; correct ca_bundle in [network] of site.toml"
         raise KeyFileError(msg) from error
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([_ALPN])
     with _connected(address, context, str(ca_bundle), seconds, proxy, _ISSUER) as secured:
-        if secured.selected_alpn_protocol() != "h2":
+        if secured.selected_alpn_protocol() != _ALPN:
             msg = f"what ends TLS at {address} does not speak HTTP/2, which gRPC needs; have it enabled there"
             raise UnreachableError(msg)
         if not _welcomed(secured):
@@ -299,11 +299,6 @@ def _remark(place: Address, deadline: float, proxy: Proxy | None, advice: str) -
         return issuer_remark(place, left(deadline), proxy)
     names = issuer(place, left(deadline), proxy)
     return f"; it was issued by {names}" if names else ""
-
-
-def left(deadline: float) -> float:
-    """Return the seconds that are left until a time of the monotonic clock, as a time-out that a socket takes."""
-    return max(1e-3, deadline - time.monotonic())
 
 
 def not_ours(address: str, service: str, error: OSError) -> str:

@@ -135,6 +135,11 @@ def _start(selector: selectors.BaseSelector, candidate: Place) -> OSError | None
     return None
 
 
+def left(deadline: float) -> float:
+    """Return the seconds that are left until a time of the monotonic clock, as a time-out that a socket takes."""
+    return max(1e-3, deadline - time.monotonic())
+
+
 def dial(server: Address, seconds: float, proxy: Proxy | None = None) -> socket.socket:
     """Connect to a server, through the proxy if one is given.
 
@@ -148,7 +153,7 @@ def dial(server: Address, seconds: float, proxy: Proxy | None = None) -> socket.
     try:
         connection = connect(places(proxy.address, seconds), deadline - time.monotonic())
         try:
-            open_tunnel(connection, proxy, server, max(1e-3, deadline - time.monotonic()))
+            open_tunnel(connection, proxy, server, left(deadline))
         except BaseException:
             connection.close()
             raise

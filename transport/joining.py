@@ -1,4 +1,4 @@
-r"""The joining port's protocol: how a site that has an invitation, but no certificate yet, asks a server to let it in.
+r"""The joining port's protocol: how a site or a person with an invitation asks a server to be let in.
 
 Inside TLS 1.3, in which only the server has a certificate:
 
@@ -174,7 +174,7 @@ def _one_of(kind: type[S], source: Source) -> S:
 
 
 def open_standing(standing: Standing, site: str, place: str) -> str | None:
-    """Return the signing key that used a site's invitation, in hex; None if nobody did.
+    """Return the signing key that used an invitation, in hex; None if nobody did.
 
     Raises:
         AuthenticityError: if the server at this place does not know the invitation, or it has expired.

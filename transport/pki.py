@@ -262,7 +262,7 @@ def check_server_certificate(path: Path, authority: Path) -> None:
 
 
 def open_server_certificate(data: bytes, authority: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    """Return the key in a server's certificate, DER, that came over the line and is trusted for what it says only.
+    """Check a server's certificate, DER, that came over the network, and return its key.
 
     Raises:
         AuthenticityError: if the authority did not issue it for a server, or it is not valid now.

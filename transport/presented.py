@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 from privacy.errors import CloisterError
 from privacy.untrusted_text import quoted
-from transport.dialling import dial
+from transport.dialling import dial, left
 
 if TYPE_CHECKING:
     from transport.address import Address
@@ -24,7 +24,7 @@ def certificate_at(server: Address, seconds: float, proxy: Proxy | None = None) 
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only to see who answers
     try:
         with dial(server, seconds, proxy) as plain:
-            plain.settimeout(max(1e-3, deadline - time.monotonic()))
+            plain.settimeout(left(deadline))
             with context.wrap_socket(plain, server_hostname=server.host) as secured:
                 return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
     except (CloisterError, OSError, ValueError):

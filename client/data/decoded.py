@@ -199,10 +199,10 @@ def _opened(data: bytes) -> Tensor | None:
     """Return the image in an entry; None if it is not one that `put` wrote."""
     try:
         parts = safetensors.torch.load(data)
-        image, checksum = parts[_IMAGE], int(parts[_CHECKSUM])
+        image = parts[_IMAGE]
+        return image if int(parts[_CHECKSUM]) == _checksum(image) else None
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError):
         return None
-    return image if checksum == _checksum(image) else None
 
 
 def _checksum(image: Tensor) -> int:

@@ -23,6 +23,7 @@ from typing_extensions import override
 from client.data.columns import AnyColumn, Category, Date, Flag, Number, check_columns
 from client.data.sources.registry import Source
 from client.data.sources.table_tensors import Declared, Findings, raise_first, read_tensors
+from client.settings import read_site
 from client.task.task import Task
 from privacy.errors import TaskError
 
@@ -127,8 +128,6 @@ class TableTask(Task):
             DataError: if a record cannot be used.
             ConfigError: if the site's settings cannot be read.
         """
-        from client.settings import read_site  # noqa: PLC0415 - only here
-
         place = read_site(site) if site else None
         source = Source(path, place.settings.data.source, place.folder) if place else Source(path)
         findings, table = Findings(), source.table()

@@ -30,7 +30,6 @@ Protect = Annotated[
 KeyFile = Annotated[
     Path | None, typer.Option(help="Encrypt it with this file instead of a passphrase; it is made if missing.")
 ]
-SiteFolder = Annotated[Path | None, typer.Option(help="The site's folder; by default, one of the site's name.")]
 
 _LARGEST = 64 << 20  # bytes of a document by standard input; a welcome holds a roster
 _LONG = 200  # characters; no file's name, but a token
@@ -176,7 +175,7 @@ CaBundle = Annotated[
 
 def join(
     document: Document,
-    folder: SiteFolder = None,
+    folder: Annotated[Path | None, typer.Option(help="The site's folder; by default, one of the site's name.")] = None,
     files: Files = False,
     wait: Wait = 0.0,
     proxy: Proxy = None,

@@ -24,7 +24,7 @@ EVENTS = "events.jsonl"
 """A server's log of one run."""
 
 _PUBLIC = "models", "public"
-_EMPTY = frozenset({".space", ".server"})  # reserved space, a lock
+_SPACE, _LOCK = ".space", ".server"
 
 
 def holds(relative: str) -> bool:
@@ -37,7 +37,8 @@ def holds(relative: str) -> bool:
 
 def is_empty(relative: str) -> bool:
     """Return whether this is disk space that was reserved, or a lock: neither has content."""
-    return PurePosixPath(relative).name in _EMPTY
+    name = PurePosixPath(relative).name
+    return name == _LOCK or name.startswith(_SPACE)  # checks add the number of their process
 
 
 def is_log(relative: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privacy.at_rest import protection
@@ -12,9 +14,9 @@ from privacy.errors import VaultError
 from privacy.files import unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
-    from pathlib import Path
+    from typing import Self
 
     from privacy.at_rest.vault import Secret
 
@@ -34,6 +36,18 @@ class KeptFolder:
     files: tuple[str, ...]
     outside: tuple[Path, ...]
     alone: Callable[[], AbstractContextManager[None]]
+
+    @classmethod
+    def of(cls, folder: Path, paths: Iterable[Path], alone: Callable[[], AbstractContextManager[None]]) -> Self:
+        """Return a folder whose settings name these files and folders, relative to it or absolute."""
+        within, outside = list[str](), list[Path]()
+        for each in paths:
+            path = Path(os.path.abspath(folder / each))  # noqa: PTH100 - resolve() follows links
+            if path.is_relative_to(folder) and path != folder:
+                within.append(path.relative_to(folder).as_posix())
+            else:
+                outside.append(path)
+        return cls(folder, tuple(within), tuple(outside), alone)
 
     def protect(self, secret: Secret | None) -> int:
         """Encrypt the folder, or change what opens it; return how many files were encrypted.

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.crypto.signing import verify
 from privacy.errors import MalformedError, ProtocolError
-from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:

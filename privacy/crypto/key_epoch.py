@@ -33,13 +33,12 @@ from cryptography.hazmat.primitives.hpke import (
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.crypto.encryption import DecryptionKey
 from privacy.crypto.mac import MacKey
 from privacy.crypto.signing import SignedDocument
 from privacy.crypto.tag import KEY_BYTES, TagKey
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError, ProtocolError
-from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ UNKNOWN = Release("0" * 64, 0, 0)
 """What an unknown loss is charged as."""
 
 _WITHOUT_NOISE = Mechanism(0.0, 1.0, 1)
-_PRECISION = 50  # a bound may be one part in so many too high
+_PRECISION = 50  # a bound may be too high by one part in this many
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from privacy.errors import ProtocolError
 
 LATEST = 1e11  # seconds since 1970: in the year 5138; the latest time that is displayed
-_MOST = 300.0  # seconds, as Kerberos allows (RFC 4120, section 1.6)
+
+MOST_APART = 300.0
+"""Seconds by which two clocks may differ in any run, as Kerberos allows (RFC 4120, section 1.6)."""
 
 
 def tolerance(deadline_seconds: float) -> float:
@@ -16,7 +18,7 @@ def tolerance(deadline_seconds: float) -> float:
     >>> tolerance(600.0), tolerance(20.0)
     (300.0, 10.0)
     """
-    return min(_MOST, deadline_seconds / 2)
+    return min(MOST_APART, deadline_seconds / 2)
 
 
 def check_clock(site: str, there: float, sent: float, received: float, allowed: float) -> None:

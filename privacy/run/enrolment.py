@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.crypto.signing import SignedDocument, sign, verify
 from privacy.errors import AuthenticityError, MalformedError
-from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError
-from privacy.run.people import Hex32, Role, read_role
+from privacy.run.people import Role, read_role
 from privacy.run.settings import SiteName
 
 VALID_HOURS = 24.0
@@ -71,7 +71,7 @@ class Invitation:
 
     @property
     def proof(self) -> bytes:
-        """The 32 bytes that show the server that the site has the secret."""
+        """The 32 bytes that show the server that whoever asks has the secret."""
         return self._derived(b"proof")
 
     @property

@@ -93,7 +93,7 @@ class SignedRun(NamedTuple):
 
 
 def open_run(data: bytes, roster: Roster) -> SignedRun:
-    """Find who of a roster signed a run, check that their role may, then read the manifest.
+    """Find out who in a roster signed a run, check that their role may, then read the manifest.
 
     Raises:
         AuthenticityError: if nobody in the roster signed it.

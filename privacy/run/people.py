@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.run.settings import SiteName
-
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 Role = Literal["coordinator", "researcher", "operator", "auditor"]
 Right = Literal["sign", "administer", "operate", "audit", "look"]

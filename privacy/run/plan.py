@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.crypto.signing import digest
 from privacy.errors import MalformedError, ProtocolError
 from privacy.run.clocks import tolerance
-from privacy.run.people import Hex32
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def read_plan(data: bytes) -> RoundPlan:
 
 
 def is_under_way(plan: RoundPlan, seconds: float) -> bool:
-    """Whether sites still reveal seeds for a plan of a run with this deadline per round, in seconds."""
+    """Return whether sites still reveal seeds for a plan of a run with this deadline per round, in seconds."""
     return time.time() <= plan.deadline + _MESSAGES * seconds + tolerance(seconds)
 
 

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.accounting.accounting import epsilon as epsilon_of
 from privacy.codec.packing import Profile
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.errors import PolicyError
 from privacy.run.hours import HOURS, Hours
 from privacy.run.settings import SiteName
@@ -39,7 +39,7 @@ class Policy:
     tasks: tuple[str, ...]  # module:Class, from packages that this site installed
     maximum_epsilon: Annotated[float, Field(gt=0)]  # of one run by itself
     # For some of the tasks, the digest of their installed package: see `client.task.installed`.
-    task_digests: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = field(default_factory=dict)
+    task_digests: dict[str, Hex32] = field(default_factory=dict)
     hours: Annotated[str, Field(pattern=HOURS)] | None = None  # when it trains, in local time: "20:00-06:00"
     approval: bool = False  # only runs that the site approved: `cloister approve`
     # Whose runs it joins, by names or roles, of those whom the roster allows to sign; if not given, all of them.

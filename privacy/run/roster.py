@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 from privacy.crypto.signing import SignedDocument, digest
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.run.people import Hex32, Person
+from privacy.run.people import Person
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:

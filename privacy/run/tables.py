@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT
+from privacy.config import STRICT, Hex32
 
 Clipping = Literal["flat", "per_layer"]
 """Whether a record's gradient is clipped as a whole, to C, or layer by layer, to C/√L in each of L layers."""
@@ -25,4 +25,4 @@ class Vote:
 class Start:
     """`[start]`: the model from which a run starts, instead of an untrained one."""
 
-    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of its file, which every site must already have
+    model: Hex32  # SHA-256 of its file, which every site must already have

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError
 from privacy.failures import sentence
-from server.hub.ports import STRANGERS, Port, Ports
+from server.hub.ports import STRANGERS, Port, Ports, refuse
 from server.hub.signing_in import signing_in
 from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
@@ -165,10 +165,10 @@ class Hub:
         try:
             request = pb.PullRequest.FromString(await _only(requests))
         except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no request for messages")
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "this is no request for messages")
         if request.protocol != PROTOCOL:
             msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, msg)
         seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
         with suppress(TimeoutError):
             await self._send_messages(member, seconds, context)
@@ -176,7 +176,7 @@ class Hub:
         await self._caller(context)  # which refuses a site that has left
         # By now the message is free. This may take as long as the member wants: it has to read first.
         msg = f"a message must be read in {_BODY_SECONDS:g} s, and the oldest of more than {_PULLS} streams ends"
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, msg)
+        await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, msg)
 
     async def _roster(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Send the roster with which the server runs, if it is newer than the agent's."""
@@ -184,7 +184,7 @@ class Hub:
         try:
             known = read_roster_request(await _only(requests))
         except MalformedError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if self._roster_file and self._version > known:
             async with asyncio.timeout(_LONGEST_WAIT):
                 for frame in to_frames((self._roster_file,)):
@@ -199,13 +199,12 @@ class Hub:
         certificate = _presented(context) or (await _only(requests))[:_LARGEST_PEM]
         if _key_digest(certificate) != member.tls_key:
             msg = f"this is not the certificate of {member.site}, so it is not renewed"
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, msg)
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, msg)
         try:
             async with self._turns[member.site]:
                 return await asyncio.to_thread(self._renewed, member, certificate)
         except (CloisterError, OSError) as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, sentence(error))
-        raise AssertionError  # abort always raises
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, sentence(error))
 
     async def _measure(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
         """Return this machine's time and as many bytes as a member asks for: it measures the line."""
@@ -213,8 +212,7 @@ class Hub:
         try:
             return measurement_answer(await _only(requests), time.time())
         except MalformedError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        raise AssertionError  # abort always raises
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     @asynccontextmanager
     async def _until_it_leaves(self, member: Member) -> AsyncGenerator[None]:
@@ -306,12 +304,11 @@ class Hub:
                     raise
         except TimeoutError:
             await self._caller(context)  # which refuses a site that has left
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
         except ProtocolError as error:
-            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         except CloisterError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        raise AssertionError  # abort always raises
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     def _release_once(self) -> Callable[[], None]:
         """Return a function that frees a body's slot, from any thread; a second call does nothing."""
@@ -351,8 +348,7 @@ class Hub:
         else:
             member, code, msg = None, grpc.StatusCode.PERMISSION_DENIED, _NOT_SIGNED_IN
         if member is None:
-            await context.abort(code, msg)
-            raise AssertionError  # abort always raises
+            await refuse(context, code, msg)
         return member
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -17,6 +17,10 @@ from transport.channel import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transport.address import Address
+
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 _START_SECONDS = 10.0
 _MAX_STREAMS = 16  # open calls per connection
@@ -40,6 +44,12 @@ class Port:
     options: tuple[tuple[str, int], ...] = ()
 
 
+async def refuse(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    """End a call. gRPC's types do not say that `abort` always raises."""
+    await context.abort(code, message)
+    raise AssertionError
+
+
 class Ports:
     """Serves ports in one thread."""
 
@@ -53,21 +63,24 @@ class Ports:
 
         Raises:
             MalformedError: if an address is malformed.
-            UnreachableError: if an address cannot be listened on.
+            UnreachableError: if an address cannot be listened on; then no port stays open.
         """
-        places = [read_address(port.listen, listening=True) for port in ports]
-        for place in places:
-            check_free(place)
-        self._thread.start()
-        opened = []
-        for port, place in zip(ports, places, strict=True):
-            future = asyncio.run_coroutine_threadsafe(self._start(port, str(place)), self.loop)
-            try:
-                opened.append(future.result(_START_SECONDS))
-            except TimeoutError as error:
-                msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
-                raise UnreachableError(msg) from error
-        return opened
+        try:
+            places = [read_address(port.listen, listening=True) for port in ports]
+            for place in places:
+                check_free(place)
+            self._thread.start()
+            return [self._open(port, place) for port, place in zip(ports, places, strict=True)]
+        except BaseException:
+            self.stop()
+            raise
+
+    def _open(self, port: Port, place: Address) -> int:
+        try:
+            return asyncio.run_coroutine_threadsafe(self._start(port, str(place)), self.loop).result(_START_SECONDS)
+        except TimeoutError as error:
+            msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
+            raise UnreachableError(msg) from error
 
     async def _start(self, port: Port, address: str) -> int:
         # Of an option that is given twice, the first counts.

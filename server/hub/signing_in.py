@@ -9,6 +9,7 @@ import grpc.aio
 
 from privacy.errors import AuthenticityError, CloisterError, MalformedError
 from privacy.failures import sentence
+from server.hub.ports import refuse
 from transport.sign_in import carried
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def signing_in(sessions: Sessions) -> dict[str, grpc.RpcMethodHandler[Any, Any]]
             try:
                 return answer(carried(context.invocation_metadata()))
             except (CloisterError, OSError) as error:
-                await context.abort(_code(error), sentence(error))
-            raise AssertionError  # abort always raises
+                await refuse(context, _code(error), sentence(error))
 
         return grpc.stream_unary_rpc_method_handler(call, request_deserializer=None, response_serializer=None)
 

@@ -18,6 +18,7 @@ from privacy.errors import CloisterError
 from privacy.failures import sentence
 from privacy.run.enrolment import LARGEST_REQUEST
 from privacy.run.invitation import PROOF_BYTES
+from server.hub.ports import refuse
 from server.joining.requests import log_answer
 from transport import cloister_pb2 as pb
 from transport.channel import JOINING
@@ -75,25 +76,24 @@ class JoiningService:
         standing, invited = await self._invited(context)
         if invited is None:
             msg = f"this invitation is {standing.state.name.lower()}"
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
-            raise AssertionError  # abort always raises
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, msg)
         try:
             async with asyncio.timeout(_SECONDS):
                 data = await anext(aiter(messages), b"")
                 if len(data) > LARGEST_REQUEST:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no request to join")
+                    await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "this is no request to join")
                 answer = await self._in_turn(self._requests.answer, invited, data)
                 log_answer(answer, invited.name, context.peer())
                 for frame in to_frames((answer.to_bytes(),)):
                     await context.write(frame)
         except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request and its answer took too long")
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the request and its answer took too long")
 
     async def _invited(self, context: Context) -> tuple[Standing, InvitationRecord | None]:
         """Return the state of the invitation whose proof comes with a call, and its record if a request may follow."""
         proof = carried(context.invocation_metadata())
         if len(proof) != PROOF_BYTES:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no proof of an invitation")
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "this is no proof of an invitation")
         try:
             return await self._in_turn(self._requests.standing, proof)
         except (CloisterError, OSError) as error:
@@ -106,5 +106,4 @@ class JoiningService:
     @staticmethod
     async def _fail(error: Exception, context: Context) -> NoReturn:
         log.warning("a request to join from %s failed: %s", context.peer(), sentence(error))
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server cannot answer now; tell the coordinator")
-        raise AssertionError  # abort always raises
+        await refuse(context, grpc.StatusCode.UNAVAILABLE, "the server cannot answer now; tell the coordinator")

@@ -17,6 +17,7 @@ from privacy.errors import CloisterError, ConfigError, VaultError
 from server.settings import read_consortium
 from tests.federations import await_condition
 from tests.interrupted import killed_at
+from tests.ports import unused_port
 from transport.pki import read_signing_key, read_tls_key
 
 OPEN = {
@@ -134,7 +135,8 @@ def test_a_running_server_and_protect_keep_out_of_each_others_way(here: Path) ->
 
     from server.process import wait_for_run  # noqa: PLC0415
 
-    cloister("init", "lungs", "--host", "localhost", "--joining-port", "0", "--key-file", "key")
+    ports = "--port", str(unused_port()), "--joining-port", "0"
+    cloister("init", "lungs", "--host", "localhost", *ports, "--key-file", "key")
     settings = here / "server" / "consortium.toml"
     settings.write_text(settings.read_text() + '\n[joining]\nlisten = "127.0.0.1:0"\n')
     ended, said = Event(), list[str]()
