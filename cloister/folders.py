@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from client.person import is_person, read_person
-from client.protection import kept, kept_person
-from client.settings import read_site
 from privacy.config import settings_file
 from privacy.errors import ConfigError
-from server.protection import kept_coordinator, kept_server
-from server.settings import read_consortium
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +21,12 @@ def read_folder(path: Path) -> KeptFolder:
     Raises:
         ConfigError: if it has no usable settings.
     """
+    from client.person import is_person, read_person  # noqa: PLC0415 - only what this kind of folder needs
+    from client.protection import kept, kept_person  # noqa: PLC0415
+    from client.settings import read_site  # noqa: PLC0415
+    from server.protection import kept_coordinator, kept_server  # noqa: PLC0415
+    from server.settings import read_consortium  # noqa: PLC0415
+
     if _is(path, _SERVER):
         return kept_server(read_consortium(path))
     if _is(path, _COORDINATOR):
