@@ -22,7 +22,7 @@ from flwr.app import Context, RecordDict
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange, reach
 from client.identity import check_certificate, check_keys, check_room, check_secrecy
-from client.protection import kept
+from client.protection import ready
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
@@ -58,7 +58,7 @@ def attend(path: Path, stop: Event) -> None:
             of the group is lost.
     """
     place = read_site(path)
-    kept(place).ready()
+    ready(place)
     if own_place().rank:
         from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
 

@@ -7,13 +7,13 @@ import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from client.rosters import public_keys
+from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import AuthenticityError, KeyFileError, StorageError
 from privacy.failures import reason
 from privacy.storage import read_file, set_aside
 from transport.channel import expired
 from transport.diagnosis import check_private
-from transport.pki import key_digest, read_certificate, read_tls_key
+from transport.pki import key_digest, read_certificate, read_signing_key, read_tls_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def check_keys(place: SiteFolder) -> Roster:
         KeyFileError: if they are not; says which file is wrong.
         ProtocolError: if the roster does not list the site.
     """
-    tls_key, *_ = private = _private(place)
+    tls_key, signing_key, sealing_key = private = _private(place)
     for path in private:
         try:
             read_file(path)
@@ -44,7 +44,8 @@ def check_keys(place: SiteFolder) -> Roster:
         msg = f"{place.tls.certificate} does not belong to {tls_key}; take in the welcome again: cloister join"
         raise KeyFileError(msg)
     listed = member.tls_key, member.signing_key, member.sealing_key
-    if listed != (key_digest(tls), *public_keys(place.folder, place.settings.keys)):
+    signing = read_signing_key(signing_key).public_key().public_bytes_raw().hex()
+    if listed != (key_digest(tls), signing, SealingKey(read_file(sealing_key)).public):
         msg = (
             f"roster {roster.version} lists other keys for {member.site} than {tls_key.parent} holds; restore them "
             "from the site's backup, or, if they are new, take in the latest roster: cloister roster take"

@@ -26,7 +26,7 @@ from client.person import FILE as PERSON_FILE
 from client.person import check_listed, read_person
 from client.person import settings_text as person_text
 from client.protection import new_folder
-from client.rosters import check_site_roster, checked_roster, public_keys
+from client.rosters import checked_roster, replace_roster
 from client.settings import Keys
 from privacy.at_rest.vaults import is_protected
 from privacy.crypto.key_epoch import SealingKey
@@ -41,6 +41,7 @@ from transport.channel import system_bundle
 from transport.joining import Outcome
 from transport.pki import (
     authority_key,
+    key_digest,
     key_pem,
     load_certificate,
     read_authority_key,
@@ -129,7 +130,7 @@ def begin(folder: Path, invitation: Invitation, secret: Secret | None = None) ->
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, invitation.name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls, hashes.SHA256())
     pem = request.public_bytes(Encoding.PEM).decode()
-    return write_request(JoinRequest(invitation.name, pem, *public_keys(folder, _DEFAULT)), invitation)
+    return write_request(JoinRequest(invitation.name, pem, *_public_keys(folder, _DEFAULT)), invitation)
 
 
 def prepare(folder: Path, invitation: Invitation, way: Way = Way(), secret: Secret | None = None) -> bytes:
@@ -264,7 +265,7 @@ def _check_welcome(folder: Path, welcome: Welcome, authority: PublicKey) -> Rost
     if certificate.public_key() != read_tls_key(folder / _DEFAULT.tls_key).public_key():
         msg = f"this welcome certifies another TLS key than the one in {folder}; join again with a new invitation"
         raise AuthenticityError(msg)
-    return check_site_roster(folder, _DEFAULT, welcome.name, welcome.roster_file, authority)
+    return _check_roster(folder, _DEFAULT, welcome.name, welcome.roster_file, authority)
 
 
 def _trusted(folder: Path) -> str | None:
@@ -279,6 +280,61 @@ def _invitation(folder: Path) -> Invitation | None:
     """Return the invitation with which somebody asked to join and has no welcome yet."""
     path = folder / _INVITATION
     return read_invitation(read_file(path).decode("utf-8", "replace")) if path.exists() else None
+
+
+def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
+    """Keep a newer roster.
+
+    Args:
+        folder: the site's folder.
+        keys: the files in it.
+        site: the site's name.
+        data: the signed roster.
+
+    Raises:
+        AuthenticityError: as `client.rosters.checked_roster`, or if it lists other keys for this site.
+    """
+    authority = read_authority_key(folder / keys.authority)
+    roster = _check_roster(folder, keys, site, data, authority)
+    replace_roster(folder / keys.roster, data, authority)
+    return roster
+
+
+def check_offered(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
+    """Check the roster with which the server runs, without keeping it; return it.
+
+    Raises:
+        AuthenticityError: if it is not one that this site could take; says what to do.
+        MalformedError: if it is no roster.
+    """
+    try:
+        return _check_roster(folder, keys, site, data, read_authority_key(folder / keys.authority))
+    except AuthenticityError as error:
+        msg = f"the server's roster cannot be taken: {error}; an old copy may have been put back at the server"
+        raise AuthenticityError(msg) from error
+
+
+def _check_roster(folder: Path, keys: Keys, site: str, data: bytes, authority: PublicKey) -> Roster:
+    def check(roster: Roster) -> None:
+        member, tls = roster.member(site), read_tls_key(folder / keys.tls_key).public_key()
+        if (member.signing_key, member.sealing_key) != _public_keys(folder, keys) or member.tls_key != key_digest(tls):
+            msg = (
+                f"roster {roster.version} lists keys for {site} that are not in {folder}; join again with a new "
+                "invitation"
+            )
+            raise AuthenticityError(msg)
+
+    return checked_roster(folder / keys.roster, data, authority, check)
+
+
+def _public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
+    """Return the site's public keys for signing and sealing, as the roster lists them."""
+    signing = read_signing_key(folder / keys.signing_key).public_key().public_bytes_raw().hex()
+    try:
+        return signing, SealingKey(read_file(folder / keys.sealing_key)).public
+    except OSError as error:
+        msg = f"{folder / keys.sealing_key}: {reason(error)}; restore this key from the site's backup"
+        raise KeyFileError(msg) from error
 
 
 def _settings_text(invitation: Invitation, way: Way) -> str:

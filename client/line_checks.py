@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from client.exchange import Exchange
-from client.rosters import check_offered
+from client.joining import check_offered
 from privacy.errors import UnreachableError
 from privacy.run.clocks import MOST_APART, check_clock
 from transport.diagnosis import Worrying

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from client.person import PersonFolder
     from client.settings import SiteFolder
+    from privacy.at_rest.vault import Secret
 
 
 def kept(place: SiteFolder) -> KeptFolder:
@@ -35,3 +36,18 @@ def new_folder(folder: Path) -> KeptFolder:
     """Return the folder of a site or person about to join, which has no settings yet."""
     folder.mkdir(parents=True, exist_ok=True)
     return KeptFolder(folder, (), (), partial(without_agent, folder))
+
+
+def protect(place: SiteFolder, secret: Secret | None) -> int:
+    """Encrypt a site's folder, as `KeptFolder.protect`."""
+    return kept(place).protect(secret)
+
+
+def unprotect(place: SiteFolder) -> int:
+    """Decrypt a site's folder, as `KeptFolder.unprotect`."""
+    return kept(place).unprotect()
+
+
+def ready(place: SiteFolder) -> None:
+    """Open a site's folder, as `KeptFolder.ready`."""
+    kept(place).ready()

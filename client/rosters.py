@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.crypto.key_epoch import SealingKey
-from privacy.errors import AuthenticityError, KeyFileError
-from privacy.failures import reason
+from privacy.errors import AuthenticityError
 from privacy.run.roster import open_roster, roster_digest
 from privacy.storage import read_file, write_atomically
-from transport.pki import key_digest, read_authority_key, read_signing_key, read_tls_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from client.settings import Keys
     from privacy.crypto.signing import PublicKey
     from privacy.run.roster import Roster
 
@@ -69,70 +65,3 @@ def replace_roster(path: Path, data: bytes, authority: PublicKey) -> None:
 def older_roster(path: Path, version: int) -> Path:
     """Return where an older version of a roster is kept."""
     return path.with_name(f"{path.name}-{version}")
-
-
-def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
-    """Keep a newer roster.
-
-    Args:
-        folder: the site's folder.
-        keys: the files in it.
-        site: the site's name.
-        data: the signed roster.
-
-    Raises:
-        AuthenticityError: as `checked_roster`, or if it lists other keys for this site.
-    """
-    authority = read_authority_key(folder / keys.authority)
-    roster = check_site_roster(folder, keys, site, data, authority)
-    replace_roster(folder / keys.roster, data, authority)
-    return roster
-
-
-def check_offered(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
-    """Check the roster with which the server runs, without keeping it; return it.
-
-    Raises:
-        AuthenticityError: if it is not one that this site could take; says what to do.
-        MalformedError: if it is no roster.
-    """
-    try:
-        return check_site_roster(folder, keys, site, data, read_authority_key(folder / keys.authority))
-    except AuthenticityError as error:
-        msg = f"the server's roster cannot be taken: {error}; an old copy may have been put back at the server"
-        raise AuthenticityError(msg) from error
-
-
-def check_site_roster(folder: Path, keys: Keys, site: str, data: bytes, authority: PublicKey) -> Roster:
-    """Open a roster that is to take the place of a site's, if it has one; write nothing.
-
-    Raises:
-        AuthenticityError: as `checked_roster`, or if it lists other keys for this site.
-        MalformedError: if it is no roster.
-        ProtocolError: if it does not list the site.
-    """
-
-    def check(roster: Roster) -> None:
-        member, tls = roster.member(site), read_tls_key(folder / keys.tls_key).public_key()
-        if (member.signing_key, member.sealing_key) != public_keys(folder, keys) or member.tls_key != key_digest(tls):
-            msg = (
-                f"roster {roster.version} lists keys for {site} that are not in {folder}; join again with a new "
-                "invitation"
-            )
-            raise AuthenticityError(msg)
-
-    return checked_roster(folder / keys.roster, data, authority, check)
-
-
-def public_keys(folder: Path, keys: Keys) -> tuple[str, str]:
-    """Return the site's public keys for signing and sealing, as the roster lists them.
-
-    Raises:
-        KeyFileError: if one cannot be read.
-    """
-    signing = read_signing_key(folder / keys.signing_key).public_key().public_bytes_raw().hex()
-    try:
-        return signing, SealingKey(read_file(folder / keys.sealing_key)).public
-    except OSError as error:
-        msg = f"{folder / keys.sealing_key}: {reason(error)}; restore this key from the site's backup"
-        raise KeyFileError(msg) from error

@@ -6,8 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from client.joining import check_offered, take_roster
 from client.line_checks import compare_clocks
-from client.rosters import check_offered, take_roster
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, ProtocolError
 from privacy.failures import sentence
 from privacy.storage import write_atomically

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from client.flower import open_site
-from client.joining import finish, prepare
+from client.joining import finish, prepare, take_roster
 from client.person import PersonFolder, read_person
-from client.rosters import take_roster
 from client.settings import read_site
 from privacy.run.new_manifest import sign_manifest
 from server.coordinator import Coordinator

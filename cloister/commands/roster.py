@@ -135,8 +135,8 @@ def take(
     as_json: Json = False,
 ) -> None:
     """Take in a newer roster: as a person; or at a site, whose agent does that by itself when it reaches the server."""
+    from client.joining import take_roster  # noqa: PLC0415
     from client.person import is_person, read_person  # noqa: PLC0415
-    from client.rosters import take_roster  # noqa: PLC0415
     from client.settings import read_site  # noqa: PLC0415
 
     if is_person(site):

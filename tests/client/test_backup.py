@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.backup import back_up
-from client.protection import kept
+from client.protection import protect
 from client.restoring import restore
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
@@ -51,7 +51,7 @@ def place(
     charged(place, 1, 2)
     monkeypatch.setenv("CLOISTER_PASSPHRASE", PHRASE)
     if request.param == "encrypted":
-        kept(place).protect(Secret.of_passphrase(PHRASE))
+        protect(place, Secret.of_passphrase(PHRASE))
     yield read_site(place.folder)
     forget(place.folder)
 
@@ -382,7 +382,7 @@ def test_a_backup_of_another_site_or_of_a_folder_encrypted_otherwise_is_refused(
     back_up(places[1], tmp_path / "backup")
     with pytest.raises(BackupError, match="belongs to north, this backup to south"):
         restore(tmp_path / "backup", places[0].folder)
-    kept(places[1]).protect(Secret.of_passphrase(PHRASE))
+    protect(places[1], Secret.of_passphrase(PHRASE))
     with pytest.raises(BackupError, match="is not encrypted as this backup is; restore into a new folder"):
         restore(tmp_path / "backup", places[1].folder)
 

@@ -12,7 +12,7 @@ from shutil import copytree, rmtree
 import pytest
 
 from client.backup import back_up
-from client.protection import kept
+from client.protection import protect, ready, unprotect
 from client.restoring import restore
 from client.settings import read_site
 from client.turn import TURN
@@ -45,7 +45,7 @@ def site(
     folder = tmp_path / "work" / SITE
     copytree(federation.paths[SITE], folder)
     if request.param == "encrypted":
-        kept(read_site(folder)).protect(SECRET)
+        protect(read_site(folder), SECRET)
     charge(folder, 1, 2)
     back_up(read_site(folder), tmp_path / "backup")
     charge(folder, 3, 4)
@@ -64,7 +64,7 @@ def charges(folder: Path) -> list[Release]:
     """The charges of a site that opens."""
     forget(folder)
     place = read_site(folder)
-    kept(place).ready()
+    ready(place)
     assert read_file(folder / "keys" / "signing.key").startswith(b"-----BEGIN PRIVATE KEY")
     return [entry.release for entry in place.ledger.entries().charges]
 
@@ -102,7 +102,7 @@ def test_encryption(site: Path, *, whole: bool) -> None:
     encrypted = (site / FILE).exists()
 
     def act() -> None:
-        kept(read_site(site)).unprotect() if encrypted else kept(read_site(site)).protect(SECRET)
+        unprotect(read_site(site)) if encrypted else protect(read_site(site), SECRET)
 
     def check() -> None:
         assert len(charges(site)) == MADE

@@ -11,7 +11,7 @@ import pytest
 
 from client.flower import open_site
 from client.joining import begin, finish
-from client.protection import kept
+from client.protection import protect, ready, unprotect
 from client.settings import read_site
 from client.turn import TURN
 from privacy.at_rest.held import is_log
@@ -143,7 +143,7 @@ def test_without_its_secret_the_folder_does_not_open(
 
 def ready_and_open(folder: Path) -> bytes:
     place = read_site(folder)
-    kept(place).ready()
+    ready(place)
     return read_file(folder / "keys" / "signing.key")
 
 
@@ -151,7 +151,7 @@ def test_decrypted_it_is_as_it_was(run: Federation, tmp_path: Path) -> None:
     folder = Path(copytree(run.paths[SITE], tmp_path / "copy"))
     before = contents(folder)
     place = read_site(folder)
-    kept(place).unprotect()
+    unprotect(place)
     assert {name: (folder / name).read_bytes() for name in before} == before
     place.ledger.check_writable()
 
@@ -161,7 +161,7 @@ def test_while_an_agent_runs_nothing_is_encrypted(make_federation: FederationMak
     with (place.folder / TURN).open("ab") as file:
         assert locked(file)
         with pytest.raises(VaultError, match="an agent of this site is running; stop it"):
-            kept(place).protect(Secret.of_passphrase(PHRASE))
+            protect(place, Secret.of_passphrase(PHRASE))
     assert not (place.folder / FILE).exists()
 
 
@@ -170,14 +170,14 @@ def test_keys_elsewhere_in_the_folder_are_encrypted_too(
 ) -> None:
     folder = make_federation().paths[SITE]
     monkeypatch.setenv("CLOISTER_PASSPHRASE", PHRASE)
-    kept(read_site(folder)).protect(Secret.of_passphrase(PHRASE))
+    protect(read_site(folder), Secret.of_passphrase(PHRASE))
     settings = folder / "site.toml"
     settings.write_text(settings.read_text() + '\n[keys]\ntls_key = "own/tls.key"\n')
     (folder / "own").mkdir()
     (folder / "own" / "tls.key").write_bytes(read_file(folder / "keys" / "tls.key"))
     with pytest.raises(VaultError, match=r"own/tls.key: .*; run cloister protect"):
-        kept(read_site(folder)).ready()
-    assert kept(read_site(folder)).protect(None) == 1
+        ready(read_site(folder))
+    assert protect(read_site(folder), None) == 1
     assert (folder / "own" / "tls.key").read_bytes().startswith(MAGIC)
     assert header_of(folder).files == ("own/tls.key",)
-    kept(read_site(folder)).ready()
+    ready(read_site(folder))
