@@ -10,8 +10,10 @@ import pytest
 
 from client.flower import app as client_app
 from client.flower import open_site
+from client.settings import read_site
 from client.state.approvals import MOST_WAITING, Approvals
 from client.task.installed import installed_digest
+from cloister.past_runs import read_past_run
 from privacy.errors import AuthenticityError, KeyFileError, PolicyError
 from simulations.engine.inline import InlineGrid
 from simulations.engine.results import event_log_path, read_events
@@ -156,6 +158,15 @@ def test_a_researchers_run_is_joined_until_they_leave_and_nothing_is_charged_the
                    ask(federation, TRAIN, pack_train(document, plan.to_bytes(), []))):  # fmt: skip
         assert "nobody in roster 3 of demo signed this run" in str(answer.error.reason)
     assert charges_of(federation, SITE) == 0
+
+
+def test_a_report_still_reads_the_run_of_somebody_who_has_another_role_by_now(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY)
+    sign_as(federation, enter(federation, "ines", "researcher"), NOISY)
+    leave(federation, "ines")
+    enter(federation, "ines", "auditor")
+    run = read_past_run(read_site(federation.paths[SITE]), federation.manifest)
+    assert (run.signer.name, run.signer.role) == ("ines", "researcher")
 
 
 def test_an_auditors_run_is_refused_by_the_rosters_rule(make_federation: FederationMaker) -> None:
