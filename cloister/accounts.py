@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -180,13 +181,14 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
     return planned(place, *_read_run(run, place))
 
 
-def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None) -> dict[str, Any]:
+def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None, digest: str = "") -> dict[str, Any]:
     """Return a run's cost to a site, whether the site would take part, and if not, which σ would suffice.
 
     Args:
         place: the site.
         manifest: the run's.
         signer: who signed it; None if nobody has yet.
+        digest: identifies it once it is signed; rounds of it that the site has been charged for cost nothing again.
 
     Raises:
         CloisterError: if the ledger cannot be trusted.
@@ -195,7 +197,10 @@ def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None)
     ledger, budget = place.account(manifest.settings.kind)
     cost, votes, delta = manifest.run_cost, manifest.votes_cost, budget.delta
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
-    after = ledger.cost([*done, cost], delta)
+    charged = {entry.release.round for entry in ledger.entries().charges if entry.release.run == digest}
+    left = max(0, manifest.settings.rounds - len(charged))
+    rest = replace(cost, steps=cost.steps // manifest.settings.rounds * left)
+    after = ledger.cost([*done, rest] if left else done, delta)
     refusals = _refusals(
         *([lambda: check_signer(policy, signer, ledger.site)] if signer else []),
         *(
@@ -206,7 +211,7 @@ def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None)
         lambda: check_policy(policy, manifest, alone, ledger.site),
         lambda: check_strategy(policy, manifest.settings, ledger.site),
         *([lambda: check_installed(policy, task, ledger.site)] if task in policy.tasks else []),
-        lambda: ledger.check_plan(cost, budget),
+        *([lambda: ledger.check_plan(rest, budget)] if left else []),
         *([lambda: place.held_out_ledger.check_plan(votes, place.settings.held_out_limit)] if votes.pure else []),
     )
 
@@ -233,6 +238,7 @@ def planned(place: SiteFolder, manifest: Manifest, signer: Person | None = None)
         "delta": delta,
         "delta_warning": excessive(delta, manifest.settings.cohort.sizes.get(ledger.site, 0)),
         "cost": alone,
+        "rounds_charged": len(charged),
         "votes": place.held_out_ledger.cost([votes], delta) if votes.pure else 0.0,  # to held-out records
         "budget": budget.epsilon,
         "spent": ledger.cost(done, delta),

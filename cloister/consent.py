@@ -51,7 +51,7 @@ def describe(place: SiteFolder, signed: SignedRun) -> dict[str, Any]:
         CloisterError: if the site's roster, ledger or keys are wrong.
     """
     manifest, policy = signed.manifest, place.settings.policy
-    settings, plan, roster = manifest.settings, planned(place, manifest, signed.signer), place.roster()
+    settings, plan, roster = manifest.settings, planned(place, manifest, signed.signer, signed.digest), place.roster()
     digest, hours = installed_digest(settings.task), _reason(place)
     refusals = list(plan["refusals"])
     if digest is None:

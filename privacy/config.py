@@ -50,6 +50,10 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _ROOT_LINK = 2  # parts of a path such as /tmp
 _SHOWN = 120  # characters of a line
+_KINDS = {
+    "site.toml": "a site's", "person.toml": "a person's", "consortium.toml": "a server's",
+    "coordinator.toml": "a coordinator's",
+}  # fmt: skip
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
@@ -106,12 +110,20 @@ def settings_file(path: Path, name: str) -> Path:
     return file
 
 
+def _of_another_kind(path: Path) -> str | None:
+    """Return what to do if a folder lacks this settings file but has that of another kind of folder."""
+    if path.name not in _KINDS or path.exists():
+        return None
+    there = next((kind for name, kind in _KINDS.items() if (path.parent / name).is_file()), None)
+    return f"{path.parent} is {there} folder; name {_KINDS[path.name]}" if there else None
+
+
 def _read(path: Path) -> str:
     try:
         # Some editors put an invisible byte order mark before the text, which TOML does not allow.
         return read_file(path).removeprefix(BOM_UTF8).decode()
     except OSError as error:
-        msg = f"{path}: {error.strerror or error}; name an existing settings file"
+        msg = f"{path}: {error.strerror or error}; {_of_another_kind(path) or 'name an existing settings file'}"
         raise ConfigError(msg) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

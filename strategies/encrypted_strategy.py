@@ -142,6 +142,7 @@ class EncryptedStrategy(Strategy):
             open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
             self._members.use_roster(roster)
             self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
+        self._members.check_enough(0 if self._memory.open else cohort.minimum)  # an open round may still end
         if self.resumed and server_round == 1:
             everybody = set(self._members.listed) - self._members.expelled.keys()
             self._members.gather(grid, len(everybody), min(_RETURN, seconds))

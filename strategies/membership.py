@@ -86,6 +86,19 @@ class Membership:
         self.keys.clear()
         self.pairs.clear()
 
+    def check_enough(self, minimum: int) -> None:
+        """Stop a run of which too many sites have left the roster: the others would wait for them in vain.
+
+        Raises:
+            RunError: if fewer sites than the minimum are left.
+        """
+        if len(self.listed) < minimum:
+            msg = (
+                f"the run needs {minimum} sites, and roster {self.roster.version} has only {len(self.listed)} of those "
+                "that it names; sign a new run with sites that are members, or invite who left"
+            )
+            raise RunError(msg)
+
     def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
         """Ask new nodes whether they take part; return the sites that are present at the end.
 

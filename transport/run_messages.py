@@ -20,6 +20,7 @@ from privacy.errors import ProtocolError
 from privacy.run.clocks import LATEST
 from privacy.untrusted_text import quoted
 from transport.fields import DIGEST, SITE, array_bytes, blobs, check_names, field, lacks
+from transport.flower import LEFT
 from transport.ledger_head import has_unreadable_head
 from transport.reports import read_metrics, read_report
 
@@ -77,6 +78,8 @@ def content_of(reply: Message) -> RecordDict:
     Raises:
         ProtocolError: if the reply is an error; quotes the reason.
     """
+    if reply.has_error() and reply.error.code == LEFT:  # the server's own words
+        raise ProtocolError(reply.error.reason)
     if reply.has_error():
         raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without giving a reason")
     return reply.content

@@ -87,7 +87,8 @@ def restore(
         typer.echo(json.dumps({"site": header.site, "time": header.time, "files": len(header.files),
                                "kept": list(restored.kept)}))  # fmt: skip
         return
-    typer.echo(f"✓ {site}: {len(header.files) - len(restored.kept)} files of {header.site}, as of {header.time}")
+    when = f"{header.time[:16].replace('T', ' ')} UTC"
+    typer.echo(f"✓ {site}: {len(header.files) - len(restored.kept)} files of {header.site}, as of {when}")
     for name in restored.kept:
         typer.echo(f"✓ {name}: the folder's own continues the backup's, and stays")
     if charge_missing:

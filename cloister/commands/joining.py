@@ -355,9 +355,20 @@ def _say_member(
         f"✓ {name} is {'in the roster' if person else 'a member'}{already}, {'' if person else 'in '}roster {version}"
     )
     if person:
-        typer.echo(f"next: cloister protect {place}, which encrypts the key, and: cloister sign RUN.toml --as {place}")
+        signs = f", and: cloister sign RUN.toml --as {place}" if _may_sign(place) else ""
+        typer.echo(f"next: cloister protect {place}, which encrypts the key{signs}")
     else:
         typer.echo(f"next, once {place / 'site.toml'} is filled in: cloister agent {place}")
+
+
+def _may_sign(place: Path) -> bool:
+    from client.person import read_person  # noqa: PLC0415
+    from privacy.run.people import may  # noqa: PLC0415
+    from transport.pki import read_roster  # noqa: PLC0415
+
+    own = read_person(place)
+    person = read_roster(own.roster, own.authority).person(own.settings.name)
+    return person is not None and may(person.role, "sign")
 
 
 def read(path: Path) -> bytes:

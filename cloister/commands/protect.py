@@ -102,8 +102,11 @@ def _tell(folder: Path, count: int, *, encrypted: bool, changed: bool, as_json: 
         report = {"folder": str(folder), "encrypted": encrypted, "files": count, "changed_secret": changed}
         typer.echo(json.dumps(report))
         return
-    typer.echo(f"✓ {folder}: {count} files {'encrypted' if encrypted else 'decrypted'}")
+    if count or not changed:
+        typer.echo(f"✓ {folder}: {count} files {'encrypted' if encrypted else 'decrypted'}")
     if changed:
-        typer.echo("✓ it opens with the new secret only; a copy of the folder made before opens with the old one")
+        typer.echo(
+            f"✓ {folder} opens with the new secret only; a copy of the folder made before opens with the old one"
+        )
     if encrypted:
         typer.echo("next: keep the passphrase or key file in two places: without it, the folder is lost")

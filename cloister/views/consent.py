@@ -105,6 +105,8 @@ def _cost(report: Mapping[str, Any]) -> Iterator[str]:
     spent, after, own = (_number(cost[name]) for name in ("spent", "spent_after", "cost"))
     yield f"costs       ε {own} at δ {cost['delta']:g}, against everybody who sees what is sent or the result"
     yield f"            this site's ledger: ε {spent} now, {after} after it, of {cost['budget']:g}"
+    if cost["rounds_charged"]:
+        yield f"            {cost['rounds_charged']} of its {report['rounds']} rounds are charged already"
     yield from (f"            {line}" for line in table(report))
 
 

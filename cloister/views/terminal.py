@@ -37,11 +37,12 @@ def make_usable() -> None:
 
 
 def quieten_libraries() -> None:
-    """Let no library of a task's model write progress bars, tables or its own warnings over a command's output.
+    """Let no library write progress bars, tables, or its own notes and warnings over a command's output.
 
     transformers loads a pretrained model with a bar, and reports what it did not use; the checks load it several times.
     Whoever sets these variables decides otherwise.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # whoever dials without a certificate is no line in a log
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:

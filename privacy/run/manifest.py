@@ -114,7 +114,8 @@ def open_run(data: bytes, roster: Roster) -> SignedRun:
         return SignedRun(data, *open_manifest(data, person.verification_key), person)
     msg = (
         f"nobody in roster {roster.version} of {roster.consortium} signed this run: it was altered, or whoever signed "
-        f"it is no longer listed, or not here; ask one of the {with_right('sign')} to sign it"
+        "it is no longer listed, or joined later; take the newest roster (`cloister roster take`, or start the agent), "
+        f"or ask one of the {with_right('sign')} to sign it"
     )
     raise AuthenticityError(msg)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from flwr.app import Error
+
+from transport.flower import LEFT, reply
 from transport.grid import ReplyGrid
 from transport.parcel import encode
 
@@ -60,11 +63,14 @@ class GrpcGrid(ReplyGrid):
         self._mailboxes.put(message.metadata.dst_node_id, message_id, encode(message))
 
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        reply = self._mailboxes.take(waiting, seconds)
-        if reply is None:
+        taken = self._mailboxes.take(waiting, seconds)
+        if taken is None:
             return None
-        message_id, data = reply
-        return self._read(data, self._sent.pop(message_id))
+        message_id, data = taken
+        message = self._sent.pop(message_id)
+        if data is None:
+            return reply(Error(LEFT, "it is no longer in the roster"), message)
+        return self._read(data, message)
 
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         self._mailboxes.withdraw(message_ids)

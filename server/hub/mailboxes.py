@@ -1,7 +1,8 @@
 """Queue messages for sites, and their replies. All methods are thread-safe.
 
 A message stays in its site's mailbox until it is answered or withdrawn: an agent that crashed and reconnects gets it
-again. A reply is accepted once; the same bytes sent again get the same receipt, other bytes are refused.
+again. A reply is accepted once; the same bytes sent again get the same receipt, other bytes are refused. A message to
+a site that leaves is answered here, by None, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -42,28 +43,36 @@ class Mailboxes:
     def __init__(self, nodes: AbstractSet[int]) -> None:
         self._changed = Condition()
         self._boxes = {node: _Box() for node in nodes}
-        self._replies: dict[str, tuple[bytes | bytearray, Callable[[], None]]] = {}
+        self._left = set[int]()  # sites that were members
+        self._replies: dict[str, tuple[bytes | bytearray | None, Callable[[], None]]] = {}
         self._answered: OrderedDict[str, bytes] = OrderedDict()
 
     def admit(self, nodes: AbstractSet[int]) -> None:
-        """Have a mailbox for these sites, and nothing in any other."""
+        """Have a mailbox for these sites, and nothing in any other; what was in it has None as its reply."""
         with self._changed:
             for node in nodes:
                 self._boxes.setdefault(node, _Box())
-            for node in self._boxes.keys() - nodes:
-                self._boxes[node].waiting.clear()
-                self._boxes[node].seen = 0.0
+            self._left = self._boxes.keys() - nodes
+            for node in self._left:
+                box = self._boxes[node]
+                self._replies |= dict.fromkeys(box.waiting, (None, _nothing))
+                box.waiting.clear()
+                box.seen = 0.0
+            self._changed.notify_all()
 
     def put(self, node: int, message_id: str, parts: tuple[bytes, ...]) -> None:
-        """Leave a message for a site.
+        """Leave a message for a site; one that has left is answered at once.
 
         Raises:
-            ProtocolError: if there is no such site.
+            ProtocolError: if there never was such a site.
         """
         with self._changed:
             if node not in self._boxes:
                 msg = f"node {node} is not in the roster; only members get messages"
                 raise ProtocolError(msg)
+            if node in self._left:
+                self._replies[message_id] = None, _nothing
+                return
             box = self._boxes[node]
             box.waiting[message_id] = parts
             box.wake()
@@ -121,9 +130,10 @@ class Mailboxes:
             self._boxes[node].wake()
             return True
 
-    def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray] | None:
+    def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray | None] | None:
         """Wait up to `seconds` for a reply to any of these messages; return its message's id and the reply, or None.
 
+        The reply is None if the site has left, and none will come.
         Meanwhile only a few replies to other messages are held, so that awaited replies find room. The rest are
         replaced with empty ones, as a record that they came.
         """
@@ -138,7 +148,10 @@ class Mailboxes:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
-                for other in [reply for reply in self._replies if reply not in message_ids][_OTHERS:]:
+                others = [
+                    name for name, (data, _) in self._replies.items() if data is not None and name not in message_ids
+                ]
+                for other in others[_OTHERS:]:
                     self._replies[other][1]()
                     self._replies[other] = b"", _nothing
                 self._changed.wait(left)

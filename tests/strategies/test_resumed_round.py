@@ -191,3 +191,14 @@ def test_a_run_goes_on_without_a_site_that_left_while_no_server_ran(
     first, _ = rounds_of(federation)
     assert (first["released"], sorted(first["sites"])) == (True, ["east", "north", "south"])
     assert first["problems"]["west"] == "west is no longer in the roster"
+
+
+def test_a_run_of_which_too_few_sites_are_left_in_the_roster_ends_at_once(make_federation: FederationMaker) -> None:
+    federation = make_federation(PLAIN)
+    contexts = {node_of(federation, site): context_of(federation, site) for site in ("north", "south")}
+    coordinator = Coordinator(federation.folder / "coordinator")
+    coordinator.remove("west")
+    coordinator.remove("east")
+    with pytest.raises(RunError, match="needs 3 sites, and roster 3 has only 2 of those that it names"):
+        serve_inline(federation, contexts, lambda message, context: client_app(message, contexts[context.node_id]))
+    assert charges_of(federation, "north") == charges_of(federation, "south") == 0

@@ -11,6 +11,7 @@ import pytest
 
 from client.flower import open_site
 from privacy.errors import PolicyError
+from privacy.ledger.entries import Release
 from tests.federations import NOISY, TERMS, FederationMaker, charges_of, opened_run, signed_run
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ def test_a_run_is_shown_in_words_and_costs_nothing(make_federation: FederationMa
     assert report["cost"]["spent_after"] > 0
     assert report["approval"] == {"needed": True, "decision": None, "time": None}
     assert charges_of(federation, "north") == 0
+
+
+def test_a_run_that_is_charged_already_is_not_shown_as_one_that_costs_its_price_again(
+    make_federation: FederationMaker, cloister: Run
+) -> None:
+    federation = make_federation(NOISY, {"north": CAREFUL})
+    site, (_, manifest, digest) = open_site(federation.paths["north"]), signed_run(federation)
+    ledger, budget = site.place.account(manifest.settings.kind)
+    ledger.reserve(Release(digest, 1, 1), manifest.round_cost, budget)
+    shown = cloister("run", "show", federation.manifest, federation.paths["north"])
+    assert shown.returncode == 0, shown.stderr
+    assert "1 of its 1 rounds are charged already" in shown.stdout
+    report = json.loads(cloister("run", "show", federation.manifest, federation.paths["north"], "--json").stdout)
+    assert report["cost"]["spent"] == report["cost"]["spent_after"] > 0
 
 
 def test_the_rule_that_refuses_a_run_is_named_and_the_run_cannot_be_approved(

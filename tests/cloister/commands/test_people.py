@@ -46,11 +46,11 @@ def roster() -> Roster:
     return read_consortium(Path("server")).roster()
 
 
-def enter(name: str, role: str) -> None:
+def enter(name: str, role: str) -> str:
     cloister("invite", "--person", name, "--role", role)
     cloister("person", "join", f"{name}.invitation", "--files")
     cloister("roster", "approve", f"{name}/{name}.request")
-    cloister("person", "join", f"{name}.welcome")
+    return cloister("person", "join", f"{name}.welcome")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_persons_key_is_made_in_their_folder_and_is_theirs_alone() -> None:
 
 
 def test_an_auditor_cannot_sign_a_run() -> None:
-    enter("rui", "auditor")
+    assert "cloister sign" not in enter("rui", "auditor")
     with pytest.raises(RefusedError, match="rui signed this run as auditor, and only coordinators and researchers may"):
         cloister("sign", RUN, "--as", "rui", "--out", "run.manifest")
     assert not Path("run.manifest").exists()
@@ -196,7 +196,7 @@ def test_an_invitation_that_nobody_used_is_withdrawn() -> None:
         (("person", "join", "ines.welcome", "--folder", "north"), "the folder of a site, and this welcome is for a p"),
         (("person", "join", "north.welcome", "--folder", "ines"), "the folder of a person, and this welcome is for a"),
         (("sign", RUN, "--as", "nobody", "--out", "run"), "nobody: no such folder; name yours with --as"),
-        (("sign", RUN, "--as", "north", "--out", "run"), "name an existing settings file"),
+        (("sign", RUN, "--as", "north", "--out", "run"), "north is a site's folder; name a coordinator's"),
         (("roster", "take", "east.welcome", "--site", "ines"), "not a signed Cloister roster"),
     ],
 )  # fmt: skip

@@ -24,3 +24,14 @@ def test_an_expired_message_makes_room_for_the_next() -> None:
     (second,) = grid.push_messages([message("second", 60.0)])
     (third,) = grid.push_messages([message("third", 60.0)])
     assert [mailboxes.expects(5, message_id) for message_id in (first, second, third)] == [False, True, True]
+
+
+def test_nobody_waits_for_the_answer_of_a_site_that_was_revoked() -> None:
+    mailboxes = Mailboxes({5})
+    grid, sent = GrpcGrid(1, mailboxes), message("train", 600.0)
+    replies = grid.stream([sent], timeout=600.0)
+    mailboxes.admit(set())
+    (answered,) = replies
+    assert answered.has_error()
+    assert answered.error.reason == "it is no longer in the roster"
+    assert answered.metadata.reply_to_message_id == sent.metadata.message_id

@@ -77,6 +77,17 @@ def test_a_reply_to_a_message_that_was_withdrawn_comes_too_late(boxes: Mailboxes
     assert boxes.take({"m", "n"}, 0) is None
 
 
+def test_a_message_to_a_site_that_leaves_or_has_left_is_answered_with_nothing_at_once(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "before", ())
+    boxes.admit({SOUTH})
+    boxes.put(NORTH, "after", ())
+    assert boxes.peek(NORTH) is None
+    assert [boxes.take({name}, 60) for name in ("before", "after")] == [("before", None), ("after", None)]
+    boxes.admit({NORTH, SOUTH})
+    boxes.put(NORTH, "again", ())
+    assert boxes.peek(NORTH) == ("again", ())
+
+
 class Place:
     """A reply's place in memory, and how often it was given back."""
 
