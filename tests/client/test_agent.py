@@ -90,6 +90,7 @@ class Server:
     def receive(self, message: Message, seconds: float = LONG) -> Message:
         messages = self.mailboxes.take({message.metadata.message_id}, seconds)
         assert messages is not None
+        assert messages[1] is not None
         return decode_reply(messages[1], message)
 
 

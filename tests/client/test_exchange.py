@@ -46,6 +46,7 @@ def _answered(federation: Federation, mailboxes: Mailboxes, exchange: Exchange, 
     assert exchange.push(parts, "m")
     entry = mailboxes.take({"m"}, 0)
     assert entry is not None
+    assert entry[1] is not None
     return bytes(entry[1])
 
 
