@@ -33,6 +33,7 @@ FAILED = 101  # error code of an exception in a node's app
 ENDED = 102  # error code of an agent that exits after this reply; its successor may succeed
 MALFORMED = 103  # error code in place of a reply that could not be read
 LEFT = 104  # error code in place of the reply of a site that is no longer in the roster
+GONE = "it is no longer in the roster"
 
 log = logging.getLogger("cloister.agent")
 

@@ -20,14 +20,14 @@ from privacy.errors import ProtocolError
 from privacy.run.clocks import LATEST
 from privacy.untrusted_text import quoted
 from transport.fields import DIGEST, SITE, array_bytes, blobs, check_names, field, lacks
-from transport.flower import LEFT
+from transport.flower import GONE, LEFT
 from transport.ledger_head import has_unreadable_head
 from transport.reports import read_metrics, read_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from flwr.app import Message
+    from flwr.app import Error, Message
 
     from transport.reports import ReportedNumbers
 
@@ -78,11 +78,15 @@ def content_of(reply: Message) -> RecordDict:
     Raises:
         ProtocolError: if the reply is an error; quotes the reason.
     """
-    if reply.has_error() and reply.error.code == LEFT:  # the server's own words
-        raise ProtocolError(reply.error.reason)
     if reply.has_error():
-        raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without giving a reason")
+        raise ProtocolError(_reason(reply.error))
     return reply.content
+
+
+def _reason(error: Error) -> str:
+    if error.code == LEFT:
+        return GONE  # our own words, whatever a site that sends this code says
+    return quoted(error.reason) if error.reason else "it failed without giving a reason"
 
 
 def pack_query(manifest: bytes, sent: float) -> RecordDict:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Error
 
-from transport.flower import LEFT, reply
+from transport.flower import GONE, LEFT, reply
 from transport.grid import ReplyGrid
 from transport.parcel import encode
 
@@ -69,7 +69,7 @@ class GrpcGrid(ReplyGrid):
         message_id, data = taken
         message = self._sent.pop(message_id)
         if data is None:
-            return reply(Error(LEFT, "it is no longer in the roster"), message)
+            return reply(Error(LEFT, GONE), message)
         return self._read(data, message)
 
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:

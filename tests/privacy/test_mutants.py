@@ -183,6 +183,7 @@ OWN: dict[str, dict[str, str]] = {
         "RunSettings.shares_noise": "says what noise a run has",
     },
     "privacy.run.plan": {"RoundPlan.expanded": "says who expands the seeds"},
+    "transport.run_messages": {"_reason": "words what content_of refuses"},
     "privacy.codec.envelope": {"sign_update": "of an update that a site makes itself"},
     "privacy.codec.packing": dict.fromkeys(
         ("pack", "pack_with_share", "_check", "PackedStream.residual"), "of an update that a site makes itself"

@@ -22,7 +22,7 @@ from tests.transport.records import config_records, contents, metric_records, na
 from transport import key_messages
 from transport import run_messages as messages
 from transport.fields import SITE, blob
-from transport.flower import instruction, reply
+from transport.flower import LEFT, instruction, reply
 from transport.ledger_head import find_head, put_head, read_head
 from transport.reports import ReportedNumbers
 from transport.run_messages import Opened, Readiness
@@ -172,6 +172,11 @@ def test_a_malformed_digest_is_refused(model: str) -> None:
 def test_a_malformed_range_is_refused(bound: float) -> None:
     with pytest.raises(MalformedError, match=r"lacks opened\.update_bound"):
         messages.read_opened(messages.pack_opened(replace(OPENED, update_bound=bound), {}))
+
+
+def test_a_site_that_says_that_it_has_left_has_no_words_of_its_own() -> None:
+    with pytest.raises(ProtocolError, match="^it is no longer in the roster$"):
+        messages.content_of(reply(Error(LEFT, "the server is at fault"), question()))
 
 
 @given(reason=st.text(min_size=1))
