@@ -175,7 +175,7 @@ def test_a_malformed_range_is_refused(bound: float) -> None:
 
 
 def test_a_site_that_says_that_it_has_left_has_no_words_of_its_own() -> None:
-    with pytest.raises(ProtocolError, match="^it is no longer in the roster$"):
+    with pytest.raises(ProtocolError, match=r"^it is no longer in the roster$"):
         messages.content_of(reply(Error(LEFT, "the server is at fault"), question()))
 
 
