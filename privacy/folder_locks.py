@@ -21,16 +21,10 @@ def folder_alone(folder: Path) -> Iterator[None]:
     Raises:
         VaultError: if another process uses it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            msg = f"{folder}: a server or another command uses this folder; stop it, and run this again"
-            raise VaultError(msg) from error
+    with _opened(folder) as descriptor:
+        _lock(descriptor, fcntl.LOCK_EX, f"{folder}: a server or another command uses this folder; stop it, and run "
+                                         "this again")  # fmt: skip
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -40,14 +34,24 @@ def folder_in_use(folder: Path) -> Iterator[None]:
     Raises:
         VaultError: if `folder_alone` is in it.
     """
+    with _opened(folder) as descriptor:
+        with suppress(OSError):  # a network's file system may lock no folders
+            _lock(descriptor, fcntl.LOCK_SH, f"{folder}: this folder is being encrypted, decrypted or copied; wait "
+                                             "until that has ended")  # fmt: skip
+        yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a network's file system may lock no folders
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                msg = f"{folder}: this folder is being encrypted, decrypted or copied; wait until that has ended"
-                raise VaultError(msg) from error
-        yield
+        yield descriptor
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # which ends the lock
+
+
+def _lock(descriptor: int, kind: int, taken: str) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise VaultError(taken) from error

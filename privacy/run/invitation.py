@@ -18,7 +18,7 @@ import secrets
 import struct
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import asdict
+from dataclasses import asdict, field
 from hashlib import sha256
 from typing import Annotated
 
@@ -53,7 +53,7 @@ class Invitation:
     server: Annotated[str, Field(min_length=1, max_length=255)]  # host:port, which agents dial
     joining_port: Port  # of the same host; 0: the site joins with files only
     authority: Hex32  # SHA-256 of the authority's certificate
-    secret: Hex32
+    secret: Hex32 = field(repr=False)
     expires: Annotated[int, Field(ge=0, lt=_LATEST)]  # seconds since 1970
     role: Role | None = None  # of a person; None: of a site
 
