@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from privacy.errors import NotFoundError
 from privacy.untrusted_text import plain, quoted
 from server.store.database import Database
+from server.store.leadership import leading
 from server.store.records import StoredRecord
 from server.store.schema import upgrade
 from server.store.sealing import Sealing
@@ -20,7 +21,8 @@ from server.store.sessions import StoredSessions
 from server.store.tables import EVENTS, RUNS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from privacy.run.manifest import SignedRun
     from server.settings import ServerFolder
+    from server.store.leadership import Leadership
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -91,6 +94,20 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def lead(self, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[Leadership]:
+        """Lead: of all servers on this store, only the one that does may serve runs.
+
+        Args:
+            waiting: called about once a second while another server on the same PostgreSQL leads; may raise to give up.
+
+        Returns:
+            A context manager, which yields once this process leads.
+
+        Raises:
+            StorageError: if another process leads on the same SQLite file, or the database cannot be used.
+        """
+        return leading(self.database, waiting)
 
     # --- Runs -------------------------------------------------------------------------------------------------------
 
