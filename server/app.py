@@ -51,11 +51,11 @@ def main(grid: Grid, context: Context) -> None:
     kept_server(place).ready()
     run = read_run(Path(manifest_path), place.roster())
     with folder_in_use(place.folder), Store.open(place) as store, store.lead():
-        check_failure(store, run, retry=bool(context.run_config.get("retry")))
+        check_failure(place, store, run, retry=bool(context.run_config.get("retry")))
         serve_run(place, store, run, grid, new_epoch=bool(context.run_config.get("new-epoch")))
 
 
-def check_failure(store: Store, run: SignedRun, *, retry: bool) -> None:
+def check_failure(place: ServerFolder, store: Store, run: SignedRun, *, retry: bool) -> None:
     """Submit a run, unless it was; check that it did not fail before, unless it is to be tried again.
 
     Raises:
@@ -63,7 +63,12 @@ def check_failure(store: Store, run: SignedRun, *, retry: bool) -> None:
             before its first round has cost nothing, and may be started again.
     """
     stored = store.submit(run, run.signer.name)
-    if stored.status == "failed" and not retry and store.record(run.digest).state() is not None:
+    begun = store.record(run.digest).state() is not None
+    earlier = place.folder / "runs" / f"{stored.name}-{run.digest[:8]}" / "state.json"
+    if earlier.exists() and not begun:
+        msg = f"{earlier}: an earlier version began this run; finish it with that version, or sign the run again"
+        raise RunError(msg)
+    if stored.status == "failed" and begun and not retry:
         msg = f"this run failed: {stored.reason}; once the cause is corrected, go on with it: cloister server … --retry"
         raise RunError(msg)
 

@@ -60,7 +60,6 @@ class Database:
 
         Raises:
             ConfigError: if the URL is not one of SQLite or PostgreSQL, or contains a password.
-            StorageError: if the SQLite file cannot be made.
         """
         parsed = _parsed(url)
         self.file: Path | None = None
@@ -164,14 +163,13 @@ def _parsed(url: str) -> URL:
 
 
 def _sqlite(file: Path) -> Engine:
-    try:
-        make_folder(file.parent)
-        os.close(private(str(file), os.O_RDWR | os.O_CREAT))  # only its owner may read it
-    except OSError as error:
-        msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
-        raise StorageError(msg) from error
-
     def connect() -> sqlite3.Connection:
+        try:
+            make_folder(file.parent)
+            os.close(private(str(file), os.O_RDWR | os.O_CREAT))  # only its owner may read it
+        except OSError as error:
+            msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
+            raise StorageError(msg) from error
         connection = sqlite3.connect(file, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             connection.executescript(
@@ -183,7 +181,7 @@ def _sqlite(file: Path) -> Engine:
             raise
         return connection
 
-    engine = sa.create_engine(f"sqlite:///{file}", creator=connect, hide_parameters=True)
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), creator=connect, hide_parameters=True)
 
     def begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get(_READS)

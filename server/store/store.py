@@ -83,6 +83,12 @@ class Store:
         database.be_patient()
         return cls(database, place)
 
+    @staticmethod
+    def exists(place: ServerFolder) -> bool:
+        """Whether there is a database; for PostgreSQL, whether one is named."""
+        database = Database(place.settings.store.url, place.folder)
+        return database.file is None or database.file.exists()
+
     def close(self) -> None:
         """Close the store."""
         self.database.close()
