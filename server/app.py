@@ -20,9 +20,8 @@ from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from strategies.encrypted_strategy import EncryptedStrategy
 from strategies.event_log import EventLog
-from strategies.ledger_heads import LedgerHeads
 from strategies.run_memory import check_failure, note_failure
-from strategies.sealed_keys import SealedKeys
+from strategies.shared import Shared
 from transport.grid import StreamingGrid
 
 if TYPE_CHECKING:
@@ -59,11 +58,10 @@ def main(grid: Grid, context: Context) -> None:
 def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog, *, new_epoch: bool) -> None:
     """Run the rounds that no earlier process has ended."""
     roster, settings = place.roster(), run.manifest.settings
-    letters = SealedKeys(place.folder / place.settings.epochs)
-    heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
+    shared = Shared.opened(place.folder / place.settings.epochs, place.folder / place.settings.ledger_heads)
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
     strategy = EncryptedStrategy(
-        run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch, newer=grid.newer_roster
+        run, roster, event_log, shared, place.tls, new_epoch=new_epoch, newer=grid.newer_roster
     )
     event_log.record(
         "resumed" if strategy.resumed else "started",
