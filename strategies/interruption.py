@@ -20,10 +20,12 @@ class Interruption:
 
     def __init__(self) -> None:
         self._stopped, self._ending = Event(), Event()
+        self.reason = ""  # why the run was stopped; nothing if it was not
         self.delivering = False  # whether a sum is released that some sites may still lack
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """End the run at the latest with its open round."""
+        self.reason = reason
         self._stopped.set()
 
     def end(self) -> None:

@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_waits_for_no_other() -> None:
     turns, interruption = KeyTurns(), Interruption()
     one, two = KeyTurn(turns), KeyTurn(turns, interruption.check)
     assert one.begin()
-    interruption.stop()
+    interruption.stop("by ana")
     with pytest.raises(RunInterrupted), two.alone():
         pass
     one.end()
@@ -105,7 +105,7 @@ def test_a_run_that_is_stopped_waits_for_no_other() -> None:
 def test_a_run_that_is_stopped_ends_once_its_released_sum_is_delivered() -> None:
     interruption = Interruption()
     interruption.delivering = True
-    interruption.stop()
+    interruption.stop("by ana")
     interruption.check()
     interruption.delivering = False
     with pytest.raises(RunInterrupted):
