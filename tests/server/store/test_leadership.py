@@ -1,4 +1,4 @@
-"""Of several servers on one store, one leads; if it is killed, another takes over. Real processes, a real PostgreSQL."""
+"""Of several servers on one store, one leads, and another takes over if it is killed: processes, a real PostgreSQL."""
 
 from __future__ import annotations
 
