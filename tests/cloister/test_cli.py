@@ -22,6 +22,7 @@ COMMANDS = (
     ["roster", "approve"],
     ["check"],
     ["approve"],
+    ["run", "events"],
     ["run", "show"],
     ["protect"],
     ["export"],
