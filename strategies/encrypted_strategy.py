@@ -396,4 +396,4 @@ class EncryptedStrategy(Strategy):
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
         self._keep(is_open=False)
-        self._event_log.record("round", **self._round.summary(), **details)
+        self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)

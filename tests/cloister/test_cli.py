@@ -36,6 +36,7 @@ COMMANDS = (
     ["audit", "inversion"],
     ["audit", "statement"],
     ["bench", "round"],
+    ["bench", "scale"],
     ["bench", "encryption"],
     ["bench", "records"],
     ["bench", "adversary"],
