@@ -90,14 +90,15 @@ class Randomness:
 
     def bytes(self, count: int) -> bytes:
         """Return the next `count` bytes."""
-        return self._stream.update(bytes(count))
+        return self._stream.update(_ZEROS[:count] if count <= len(_ZEROS) else bytes(count))
 
     def residues(self, count: int, modulus: int) -> NDArray[np.uint64]:
         """Return `(count,)` uniform integers below `modulus`: the upper bits of words, with rejection."""
         shift, residues = np.uint64(64 - modulus.bit_length()), np.empty(0, dtype=np.uint64)
         while residues.size < count:
             words = np.frombuffer(self.bytes(8 * (count - residues.size)), dtype="<u8") >> shift
-            words = words[words < modulus]
+            if words.max() >= modulus:
+                words = words[words < modulus]
             residues = np.concatenate([residues, words]) if residues.size else words
         return residues
 
