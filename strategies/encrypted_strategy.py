@@ -390,13 +390,8 @@ class EncryptedStrategy(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
-<<<<<<< HEAD
         with self._event_log.together():
             self._keep(is_open=False)
-            self._event_log.record("round", **self._round.summary(), **details)
+            self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)
         self._turn.end()
         self._interruption.delivering = False
-=======
-        self._keep(is_open=False)
-        self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)
->>>>>>> scale
