@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import typer
@@ -29,6 +29,7 @@ from cloister.commands.ledger import ledger
 from cloister.commands.person import person
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
+from cloister.commands.simulating import simulate
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listening, make_console, show_log
 from cloister.views.terminal import (
@@ -73,6 +74,9 @@ app.command(epilog="Example:  cloister approve run.manifest north    (or, to see
     approve
 )
 app.command(epilog="Example:  cloister protect north")(protect)
+app.command(
+    epilog="Example:  cloister simulate study.toml --records patients.csv --sites 100 --partition dirichlet:0.3"
+)(simulate)
 app.command(epilog="Example:  cloister backup north north.backup")(backup)
 app.command(epilog="Example:  cloister restore north.backup north")(restore)
 app.command(epilog="Example:  cloister export north models/lungs-1a2b3c4d.safetensors lungs.safetensors")(export)
@@ -136,7 +140,10 @@ def sign(
         rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
-        show(report)
+        from cloister.views.observers import table  # noqa: PLC0415
+
+        for line in table(report):
+            typer.echo(line)
         if report["delta_warning"]:
             typer.echo(f"! {report['delta_warning']}")
         typer.echo(f"next: cloister server server {out}")
@@ -194,27 +201,6 @@ def agent(
         raise typer.Exit(_STOPPED) from None
 
 
-@app.command(epilog="Example:  cloister simulate study.toml")
-def simulate(
-    run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference study's.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for the files of the simulated hospitals.")] = Path("simulation"),
-    personal: Annotated[
-        Path | None,
-        typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a study over simulated hospitals in this process: the same apps and bytes, no network, no policy limits."""
-    from cloister.commands.simulate import simulate as run_simulation  # noqa: PLC0415 - loads torch
-
-    report = run_simulation(run, folder, make_console(json=as_json), personal)
-    if as_json:
-        typer.echo(json.dumps(report))
-    else:
-        typer.echo(f"✓ {report['rounds']} rounds; the model is {next(iter(report['model'].values()))}")
-        show(report)
-
-
 @app.command(epilog="Example:  cloister stats survey.toml --json")
 def stats(
     run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference survey's.")] = None,
@@ -233,14 +219,6 @@ def stats(
         typer.echo(json.dumps(report))
     else:
         stats.show(report, console)
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print ε against each observer, where it differs, and the cost of votes."""
-    from cloister.views.observers import table  # noqa: PLC0415
-
-    for line in table(report):
-        typer.echo(line)
 
 
 def main() -> None:
