@@ -37,6 +37,7 @@ COMMANDS = (
     ["audit", "inversion"],
     ["audit", "statement"],
     ["bench", "round"],
+    ["bench", "scale"],
     ["bench", "encryption"],
     ["bench", "records"],
     ["bench", "adversary"],
