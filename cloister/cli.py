@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -170,20 +171,28 @@ def server(
 
 @app.command(epilog="Example:  cloister agent north")
 def agent(
-    site: Annotated[Path, typer.Argument(help="site.toml, or its folder.")],
+    sites: Annotated[list[Path], typer.Argument(help="site.toml, or its folder; several share one process.")],
 ) -> None:
-    """Run a site's agent. Ctrl-C stops it safely."""
-    show_log()
+    """Run a site's agent, or those of several sites. Ctrl-C stops it safely."""
+    show_log(by_thread=len(sites) > 1)
     if _Debug.on:
         logging.getLogger("cloister").setLevel(logging.DEBUG)
-    from client.agent import attend  # noqa: PLC0415 - a server needs no agent
-
     try:
-        attend(site, threading.Event())
+        if len(sites) == 1:
+            from client.agent import attend  # noqa: PLC0415 - a server needs no agent
+
+            attend(sites[0], threading.Event())
+        else:
+            from client.agents import attend_all  # noqa: PLC0415
+
+            attend_all(sites, threading.Event())
     except KeyboardInterrupt:
         typer.echo(
             "left; nothing is lost, and what was charged stays charged. To come back, run the same command", err=True
         )
+        if len(sites) > 1:
+            flush_output()
+            os._exit(_STOPPED)  # Python would wait for threads that train, or break those that hold torch's locks
         raise typer.Exit(_STOPPED) from None
 
 

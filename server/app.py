@@ -53,14 +53,14 @@ def main(grid: Grid, context: Context) -> None:
     roster = place.roster()
     run = read_run(Path(manifest_path), roster)
     with folder_in_use(place.folder), Store.open(place) as store, store.lead():
-        check_failure(store, run, retry=bool(context.run_config.get("retry")))
+        check_failure(place, store, run, retry=bool(context.run_config.get("retry")))
         store.mark(run.digest, "running")
         serve_run(
             place, store, run, grid, roster, shared_by_runs(place), new_epoch=bool(context.run_config.get("new-epoch"))
         )
 
 
-def check_failure(store: Store, run: SignedRun, *, retry: bool) -> None:
+def check_failure(place: ServerFolder, store: Store, run: SignedRun, *, retry: bool) -> None:
     """Submit a run, unless it was; check that it did not fail before, unless it is to be tried again.
 
     Raises:
@@ -68,7 +68,12 @@ def check_failure(store: Store, run: SignedRun, *, retry: bool) -> None:
             before its first round has cost nothing, and may be started again.
     """
     stored = store.submit(run, run.signer.name)
-    if retry or stored.status not in {"failed", "stopped"} or store.record(run.digest).state() is None:
+    begun = store.record(run.digest).state() is not None
+    earlier = place.folder / "runs" / f"{stored.name}-{run.digest[:8]}" / "state.json"
+    if earlier.exists() and not begun:
+        msg = f"{earlier}: an earlier version began this run; finish it with that version, or sign the run again"
+        raise RunError(msg)
+    if retry or stored.status not in {"failed", "stopped"} or not begun:
         return
     if stored.status == "stopped":
         msg = f"this run was {stored.reason}; to go on with it: cloister server … --retry"

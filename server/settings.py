@@ -62,7 +62,6 @@ class ConsortiumSettings:
     tls_certificate: File = Path("tls.pem")
     tls_key: File = Path("tls.key")
     roster: File = Path("roster")
-    runs: File = Path("runs")  # the server's record of its runs
     epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024

@@ -150,10 +150,10 @@ def _moved_in(text: str) -> str:
     return "\n  ".join(plain(line, _LONGEST) for line in text.split("\n"))
 
 
-def show_log() -> None:
-    """Write this process's log to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+def show_log(*, by_thread: bool = False) -> None:
+    """Write this process's log to standard error; with `by_thread`, each entry says which thread it is from."""
+    handler, who = logging.StreamHandler(), "%(threadName)s: " if by_thread else ""
+    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {who}%(message)s", "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
