@@ -162,7 +162,8 @@ def server(
         try:
             serve(consortium, typer.echo, threading.Event())
         except KeyboardInterrupt:
-            typer.echo("stopped; runs that were going on are taken up again by the next: cloister server", err=True)
+            typer.echo("stopped; runs that were going on are taken up again by the same command", err=True)
+            raise typer.Exit(_STOPPED) from None
         return
     with RoundTable(make_console(json=False)) as table, listening(table):
         serve_one(consortium, manifest, typer.echo, threading.Event(), new_epoch=new_epoch, retry=retry)

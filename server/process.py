@@ -102,7 +102,7 @@ def open_service(
         store = stack.enter_context(Store.open(place))
         leadership = stack.enter_context(store.lead(give_up))
         if run is not None:
-            check_failure(store, run, retry=retry)
+            check_failure(place, store, run, retry=retry)
             store.mark(run.digest, "waiting")
         shared = shared_by_runs(place)
         agents = _open_ports(stack, place, say, shared)
