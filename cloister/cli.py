@@ -149,28 +149,31 @@ def sign(
         typer.echo(f"next: cloister server server {out}")
 
 
-@app.command(
-    epilog="Example:  cloister server server run.manifest    (or, before there is a run: cloister server server)"
-)
+@app.command(epilog="Example:  cloister server server    (or, for one run alone: cloister server server run.manifest)")
 def server(
     consortium: Annotated[Path, typer.Argument(help="consortium.toml, or its folder.")],
     manifest: Annotated[
-        Path | None, typer.Argument(help="The signed run; without one, sites may join, and agents connect and wait.")
+        Path | None, typer.Argument(help="A signed run: serve it alone, to its end; without one, serve the queue.")
     ] = None,
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Go on with a run that failed.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Go on with a run that failed or was stopped.")] = False,
 ) -> None:
-    """Run the aggregation server until the run is over. It holds no decryption key."""
-    from server.process import serve, wait_for_run  # noqa: PLC0415 - sites need no server
+    """Run the aggregation server: it takes signed runs, and serves them. It holds no decryption key."""
+    from server.process import serve, serve_one  # noqa: PLC0415 - sites need no server
 
     show_log()
     if manifest is None:
-        wait_for_run(consortium, typer.echo, threading.Event())
+        if new_epoch or retry:
+            msg = "--new-epoch and --retry belong to one run; name its file, as in: cloister server server run.manifest"
+            raise click.UsageError(msg)
+        try:
+            serve(consortium, typer.echo, threading.Event())
+        except KeyboardInterrupt:
+            typer.echo("stopped; runs that were going on are taken up again by the same command", err=True)
+            raise typer.Exit(_STOPPED) from None
         return
     with RoundTable(make_console(json=False)) as table, listening(table):
-        serve(
-            consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch, retry=retry
-        )
+        serve_one(consortium, manifest, typer.echo, threading.Event(), new_epoch=new_epoch, retry=retry)
     typer.echo("✓ the run has ended; every site has the result in its own folder")
 
 

@@ -45,6 +45,14 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ServiceSettings:
+    """`[service]`: how the server takes runs from its queue."""
+
+    runs_at_once: Annotated[int, Field(ge=1, le=64)] = 1
+    wait_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0  # for enough sites to be online, once it is a run's turn
+
+
+@dataclass(frozen=True, config=STRICT)
 class ConsortiumSettings:
     """`consortium.toml`."""
 
@@ -58,6 +66,7 @@ class ConsortiumSettings:
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
     store: StoreSettings = StoreSettings()
+    service: ServiceSettings = ServiceSettings()
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
 

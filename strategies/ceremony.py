@@ -75,7 +75,7 @@ class Ceremony:
         """Bring these sites to the same keys, which no other run changes until this one's turn ends.
 
         Returns:
-            Epoch, fingerprint, and the sites that have them.
+            Epoch, fingerprint, and the sites that have them; no sites if fewer than the minimum are there.
 
         Raises:
             RunError: if no site could make keys that enough others accepted.

@@ -109,6 +109,11 @@ class EncryptedStrategy(Strategy):
         """Digest of the model that the sites have."""
         return self._members.model
 
+    @property
+    def problems(self) -> str:
+        """The last round's problems, phrased for a message."""
+        return self._round.listed
+
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
         members = self._members
@@ -166,8 +171,6 @@ class EncryptedStrategy(Strategy):
             return []
         self._there = present
         present = self._selection.choose(present, current.number, current.problems)
-        if len(present) < cohort.minimum:
-            return []
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         if len(present) < cohort.minimum:
             return []
@@ -377,7 +380,7 @@ class EncryptedStrategy(Strategy):
         self._memory.keep(self._round, self.released, is_open=is_open, asked=asked)
 
     def _order(self, site: str, plan: RoundPlan, sums: Sequence[EncryptedSum]) -> Message:
-        """Return the message that asks a site to train. By its ledger head, the site notices a restored old ledger."""
+        """Return the order to train. By its ledger head, a site notices a restored old ledger."""
         return self._message(site, TRAIN, Order(self._document, plan.to_bytes(), sums, self._members.heads.of(site)))
 
     def _message(self, site: str, kind: MessageKind[Q, Any], content: Q) -> Message:

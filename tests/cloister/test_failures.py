@@ -48,7 +48,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("export",): ("client.settings.read_site", ["north", "models/a", "a"]),
     ("data", "check"): ("cloister.own_records.report", ["north"]),
     ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
-    ("server",): ("server.process.serve", ["server", "run.manifest"]),
+    ("server",): ("server.process.serve", ["server"]),
     ("agent",): ("client.agent.attend", ["north"]),
     ("simulate",): ("cloister.commands.simulate.simulate", []),
     ("stats",): ("cloister.commands.stats.survey", []),
