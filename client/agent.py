@@ -28,6 +28,7 @@ from client.turn import TURN
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
 from privacy.locks import locked
+from privacy.log_fields import about
 from privacy.parallel import in_processes
 from transport.flower import answer
 from transport.memory import return_memory
@@ -58,6 +59,11 @@ def attend(path: Path, stop: Event) -> None:
             of the group is lost.
     """
     place = read_site(path)
+    with about(site=place.settings.site):
+        _attend(place, stop)
+
+
+def _attend(place: SiteFolder, stop: Event) -> None:
     ready(place)
     if own_place().rank:
         from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch

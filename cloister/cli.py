@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +29,9 @@ from cloister.commands.ledger import ledger
 from cloister.commands.person import person
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
+from cloister.views.log import LogForm, show_log
 from cloister.views.patience import patience
-from cloister.views.run import RoundTable, listening, make_console, show_log
+from cloister.views.run import RoundTable, listening, make_console
 from cloister.views.terminal import (
     ask_secretly,
     complain,
@@ -41,7 +43,12 @@ from cloister.views.terminal import (
 from privacy.at_rest.secrets import Asking
 from privacy.failures import sentence
 
+log = logging.getLogger("cloister")
+
 _STOPPED = 130  # exit code: Ctrl-C or SIGTERM
+_LEFT = "left; nothing is lost, and what was charged stays charged. To come back, run the same command"
+
+Log = Annotated[LogForm, typer.Option("--log", help="How to write the log: json is one object a line.")]
 
 typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets, and the escapes are shown
 
@@ -92,11 +99,36 @@ def options(
 ) -> None:
     """Handle the options that all commands share."""
     del version
-    _Debug.on = debug
+    _Output.debug, _Output.log = debug, LogForm.TEXT
 
 
-class _Debug:
-    on = False
+class _Output:
+    """How this process speaks."""
+
+    debug = False
+    log = LogForm.TEXT
+
+    @classmethod
+    def show_log(cls, form: LogForm) -> None:
+        """Write the log to standard error, and in JSON nothing else."""
+        cls.log = form
+        show_log(form)
+
+    @classmethod
+    def say(cls, text: str) -> None:
+        """Say what nobody needs to act on."""
+        if cls.log is LogForm.JSON:
+            log.info("%s", text)
+        else:
+            typer.echo(text)
+
+    @classmethod
+    def complain(cls, mark: str, text: str) -> None:
+        """Say why the process ends."""
+        if cls.log is LogForm.JSON:
+            log.error("%s", text)
+        else:
+            complain(mark + text)
 
 
 @app.command(epilog="Example:  cloister demo --folder /tmp/demo")
@@ -151,37 +183,40 @@ def server(
     ] = None,
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Go on with a run that failed.")] = False,
+    log_form: Log = LogForm.TEXT,
 ) -> None:
     """Run the aggregation server until the run is over. It holds no decryption key."""
     from server.process import serve, wait_for_run  # noqa: PLC0415 - sites need no server
 
-    show_log()
+    _Output.show_log(log_form)
     if manifest is None:
-        wait_for_run(consortium, typer.echo, threading.Event())
+        wait_for_run(consortium, _Output.say, threading.Event())
         return
-    with RoundTable(make_console(json=False)) as table, listening(table):
+    with ExitStack() as stack:
+        if log_form is LogForm.TEXT:
+            stack.enter_context(listening(stack.enter_context(RoundTable(make_console(json=False)))))
         serve(
-            consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch, retry=retry
-        )
-    typer.echo("✓ the run has ended; every site has the result in its own folder")
+            consortium, manifest, lambda port: _Output.say(f"listening on port {port}"), new_epoch=new_epoch,
+            retry=retry,
+        )  # fmt: skip
+    _Output.say("✓ the run has ended; every site has the result in its own folder")
 
 
 @app.command(epilog="Example:  cloister agent north")
 def agent(
     site: Annotated[Path, typer.Argument(help="site.toml, or its folder.")],
+    log_form: Log = LogForm.TEXT,
 ) -> None:
     """Run a site's agent. Ctrl-C stops it safely."""
-    show_log()
-    if _Debug.on:
+    _Output.show_log(log_form)
+    if _Output.debug:
         logging.getLogger("cloister").setLevel(logging.DEBUG)
     from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
     try:
         attend(site, threading.Event())
     except KeyboardInterrupt:
-        typer.echo(
-            "left; nothing is lost, and what was charged stays charged. To come back, run the same command", err=True
-        )
+        _Output.complain("", _LEFT)
         raise typer.Exit(_STOPPED) from None
 
 
@@ -256,7 +291,7 @@ def _run(arguments: list[str]) -> int:
         code = _code(arguments)
     except KeyboardInterrupt:
         code = _STOPPED
-        complain("stopped")
+        _Output.complain("", "stopped")
     except BaseException as raised:  # noqa: BLE001 - all errors end here
         code, error = 1, raised
     unread, unwritten = reader_has_gone(), flush_output()
@@ -265,9 +300,9 @@ def _run(arguments: list[str]) -> int:
         return code
     if isinstance(error, BrokenPipeError) and unread:
         return 1  # as with `| head`: the reader has seen enough and needs no message
-    if _Debug.on:
+    if _Output.debug and _Output.log is LogForm.TEXT:
         traceback.print_exception(error)
-    complain(f"✗ {sentence(error)}")
+    _Output.complain("✗ ", sentence(error))
     return code or 1
 
 

@@ -16,6 +16,7 @@ from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError
 from privacy.folder_locks import folder_in_use
+from privacy.log_fields import about
 from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from strategies.encrypted_strategy import EncryptedStrategy
@@ -51,7 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     kept_server(place).ready()
     run = read_run(Path(manifest_path), place.roster())
     folder = place.folder / place.settings.runs / f"{run.manifest.settings.name}-{run.digest[:8]}"
-    with folder_in_use(place.folder), closing(EventLog(folder)) as event_log, event_log.alone():
+    with about(run=run.digest), folder_in_use(place.folder), closing(EventLog(folder)) as event_log, event_log.alone():
         check_failure(folder, retry=bool(context.run_config.get("retry")))
         _serve(place, run, grid, event_log, new_epoch=bool(context.run_config.get("new-epoch")))
 
