@@ -160,6 +160,7 @@ def _log(site: Site | None, message: Message, error: BaseException) -> None:
     if re.sub(r"\d", "", before) != re.sub(r"\d", "", text):
         log.warning("%s: %s", kind, text)
     if site:
+        site.watch.note_refusal(error)
         site.last_errors[kind] = text
     log.debug("%s", kind, exc_info=error)
 
@@ -213,6 +214,7 @@ def train(current: Round, order: Order) -> Trained:
     """Train a round and return the signed, encrypted update."""
     current.ledger.check_head(order.head)
     update = train_round(current, order.sums)
+    current.site.watch.note_training(current.plan.round)
     return Trained(update, _report(current), current.ledger.sign_head())
 
 

@@ -16,7 +16,7 @@ import click
 import typer
 import typer.core
 
-from cloister import __version__
+from cloister import __version__, service_manager
 from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.backup import backup, restore
@@ -189,16 +189,19 @@ def server(
     from server.process import serve, wait_for_run  # noqa: PLC0415 - sites need no server
 
     _Output.show_log(log_form)
-    if manifest is None:
-        wait_for_run(consortium, _Output.say, threading.Event())
-        return
+
+    def started(text: str) -> None:
+        _Output.say(text)
+        service_manager.ready()
+
     with ExitStack() as stack:
+        stack.enter_context(service_manager.watched())
+        if manifest is None:
+            wait_for_run(consortium, started, threading.Event())
+            return
         if log_form is LogForm.TEXT:
             stack.enter_context(listening(stack.enter_context(RoundTable(make_console(json=False)))))
-        serve(
-            consortium, manifest, lambda port: _Output.say(f"listening on port {port}"), new_epoch=new_epoch,
-            retry=retry,
-        )  # fmt: skip
+        serve(consortium, manifest, lambda port: started(f"listening on port {port}"), new_epoch=new_epoch, retry=retry)
     _Output.say("✓ the run has ended; every site has the result in its own folder")
 
 
@@ -214,7 +217,8 @@ def agent(
     from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
     try:
-        attend(site, threading.Event())
+        with service_manager.watched():
+            attend(site, threading.Event(), service_manager.ready)
     except KeyboardInterrupt:
         _Output.complain("", _LEFT)
         raise typer.Exit(_STOPPED) from None

@@ -73,6 +73,7 @@ def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog,
         rounds=settings.rounds,
         ended=strategy.ended,
         sites=list(settings.cohort.sizes),
+        minimum=settings.cohort.minimum,
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )

@@ -16,6 +16,7 @@ from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
+from transport.operations.settings import Operations
 from transport.pki import read_authority_key
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ConsortiumSettings:
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
+    operations: Operations | None = None  # None: no port for operators
 
 
 @dataclass(frozen=True, config=STRICT)
