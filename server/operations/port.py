@@ -17,19 +17,27 @@ if TYPE_CHECKING:
 class OperationsPort:
     """The open port for a server's operators, with `.port` and `.stop()`."""
 
-    def __init__(self, address: str, state: Callable[[], ServerState]) -> None:
+    def __init__(
+        self, address: str, state: Callable[[], ServerState], works: Callable[[], object] = lambda: None
+    ) -> None:
         """Listen, and count events from now on.
 
         Args:
             address: host:port; port 0 means any free port.
-            state: returns the server's state at the moment; called in other threads.
+            state: returns the server's state at the moment; called in other threads. May wait for the store.
+            works: called there, too, to see whether the process works. If it hangs, `/livez` gives no answer, and
+                whoever watches the process starts it again; so it must not wait for the store.
 
         Raises:
             UnreachableError: if the address cannot be listened on.
         """
         registry, self._events = make_registry(state, version("cloister"))
-        # If `state` hangs, so does this answer, and whoever asks starts the process again.
-        self._listener = serve(address, lambda: (state(), ())[1], lambda: state().unready, registry)
+
+        def alive() -> tuple[str, ...]:
+            works()
+            return ()
+
+        self._listener = serve(address, alive, lambda: state().unready, registry)
         self.port = self._listener.port
         self._events.attach()
 
