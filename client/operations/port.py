@@ -90,13 +90,19 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"cloister_{name}", text, value=float(value))
 
 
+def make_registry(place: SiteFolder, watch: Watch) -> CollectorRegistry:
+    """Return the agent's metrics."""
+    registry = CollectorRegistry()
+    registry.register(_Agent(place, watch))
+    ProcessCollector(registry=registry)
+    return registry
+
+
 def open_port(address: str, place: SiteFolder, watch: Watch) -> Listener:
     """Open the port.
 
     Raises:
         UnreachableError: if the address cannot be listened on.
     """
-    registry = CollectorRegistry()
-    registry.register(_Agent(place, watch))
-    ProcessCollector(registry=registry)
+    registry = make_registry(place, watch)
     return serve(address, tuple, lambda: (watch.trouble,) if watch.trouble else (), registry)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from server.operations.run_events import RunEvents
+from server.store.store import STATUSES
 from transport.operations.days import days_left
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from server.operations.state import ServerState
-
-STATUSES = ("waiting", "running", "finished", "failed", "stopped")
-"""Statuses of runs, which are there even if no run has them: an alert cannot compare with what is missing."""
 
 
 class _States(Collector):
@@ -44,7 +42,7 @@ class _States(Collector):
             online.add_metric([site], float(site in state.online))
         yield online
         runs = GaugeMetricFamily("cloister_runs", "Runs that the server knows, by status", labels=["status"])
-        for status in STATUSES:
+        for status in STATUSES:  # also those of no run: an alert cannot compare with what is missing
             runs.add_metric([status], state.runs.get(status, 0))
         yield runs
         text = "Seconds since the run that has waited longest last ended a round, or began; 0 without a run"
