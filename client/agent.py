@@ -92,7 +92,7 @@ def _take_part(place: SiteFolder, watch: Watch, stop: Event, started: Callable[[
         log.warning(
             "`disclose` lists %s: sent after every round without noise, and not covered by ε", ", ".join(metrics)
         )
-    with gather(site.device, stop.set) as group:
+    with gather(site.device, stop.set) as group, site.tracking:
         site.group = group
         log.info("reading and checking records for %s", ", ".join(site.settings.policy.tasks) or "no task")
         for task, count in site.check_records().items():

@@ -27,6 +27,7 @@ from transport.operations.settings import Operations
 from transport.pki import read_roster, read_signing_key
 from transport.proxies import check_setting, proxy_for
 from transport.sign_in import Signer
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -180,6 +181,7 @@ class SiteSettings:
     personal: Personal | None = None  # None: no model of the site's own
     network: Network = field(default_factory=Network)
     operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: metrics stay in the folder
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one per core
 

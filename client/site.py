@@ -26,6 +26,7 @@ from privacy.storage import read_file
 from strategies.advance import State
 from strategies.registry import algorithm_of
 from transport.pki import read_authority_key, read_signing_key
+from transport.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,7 @@ class Site(Works):
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
         self.later: Callable[[Callable[[], None]], object] = _at_once  # an agent answers the server first
         self.watch = Watch()  # an agent has its own
+        self.tracking = Tracking(self.settings.report, place.folder)
         self.last_errors: dict[str, str] = {}  # the last error for each kind of message
         self._older: dict[int, Roster] = {}
         self.use_roster(place.roster())

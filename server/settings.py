@@ -18,6 +18,7 @@ from transport.address import ListenedOn
 from transport.channel import TlsFiles
 from transport.operations.settings import Operations
 from transport.pki import read_authority_key
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
@@ -62,6 +63,7 @@ class ConsortiumSettings:
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
     operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: runs show in events and metrics alone
 
 
 @dataclass(frozen=True, config=STRICT)
