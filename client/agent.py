@@ -4,7 +4,7 @@ Under `torchrun`, the first of the site's processes is the agent; the others are
 `client.dpsgd.process_group`.
 
 Messages go through the same `ClientApp` that Flower's own engines run. They are answered in order. A reply that could
-not be delivered is sent again unchanged, never recomputed.
+not be delivered is sent again unchanged, never recomputed. `client.agents` has several sites in one process.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import logging
 import os
 import random
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, RecordDict
 
@@ -37,10 +37,9 @@ from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from threading import Event
-
-    from flwr.app import Message
 
     from client.site import Site
     from client.watch import Watch
@@ -51,6 +50,7 @@ log = logging.getLogger("cloister.agent")
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
 _TURN_SECONDS = 0.5
 _REFUSED_DELAY = 2.0  # seconds after the server refuses a reply
+_ALONE = nullcontext()  # a process with one site waits for nobody
 
 
 def attend(path: Path, stop: Event, started: Callable[[], None] = lambda: None) -> None:
@@ -68,24 +68,48 @@ def attend(path: Path, stop: Event, started: Callable[[], None] = lambda: None) 
 
             assist(place)
             return
+    attend_site(place, stop, started=started)
+
+
+def attend_site(
+    place: SiteFolder,
+    stop: Event,
+    turns: AbstractContextManager[Any] = _ALONE,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve as the agent of an opened site until `stop` is set.
+
+    Args:
+        place: the site.
+        stop: ends this.
+        turns: entered for all work with torch, where several sites share a process.
+        started: called once it could take part.
+
+    Raises:
+        CloisterError: as `attend` does.
+    """
+    with about(site=place.settings.site):
         _look_first(place)
         with watched(place) as watch:
-            _take_part(place, watch, stop, started)
+            _take_part(place, watch, stop, turns, started)
 
 
-def _take_part(place: SiteFolder, watch: Watch, stop: Event, started: Callable[[], None]) -> None:
+def _take_part(
+    place: SiteFolder, watch: Watch, stop: Event, turns: AbstractContextManager[Any], started: Callable[[], None]
+) -> None:
     line = _Line(place, watch)
     line.check()
     return_memory()
     # Torch reads this when it loads. Otherwise its idle threads would spin, and slow down everything else here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; errors that need no torch were reported before.
-    from client.app import make_app  # noqa: PLC0415
-    from client.dpsgd.process_group import gather  # noqa: PLC0415
-    from client.site import Site  # noqa: PLC0415
-    from client.work.personal_training import go_on  # noqa: PLC0415
+    with turns:
+        from client.app import make_app  # noqa: PLC0415
+        from client.dpsgd.process_group import gather  # noqa: PLC0415
+        from client.site import Site  # noqa: PLC0415
+        from client.work.personal_training import go_on  # noqa: PLC0415
 
-    site, waiting = Site(place), list["Callable[[], None]"]()
+        site, waiting = Site(place), list["Callable[[], None]"]()
     site.later, site.watch = waiting.append, watch
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
@@ -95,14 +119,15 @@ def _take_part(place: SiteFolder, watch: Watch, stop: Event, started: Callable[[
     with gather(site.device, stop.set) as group, site.tracking:
         site.group = group
         log.info("reading and checking records for %s", ", ".join(site.settings.policy.tasks) or "no task")
-        for task, count in site.check_records().items():
-            log.info("data: %d training records, fit %s", count, task)
+        with turns:
+            for task, count in site.check_records().items():
+                log.info("data: %d training records, fit %s", count, task)
         if group:
             group.compare(site.records_digest())
             log.info("%d processes train together, this one on %s", group.size, site.device)
         site.later(lambda: go_on(site))
         started()
-        _serve(site, line, make_app(lambda _: site), stop, waiting)
+        _serve(site, line, make_app(lambda _: site), stop, waiting, turns)
     if group and group.lost:
         msg = f"{site.name} lost another of its processes and ended; to come back, run the same command"
         raise DeviceError(msg)
@@ -124,7 +149,14 @@ def _look_first(place: SiteFolder) -> None:
             log.warning("%s", warning)
 
 
-def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callable[[], None]]) -> None:
+def _serve(
+    site: Site,
+    line: _Line,
+    app: App,
+    stop: Event,
+    waiting: list[Callable[[], None]],
+    turns: AbstractContextManager[Any],
+) -> None:
     place, upkeep = site.place, Upkeep(site)
     with _turn(place.folder / TURN, stop):
         while not stop.is_set():
@@ -135,7 +167,7 @@ def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callabl
             try:
                 with Exchange(place.settings.server, place.tls, place.proxy, place.signer) as exchange:
                     look = partial(upkeep.look, exchange)
-                    answer_all(exchange, app, _context(site), stop, line, waiting, look=look)
+                    answer_all(exchange, app, _context(site), stop, line, waiting, look=look, turns=turns)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -194,6 +226,7 @@ def answer_all(
     waiting: list[Callable[[], None]] | None = None,
     *,
     look: Callable[[], None] = lambda: None,
+    turns: AbstractContextManager[Any] = _ALONE,
 ) -> None:
     """Pull messages and push what the app makes of them, until `stop` is set.
 
@@ -205,6 +238,7 @@ def answer_all(
         line: logs whether the connection is up.
         waiting: work to which the app adds, to be done once its answer is delivered.
         look: called before each wait for a message.
+        turns: entered while the app works.
 
     Raises:
         CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
@@ -219,20 +253,22 @@ def answer_all(
             look()
         else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
-            _answer(exchange, app, context, message, stop)
-            del message
+            with turns:
+                reply = encode(answer(app, message, context))
+            _deliver(exchange, reply, message.metadata.message_id, stop)
+            del message, reply
         while waiting and not stop.is_set():
-            waiting.pop(0)()
+            with turns:
+                waiting.pop(0)()
         if line and (wait or data is not None):
             line.works()
         wait = WAIT_SECONDS
 
 
-def _answer(exchange: Exchange, app: App, context: Context, message: Message, stop: Event) -> None:
-    reply = encode(answer(app, message, context))
+def _deliver(exchange: Exchange, reply: tuple[bytes, ...], reply_to: str, stop: Event) -> None:
     try:
         # If the connection breaks here, the server offers the message again, and the outbox has the same update.
-        if not exchange.push(reply, message.metadata.message_id):
+        if not exchange.push(reply, reply_to):
             log.info("a reply came too late: the round had closed")
     except ProtocolError as error:
         # The server offers the message again until its round closes, and the reply will be the same: no hurry.

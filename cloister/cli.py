@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -109,10 +110,10 @@ class _Output:
     log = LogForm.TEXT
 
     @classmethod
-    def show_log(cls, form: LogForm) -> None:
+    def show_log(cls, form: LogForm, *, by_thread: bool = False) -> None:
         """Write the log to standard error, and in JSON nothing else."""
         cls.log = form
-        show_log(form)
+        show_log(form, by_thread=by_thread)
 
     @classmethod
     def say(cls, text: str) -> None:
@@ -207,20 +208,28 @@ def server(
 
 @app.command(epilog="Example:  cloister agent north")
 def agent(
-    site: Annotated[Path, typer.Argument(help="site.toml, or its folder.")],
+    sites: Annotated[list[Path], typer.Argument(help="site.toml, or its folder; several share one process.")],
     log_form: Log = LogForm.TEXT,
 ) -> None:
-    """Run a site's agent. Ctrl-C stops it safely."""
-    _Output.show_log(log_form)
+    """Run a site's agent, or those of several sites. Ctrl-C stops it safely."""
+    _Output.show_log(log_form, by_thread=len(sites) > 1)
     if _Output.debug:
         logging.getLogger("cloister").setLevel(logging.DEBUG)
-    from client.agent import attend  # noqa: PLC0415 - a server needs no agent
-
     try:
         with service_manager.watched():
-            attend(site, threading.Event(), service_manager.ready)
+            if len(sites) == 1:
+                from client.agent import attend  # noqa: PLC0415 - a server needs no agent
+
+                attend(sites[0], threading.Event(), service_manager.ready)
+            else:
+                from client.agents import attend_all  # noqa: PLC0415
+
+                attend_all(sites, threading.Event(), service_manager.ready)
     except KeyboardInterrupt:
         _Output.complain("", _LEFT)
+        if len(sites) > 1:
+            flush_output()
+            os._exit(_STOPPED)  # Python would wait for threads that train, or break those that hold torch's locks
         raise typer.Exit(_STOPPED) from None
 
 

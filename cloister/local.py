@@ -33,6 +33,19 @@ def start_agents(processes: Processes, federation: Federation, address: str, ter
         processes.start(site, path / "agent.log", "agent", str(path))
 
 
+def start_agents_together(
+    processes: Processes, federation: Federation, address: str, terms: SiteTerms, count: int
+) -> list[str]:
+    """Write every site's settings and start `count` processes, each with the agents of some; return their names."""
+    for site in federation.sites:
+        federation.write_settings(site, address, terms)
+    names = [f"agents-{number}" for number in range(1, count + 1)]
+    for number, name in enumerate(names):
+        paths = [str(federation.paths[site]) for site in federation.sites[number::count]]
+        processes.start(name, federation.folder / f"{name}.log", "agent", *paths)
+    return names
+
+
 def follow(processes: Processes, federation: Federation, show: Callable[[dict[str, Any]], None]) -> None:
     """Show the server's events until the run is over.
 

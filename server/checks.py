@@ -141,7 +141,7 @@ def _store(place: ServerFolder) -> str:
 
     with Store.open(place) as store:
         waiting = len(store.runs(status="waiting"))
-        return f"{store.database.place} can be used; {waiting} runs wait"
+        return f"{store.database.place} can be used; runs that wait: {waiting}"
 
 
 def _disk(place: ServerFolder) -> str:

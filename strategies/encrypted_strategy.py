@@ -392,6 +392,6 @@ class EncryptedStrategy(Strategy):
         self._bodies.clear()
         with self._event_log.together():
             self._keep(is_open=False)
-            self._event_log.record("round", **self._round.summary(), **details)
+            self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)
         self._turn.end()
         self._interruption.delivering = False

@@ -79,14 +79,14 @@ def _message(record: logging.LogRecord) -> str:
     return record.getMessage()
 
 
-def show_log(form: LogForm = LogForm.TEXT) -> None:
-    """Write this process's log to standard error."""
-    handler = logging.StreamHandler()
+def show_log(form: LogForm = LogForm.TEXT, *, by_thread: bool = False) -> None:
+    """Write this process's log to standard error; as text with `by_thread`, entries say which thread they are from."""
+    handler, who = logging.StreamHandler(), "%(threadName)s: " if by_thread else ""
     if form is LogForm.JSON:
         Quoting.records = False
         handler.setFormatter(JsonFormatter())
         logging.captureWarnings(capture=True)
         logging.getLogger("flwr").handlers.clear()  # it writes lines of its own form
     else:
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {who}%(message)s", "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)

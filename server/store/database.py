@@ -45,7 +45,8 @@ _SQLITE = {
     sqlite3.SQLITE_IOERR: "its disk fails; check the disk, and the room on it",
     sqlite3.SQLITE_BUSY: "another process uses it for too long; end that process",
 }
-_LOST = ("08", "57P", "53300", "40001", "40P01")  # SQLSTATEs, or how they start, after which another try may succeed
+_LOST = ("08", "57P", "53300", "40001", "40P01", "23505")
+"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, and conflicts with others."""
 
 
 class Database:
@@ -121,7 +122,7 @@ class Database:
             code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
             msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
         elif self.is_postgres:
-            said = plain(str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__, 200)
+            said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
             advice = "check that PostgreSQL runs and has room, and the network"
             if "password" in said or "authentication" in said:
                 advice = f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"

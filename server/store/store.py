@@ -153,6 +153,17 @@ class Store:
         msg = f"{'several runs are called' if many else 'there is no run'} {quoted(name)}"
         raise NotFoundError(f"{msg}; {how}: {known}" if known else f"{msg}; submit it first")
 
+    def newest(self) -> StoredRun:
+        """Return the run that was submitted last.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        if found := self.runs(limit=1):
+            return found[0]
+        msg = f"{self.database.place}: there is no run yet; submit one first"
+        raise NotFoundError(msg)
+
     def runs(self, status: Status | None = None, before: str | None = None, limit: int = 100) -> list[StoredRun]:
         """Return runs, the newest first.
 

@@ -40,6 +40,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("roster", "take"): ("client.settings.read_site", ["roster", "--site", "north"]),
     ("check",): ("client.checks.check_site", ["north"]),
     ("approve",): ("client.settings.read_site", ["north"]),
+    ("run", "events"): ("server.settings.read_consortium", ["server"]),
     ("run", "show"): ("client.settings.read_site", ["run.manifest", "north"]),
     ("protect",): ("client.settings.read_site", ["north"]),
     ("backup",): ("client.settings.read_site", ["north", "north.backup"]),
