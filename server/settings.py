@@ -16,7 +16,9 @@ from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
+from transport.operations.settings import Operations
 from transport.pki import read_authority_key
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
@@ -69,6 +71,8 @@ class ConsortiumSettings:
     service: ServiceSettings = ServiceSettings()
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
+    operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: runs show in events and metrics alone
 
 
 @dataclass(frozen=True, config=STRICT)
