@@ -2,7 +2,8 @@
 
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
-federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `CloisterError` to catch errors.
+federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
+server and follow them, `CloisterError` to catch errors.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from client.task.table_task import TableTask
     from client.task.task import Task
     from client.work.survey import Survey
+    from cloister.client import Client
 
 __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Category",
+    "Client",
     "CloisterError",
     "Date",
     "Flag",
@@ -49,6 +52,7 @@ __all__ = [
 
 _LAZY = {
     "Category": "client.data.columns",
+    "Client": "cloister.client",
     "Date": "client.data.columns",
     "Flag": "client.data.columns",
     "ImageTask": "client.task.image_task",
@@ -61,11 +65,11 @@ _LAZY = {
     "read_csv": "client.data.records",
     "save_frozen": "client.state.model_use",
 }
-"""Names that only a site needs, and their modules: the server has no torch."""
+"""Names that few programs need, and their modules: the server has no torch, and httpx takes a while."""
 
 
 def __getattr__(name: str) -> object:
-    """Import what only a site needs when it is used."""
+    """Import what few programs need when it is used."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     msg = f"module 'cloister' has no attribute {name!r}"

@@ -32,9 +32,9 @@ BYTES = _ISSUED.size + _RANDOM_BYTES + _CODE_BYTES
 class Challenges:
     """Issues challenges, and recognises them."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
-        """Take a clock that never goes back."""
-        self._now, self._secret = now, secrets.token_bytes(32)
+    def __init__(self, now: Callable[[], float], seconds: float = SECONDS) -> None:
+        """Take a clock that never goes back, and for how long a challenge is valid."""
+        self._now, self.seconds, self._secret = now, seconds, secrets.token_bytes(32)
         self._answered = defaultdict[str, deque[tuple[float, bytes]]](deque)
 
     def issue(self, name: str) -> bytes:
@@ -51,11 +51,11 @@ class Challenges:
         opening, code = challenge[:-_CODE_BYTES], challenge[-_CODE_BYTES:]
         if len(challenge) == BYTES and hmac.compare_digest(code, self._code(opening, name)):
             (issued,) = _ISSUED.unpack_from(opening)
-            if self._now() <= issued + SECONDS:
+            if self._now() <= issued + self.seconds:
                 return float(issued)
         msg = (
-            f"{name} answers a challenge of another server or name, or one that is older than {SECONDS:g} s; ask for "
-            "a new one"
+            f"{name} answers a challenge of another server or name, or one that is older than {self.seconds:g} s; ask "
+            "for a new one"
         )
         raise ProtocolError(msg)
 
@@ -66,13 +66,13 @@ class Challenges:
             ProtocolError: if it was answered before, or too many were lately.
         """
         answered, now = self._answered[name], self._now()
-        while answered and answered[0][0] < now - SECONDS:
+        while answered and answered[0][0] < now - self.seconds:
             answered.popleft()
         if any(challenge == used for _, used in answered):
             msg = f"this challenge of {name} was answered before, so this may be a replay; ask for a new one"
             raise ProtocolError(msg)
         if len(answered) >= ANSWERS:
-            msg = f"{name} signed in {ANSWERS} times within {SECONDS:g} s; wait a minute"
+            msg = f"{name} signed in {ANSWERS} times within {self.seconds:g} s; wait as long"
             raise ProtocolError(msg)
         answered.append((now, challenge))
 

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError
 from privacy.run.manifest import SignedRun, open_run
+from privacy.run.people import PersonName
 from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
@@ -38,6 +39,25 @@ class Signature:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Accounts:
+    """`[api.oidc]`: accounts of an organisation, with which people sign in to the API (OpenID Connect)."""
+
+    issuer: Annotated[str, Field(pattern=r"^https://[^\s?#]+[^\s?#/]$")]
+    client_id: Annotated[str, Field(min_length=1, max_length=200)]
+    people: dict[str, PersonName]  # people of the roster, by the claim's value
+    claim: Annotated[str, Field(min_length=1, max_length=100)] = "email"
+    ca_bundle: File | None = None  # who issues the provider's certificate; None: whom this system trusts
+
+
+@dataclass(frozen=True, config=STRICT)
+class ApiSettings:
+    """`[api]`: where people and programs submit runs and follow them."""
+
+    listen: ListenedOn
+    oidc: Accounts | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class ConsortiumSettings:
     """`consortium.toml`."""
 
@@ -53,6 +73,7 @@ class ConsortiumSettings:
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
+    api: ApiSettings | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

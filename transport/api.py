@@ -16,6 +16,9 @@ import json
 PORT = 9442
 """The port of the API, unless the server's operator says otherwise."""
 
+SESSION_FILE = "session.json"
+"""The file in a person's folder with the API's address and their session's token."""
+
 SIGN_IN = "api-sign-in"
 """The kind of what a person signs."""
 
