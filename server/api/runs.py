@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
     from server.service.status import ServiceStatus
-    from server.store import Store, StoredRun
+    from server.store.store import Store, StoredRun
 
 
 class Runs(Protocol):
