@@ -43,10 +43,11 @@ def make_app(runs: Runs, place: ServerFolder, provider: Provider | None = None) 
     app.state.api = Api(runs, place, people, following, provider)
     for routes in (routes_sessions, routes_runs, routes_server):
         app.include_router(routes.router)
+    app.openapi()  # made now: later, the first request would wait for it
     return Guard(app), following
 
 
-def _known(request: Request) -> None:
+async def _known(request: Request) -> None:
     """Refuse parameters that an endpoint does not know, as a misspelt one would silently do nothing."""
     operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
     known = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}

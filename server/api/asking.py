@@ -1,4 +1,7 @@
-"""What endpoints have in common: who asks, whether they may, and a body that is read only then."""
+"""What endpoints have in common: who asks, whether they may, and a body that is read only then.
+
+FastAPI calls functions that are not `async` in threads: those that wait for the store.
+"""
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -15,7 +18,7 @@ from server.api.problems import RefusalError, invalid, too_many
 from server.joining.limits import network_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from server.api.following import Following
     from server.api.oidc import Provider
@@ -47,7 +50,7 @@ class Api:
     failures: Buckets = field(default_factory=lambda: Buckets(FAILURES_RATE, FAILURES_BURST))
 
 
-def here(request: Request) -> Api:
+async def here(request: Request) -> Api:
     """Return what the endpoints of this server work with."""
     api: Api = request.app.state.api
     return api
@@ -72,10 +75,10 @@ def asker(api: Here, given: Annotated[HTTPAuthorizationCredentials | None, Depen
     return found
 
 
-def allowed(right: Right) -> "Callable[..., SignedIn]":
+def allowed(right: Right) -> "Callable[..., Coroutine[Any, Any, SignedIn]]":
     """Return a dependency that gives whoever asks, if their role has a right."""
 
-    def who(found: Annotated[SignedIn, Depends(asker)]) -> SignedIn:
+    async def who(found: Annotated[SignedIn, Depends(asker)]) -> SignedIn:
         check(found, right)
         return found
 
@@ -94,7 +97,7 @@ def check(found: SignedIn, right: Right) -> None:
         raise RefusalError(HTTPStatus.FORBIDDEN, detail)
 
 
-def patient(api: Here, request: Request) -> str:
+async def patient(api: Here, request: Request) -> str:
     """Return where somebody signs in from.
 
     Raises:
