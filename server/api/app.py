@@ -15,7 +15,7 @@ from server.api.asking import Api
 from server.api.following import Following
 from server.api.guard import Guard
 from server.api.people import People
-from server.api.problems import PROBLEMS, RefusalError, of_error, of_invalid, of_refusal
+from server.api.problems import PROBLEMS, RefusalError, of_error, of_invalid, of_refusal, of_unexpected
 
 if TYPE_CHECKING:
     from server.api.oidc import Provider
@@ -38,6 +38,7 @@ def make_app(runs: Runs, place: ServerFolder, provider: Provider | None = None) 
         redirect_slashes=False, responses=PROBLEMS, dependencies=[Depends(_known)],
         exception_handlers={
             HTTPException: of_refusal, RequestValidationError: of_invalid, CloisterError: of_error,
+            Exception: of_unexpected,
         },
     )  # fmt: skip
     app.state.api = Api(runs, place, people, following, provider)

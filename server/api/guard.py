@@ -9,8 +9,9 @@ import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from privacy.failures import sentence
 from server.api.limits import Buckets
-from server.api.problems import RefusalError, problem, too_many, unexpected
+from server.api.problems import RefusalError, log, problem, too_many
 from server.joining.limits import network_of
 from transport.api import LARGEST_RUN
 
@@ -57,9 +58,7 @@ class Guard:
         except TimeoutError:  # the client takes no answer: uvicorn closes the connection
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, the client learns nothing of it
-            response = unexpected(error)
-            if not answer.begun:
-                await response(scope, receive, answer)
+            log.error("a request failed: %s", sentence(error))  # noqa: TRY400 - one sentence
 
 
 class _Body:
@@ -105,7 +104,7 @@ class _Answer:
     """Sends an answer, with our headers."""
 
     def __init__(self, send: Send) -> None:
-        self._send, self.begun = send, False
+        self._send = send
 
     async def __call__(self, message: Message) -> None:
         """Send a part of it.
@@ -114,7 +113,6 @@ class _Answer:
             TimeoutError: if the client does not take it.
         """
         if message["type"] == "http.response.start":
-            self.begun = True
             ours = {name for name, _ in _HEADERS}
             kept = [(name, value) for name, value in message["headers"] if name not in ours]
             message = {**message, "headers": [*kept, *_HEADERS]}

@@ -10,7 +10,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError, RefusedError
+from privacy.errors import (
+    AuthenticityError,
+    CloisterError,
+    MalformedError,
+    NotFoundError,
+    ProtocolError,
+    RefusedError,
+)
 from privacy.failures import sentence
 from privacy.untrusted_text import plain
 
@@ -105,12 +112,8 @@ def invalid(errors: Any) -> str:  # noqa: ANN401 - pydantic's
 async def of_error(_: Request, error: Exception) -> JSONResponse:
     """Answer a request that failed in our own way."""
     assert isinstance(error, CloisterError)  # noqa: S101 - registered for these
-    status = _STATUS.get(type(error), HTTPStatus.SERVICE_UNAVAILABLE)
-    for kind in type(error).__mro__:
-        if kind in _STATUS:
-            status = _STATUS[kind]
-            break
-    if error.may_leave_site:
+    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.SERVICE_UNAVAILABLE)
+    if error.may_leave_site or isinstance(error, NotFoundError):
         return problem(status, str(error))
     log.warning("a request failed: %s", sentence(error))
     kind = (type(error).__doc__ or "").strip().splitlines()[0].rstrip(".")
@@ -119,14 +122,14 @@ async def of_error(_: Request, error: Exception) -> JSONResponse:
 
 _STATUS: dict[type, HTTPStatus] = {
     MalformedError: HTTPStatus.BAD_REQUEST,
+    NotFoundError: HTTPStatus.NOT_FOUND,
     AuthenticityError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 
 
-def unexpected(error: BaseException) -> JSONResponse:
-    """Answer a request that failed as none should: the log says where, the answer does not."""
-    log.error("a request failed: %s", sentence(error))
+async def of_unexpected(_: Request, __: Exception) -> JSONResponse:
+    """Answer a request that failed as none should. The guard, to which the error goes on, says in the log where."""
     detail = "something went wrong in the server; the reason is in its log, ask its operator"
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)

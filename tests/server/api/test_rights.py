@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from client.joining import prepare
 from privacy.run.people import ROLES
 from server.api.people import SESSION_SECONDS
 from server.coordinator import Coordinator
@@ -69,7 +70,7 @@ def test_these_tests_cover_every_endpoint(shared_server: Server) -> None:
     assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == MAY.keys() | PUBLIC
 
 
-@pytest.mark.parametrize(("method", "path"), MAY, ids=" ".join)
+@pytest.mark.parametrize(("method", "path"), MAY, ids=map(" ".join, MAY))
 def test_only_those_whose_role_allows_it_get_an_answer(
     method: str, path: str, shared_server: Server, run: str, tokens: dict[str, str]
 ) -> None:
@@ -85,7 +86,7 @@ def test_only_those_whose_role_allows_it_get_an_answer(
             assert "ask one of them" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize(("method", "path"), MAY, ids=" ".join)
+@pytest.mark.parametrize(("method", "path"), MAY, ids=map(" ".join, MAY))
 def test_nobody_gets_an_answer_without_a_session(method: str, path: str, shared_server: Server, run: str) -> None:
     for token in ("", "0" * 64, "a token with spaces", "ÿ".encode().hex()):
         answer = ask(shared_server, method, path, run, token)
@@ -135,8 +136,6 @@ def test_a_person_who_is_removed_or_gets_another_key_is_out_with_the_next_reques
 
     coordinator = Coordinator(server.consortium.folder / "coordinator")
     server.consortium.remove("otto")
-    from client.joining import prepare  # noqa: PLC0415
-
     new = prepare(server.consortium.folder / "otto-2", coordinator.invite("otto", role="auditor"))
     coordinator.approve([new])
     assert who(server, otto) == 401
