@@ -30,6 +30,7 @@ from cloister.commands.ledger import ledger
 from cloister.commands.person import person
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
+from cloister.commands.runs import login, retry, runs, stop, submit, watch
 from cloister.commands.simulating import simulate
 from cloister.views.log import LogForm, show_log
 from cloister.views.patience import patience
@@ -80,6 +81,14 @@ app.command(epilog="Example:  cloister check north    (or: cloister check --serv
 app.command(epilog="Example:  cloister approve run.manifest north    (or, to see what waits: cloister approve north)")(
     approve
 )
+app.command(epilog="Example:  cloister login --as ana --api fed.example.org:9442")(login)
+app.command(epilog="Example:  cloister submit run.manifest --as ana --watch")(submit)
+app.command(epilog="Example:  cloister runs --as ana --status running    (or one run: cloister runs lungs)")(runs)
+app.command(epilog="Example:  cloister watch lungs --as ana    (or, for the newest run: cloister watch --as ana)")(
+    watch
+)
+app.command(epilog='Example:  cloister stop lungs --as ana --reason "wrong task"')(stop)
+app.command(epilog="Example:  cloister retry lungs --as ana")(retry)
 app.command(epilog="Example:  cloister protect north")(protect)
 app.command(
     epilog="Example:  cloister simulate study.toml --records patients.csv --sites 100 --partition dirichlet:0.3"
