@@ -27,6 +27,7 @@ from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
+from privacy.failpoints import failpoint
 from privacy.locks import locked
 from privacy.parallel import in_processes
 from transport.flower import answer
@@ -219,11 +220,14 @@ def answer_all(
 
 
 def _answer(exchange: Exchange, app: App, context: Context, message: Message, stop: Event) -> None:
+    failpoint("agent-asked")
     reply = encode(answer(app, message, context))
+    failpoint("agent-answers")
     try:
         # If the connection breaks here, the server offers the message again, and the outbox has the same update.
         if not exchange.push(reply, message.metadata.message_id):
             log.info("a reply came too late: the round had closed")
+        failpoint("agent-answered")
     except ProtocolError as error:
         # The server offers the message again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)
