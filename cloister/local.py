@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import opened_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,21 +39,19 @@ def follow(processes: Processes, federation: Federation, show: Callable[[dict[st
     Raises:
         RunError: if a process ends before the run, or nothing happens for minutes.
     """
-    path = event_log_path(federation)
-    printed, last = 0, time.monotonic()
-    while True:
-        ended = processes.ended()
-        events = read_events(path)
-        for event in events[printed:]:
-            show(event)
-            last = time.monotonic()
-        printed = len(events)
-        if events and events[-1]["event"] in {"finished", "failed"}:
-            return
-        for name in ended:
-            msg = f"{name} ended before the run did; its log ends with:\n{processes.tail(name)}"
-            raise RunError(msg)
-        if time.monotonic() - last > _SILENCE_SECONDS:
-            msg = f"nothing happened for {_SILENCE_SECONDS:.0f} s; the logs are in {federation.folder}/*/*.log"
-            raise RunError(msg)
-        time.sleep(_POLL)
+    shown, last = 0, time.monotonic()
+    with opened_store(federation) as (store, run):
+        while True:
+            ended = processes.ended()
+            for number, event in store.events(run, after=shown):
+                show(event)
+                shown, last = number, time.monotonic()
+                if event["event"] in {"finished", "failed"}:
+                    return
+            for name in ended:
+                msg = f"{name} ended before the run did; its log ends with:\n{processes.tail(name)}"
+                raise RunError(msg)
+            if time.monotonic() - last > _SILENCE_SECONDS:
+                msg = f"nothing happened for {_SILENCE_SECONDS:.0f} s; the logs are in {federation.folder}/*/*.log"
+                raise RunError(msg)
+            store.wait_for_events(run, shown, _POLL)

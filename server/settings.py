@@ -38,6 +38,13 @@ class Signature:
 
 
 @dataclass(frozen=True, config=STRICT)
+class StoreSettings:
+    """`[store]`: the database with the server's runs."""
+
+    url: str = "sqlite:///store.sqlite"  # relative to the server's folder; or postgresql+psycopg://USER@HOST/DATABASE
+
+
+@dataclass(frozen=True, config=STRICT)
 class ConsortiumSettings:
     """`consortium.toml`."""
 
@@ -51,6 +58,7 @@ class ConsortiumSettings:
     epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
+    store: StoreSettings = StoreSettings()
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
 

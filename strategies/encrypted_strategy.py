@@ -84,7 +84,7 @@ class EncryptedStrategy(Strategy):
         self._voting = Voting(members, settings)
         proofs = settings.encryption.update_norm is not None
         self._masks = Masking(members, self._selection, colluding, proofs=proofs) if masked else None
-        self._liar_finder, self._bodies = LiarFinder(members, colluding), Bodies(event_log.folder)
+        self._liar_finder, self._bodies = LiarFinder(members, colluding), Bodies(event_log.kept.scratch)
         self._adder = Adder(members, run.manifest, self._bodies)
         self._memory = RunMemory(run.digest, members, event_log, self._selection)
         self._before = self._round = OpenRound(0)
@@ -395,5 +395,6 @@ class EncryptedStrategy(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
-        self._keep(is_open=False)
-        self._event_log.record("round", **self._round.summary(), **details)
+        with self._event_log.together():
+            self._keep(is_open=False)
+            self._event_log.record("round", **self._round.summary(), **details)

@@ -49,7 +49,8 @@ OWNERS = {
         "privacy/accounting/auditing.py",
     },
     "pyarrow": {"client/data/", "cloister/benchmarks/record_times.py"},  # the benchmark writes files to read
-    "sqlalchemy": {"client/data/sources/sql.py"},
+    "sqlalchemy": {"client/data/sources/sql.py", "server/store/"},
+    "alembic": {"server/store/"},
     "PIL": {"client/data/sources/images.py", "cloister/benchmarks/record_times.py", "simulations/tasks/photographs.py"},
     "pydicom": {"client/data/sources/dicom.py", "simulations/tasks/chest.py"},
     "nibabel": {"client/data/sources/nifti.py"},
