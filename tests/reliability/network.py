@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.federations import SITES, charges_of, rounds_of, with_deadline
+from tests.federations import SITES, charges_of, with_deadline
 from tests.reliability.lines import KINDS, until
 from tests.reliability.outcomes import Outcome, check
 from tests.reliability.stage import LONG, Stage, masked, plain, staged
@@ -77,11 +77,11 @@ def straggler(seed: int, folder: Path) -> Outcome:
         line.rate = float("inf")
         outcome.tries = 1
         before = stage.rounds
-        back = until(lambda: any(late in event["sites"] for event in rounds_of(stage.federation)[before:]), LONG)
+        back = until(lambda: any(late in event["sites"] for event in stage.ended[before:]), LONG)
         check(back is not None, f"{late} did not come back")
         stage.await_end()
         check("a reply came too late: the round had closed" in stage.log(late), f"{late} was not told that it was late")
-        events = rounds_of(stage.federation)
+        events = stage.ended
         check(all(event["released"] for event in events), "a round released nothing")
         longest = max(event["seconds"] for event in events)
         check(longest < deadline + 3, f"a round took {longest:.1f} s")
@@ -93,4 +93,4 @@ def straggler(seed: int, folder: Path) -> Outcome:
 
 
 def _without(stage: Stage, site: str) -> int:
-    return sum(site not in event["sites"] for event in rounds_of(stage.federation))
+    return sum(site not in event["sites"] for event in stage.ended)

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cloister.processes import Processes
-from privacy.errors import RunError
+from privacy.errors import RunError, StorageError
 from privacy.failpoints import VARIABLE
 from privacy.run.settings import RunSettings
+from server.store.store import Store
 from simulations.engine.federation import Federation
-from simulations.engine.results import read_results
-from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, charges_of, rounds_of, run_with, share_keys
+from simulations.engine.results import opened_store, read_results
+from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, charges_of, run_with, share_keys
 from tests.forked import ForkedAgents
 from tests.ports import unused_port
 from tests.reliability.lines import Line, until
@@ -53,6 +55,8 @@ class Stage:
         self.federation = make(settings, dict.fromkeys(SITES, replace(TERMS, tasks=(settings.task,))), address)
         self._listen()
         self.lines: dict[str, Line] = {}
+        self._store: tuple[Store, str] | None = None
+        self._open, self._events = ExitStack(), list[dict[str, Any]]()
         if lines:
             self.lines = {site: Line(self.port) for site in SITES}
             for site, line in self.lines.items():
@@ -105,16 +109,35 @@ class Stage:
         self.process(name).wait(LONG)
 
     def close(self) -> None:
-        """End all lines."""
+        """End all lines, and look at the store no more."""
+        self._open.close()
         for line in self.lines.values():
             line.close()
 
     # --- What happens -----------------------------------------------------------------------------------------------
 
     @property
+    def events(self) -> list[dict[str, Any]]:
+        """The events of the run so far."""
+        if self._store is None and (self.federation.server / "store.sqlite").exists():
+            try:
+                self._store = self._open.enter_context(opened_store(self.federation))
+            except StorageError:  # the server is just making it
+                return []
+        if self._store is not None:
+            store, run = self._store
+            self._events += [event for _, event in store.events(run, after=len(self._events))]
+        return self._events
+
+    @property
+    def ended(self) -> list[dict[str, Any]]:
+        """The events of the rounds that are over."""
+        return [event for event in self.events if event["event"] == "round"]
+
+    @property
     def rounds(self) -> int:
         """How many rounds are over."""
-        return len(rounds_of(self.federation))
+        return len(self.ended)
 
     def await_rounds(self, count: int, seconds: float = LONG) -> float:
         """Wait until so many rounds are over, or the server has ended; return after how many seconds."""
@@ -136,7 +159,7 @@ class Stage:
         Args:
             extra: the most charges by which a site's ledger may be above what it released.
         """
-        rounds, events = self.settings.rounds, rounds_of(self.federation)
+        rounds, events = self.settings.rounds, self.ended
         same("the rounds", [event["round"] for event in events], list(range(1, rounds + 1)))
         lost = [event["round"] for event in events if not event["released"]]
         check(not lost, f"rounds that released nothing: {lost}")
