@@ -28,6 +28,7 @@ from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
+from privacy.failpoints import failpoint
 from privacy.locks import locked
 from privacy.log_fields import about
 from privacy.parallel import in_processes
@@ -253,8 +254,10 @@ def answer_all(
             look()
         else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
+            failpoint("agent-asked")
             with turns:
                 reply = encode(answer(app, message, context))
+            failpoint("agent-answers")
             _deliver(exchange, reply, message.metadata.message_id, stop)
             del message, reply
         while waiting and not stop.is_set():
@@ -270,6 +273,7 @@ def _deliver(exchange: Exchange, reply: tuple[bytes, ...], reply_to: str, stop: 
         # If the connection breaks here, the server offers the message again, and the outbox has the same update.
         if not exchange.push(reply, reply_to):
             log.info("a reply came too late: the round had closed")
+        failpoint("agent-answered")
     except ProtocolError as error:
         # The server offers the message again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)
