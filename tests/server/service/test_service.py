@@ -13,14 +13,12 @@ from threading import Event
 import pytest
 
 from privacy.errors import AuthenticityError, NotFoundError, RefusedError, RunError, StorageError
-from privacy.run.new_manifest import sign_manifest
 from privacy.run.settings import RunSettings
 from server.process import open_service
 from server.service.service import Service
 from server.settings import read_consortium
 from server.store.store import StoredRun
 from simulations.engine.federation import Federation
-from strategies.registry import completed
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -28,13 +26,13 @@ from tests.federations import (
     FederationMaker,
     await_condition,
     charges_of,
+    signed_document,
     task_name,
     with_deadline,
 )
 from tests.forked import ForkedAgents
 from tests.ports import unused_port
 from tests.studies import HOLD, MET, Held
-from transport.pki import read_signing_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
 
@@ -51,8 +49,7 @@ class Consortium:
     charges: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SITES, 0))
 
     def signed(self, settings: RunSettings = HELD, **changes: object) -> bytes:
-        key = read_signing_key(self.federation.folder / "coordinator" / "signing.key")
-        return sign_manifest(completed(replace(settings, **changes)), key, roster_version=1).to_bytes()
+        return signed_document(self.federation, replace(settings, **changes))  # type: ignore[arg-type]
 
     @contextmanager
     def serving(self, service: str = "") -> Iterator[Service]:
