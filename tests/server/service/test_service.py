@@ -13,6 +13,7 @@ from threading import Event
 import pytest
 
 from privacy.errors import AuthenticityError, NotFoundError, RefusedError, RunError, StorageError
+from privacy.run.manifest import open_run
 from privacy.run.settings import RunSettings
 from server.process import open_service
 from server.service.service import Service
@@ -26,6 +27,7 @@ from tests.federations import (
     FederationMaker,
     await_condition,
     charges_of,
+    roster_of,
     signed_document,
     task_name,
     with_deadline,
@@ -132,7 +134,9 @@ def test_runs_are_served_in_order_and_one_that_fails_does_not_stop_the_queue(con
 
 def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: Consortium) -> None:
     with consortium.serving("runs_at_once = 2") as service, consortium.held("north"):
-        runs = [service.submit(consortium.signed(MASKED, name=name), "ana") for name in ("one", "two", "three")]
+        documents = [consortium.signed(MASKED, name=name) for name in ("one", "two", "three")]
+        service.new_epoch.add(open_run(documents[1], roster_of(consortium.federation)).digest)
+        runs = [service.submit(document, "ana") for document in documents]
         consortium.await_training("north")
         await_condition(lambda: len(service.status().running) == 2, LONG)
         assert service.store.run(runs[2].digest).status == "waiting"
@@ -142,6 +146,9 @@ def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: C
     assert consortium.charged() == dict.fromkeys(SITES, 6)
     assert len({frozenset(consortium.models(run)) for run in ended}) == 1  # they have the same seed
     assert ended[1].started < ended[0].ended  # type: ignore[operator]
+    with consortium.serving() as service:
+        events = [[event["event"] for _, event in service.store.events(run.digest)] for run in ended]
+    assert [names.count("epoch") for names in events] == [0, 1, 0]
 
 
 def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Consortium) -> None:
