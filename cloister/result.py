@@ -43,7 +43,7 @@ class Result:
     @property
     def metrics(self) -> dict[str, float]:
         """The loss and metrics of the last model."""
-        last = next((row for row in reversed(self.rows) if "loss" in row), {})
+        last: Mapping[str, Any] = next((row for row in reversed(self.rows) if "loss" in row), {})
         return {name: value for name, value in last.items() if name not in _NOT_METRICS}
 
     @property

@@ -15,6 +15,7 @@ from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError, StorageError, VaultError
 from privacy.folder_locks import folder_in_use
+from privacy.log_fields import about
 from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from server.store.store import Store
@@ -116,11 +117,12 @@ def serve_run(
     interruption, strategy = interruption or Interruption(), None
     event_log = EventLog(store.record(run.digest), label_of(run))
     try:
-        strategy = EncryptedStrategy(
-            run, roster, event_log, shared, place.tls, new_epoch=new_epoch,
-            newer=StreamingGrid(grid).newer_roster, interruption=interruption,
-        )  # fmt: skip
-        _serve(strategy, run, grid, event_log)
+        with about(run=run.digest):
+            strategy = EncryptedStrategy(
+                run, roster, event_log, shared, place.tls, new_epoch=new_epoch,
+                newer=StreamingGrid(grid).newer_roster, interruption=interruption,
+            )  # fmt: skip
+            _serve(strategy, run, grid, event_log)
     except RunInterrupted:
         if interruption.reason:
             _end(store, run, event_log, "stopped", interruption.reason, strategy)
@@ -145,6 +147,7 @@ def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: E
         rounds=settings.rounds,
         ended=strategy.ended,
         sites=list(settings.cohort.sizes),
+        minimum=settings.cohort.minimum,
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )

@@ -12,11 +12,14 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError
 from privacy.run.manifest import SignedRun, open_run
+from privacy.run.people import PersonName
 from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
+from transport.operations.settings import Operations
 from transport.pki import read_authority_key
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
@@ -35,6 +38,25 @@ class Signature:
     """`[signature]`: where sites may sign in, and join, whose TLS is ended on the way."""
 
     listen: ListenedOn
+
+
+@dataclass(frozen=True, config=STRICT)
+class Accounts:
+    """`[api.oidc]`: accounts of an organisation, with which people sign in to the API (OpenID Connect)."""
+
+    issuer: Annotated[str, Field(pattern=r"^https://[^\s?#]+[^\s?#/]$")]
+    client_id: Annotated[str, Field(min_length=1, max_length=200)]
+    people: dict[str, PersonName]  # people of the roster, by the claim's value
+    claim: Annotated[str, Field(min_length=1, max_length=100)] = "email"
+    ca_bundle: File | None = None  # who issues the provider's certificate; None: whom this system trusts
+
+
+@dataclass(frozen=True, config=STRICT)
+class ApiSettings:
+    """`[api]`: where people and programs submit runs and follow them."""
+
+    listen: ListenedOn
+    oidc: Accounts | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -69,6 +91,9 @@ class ConsortiumSettings:
     service: ServiceSettings = ServiceSettings()
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
+    operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: runs show in events and metrics alone
+    api: ApiSettings | None = None  # None: no API
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from privacy.crypto.summation import claimed_site
+from privacy.failpoints import failpoint
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question, Vote
 from privacy.untrusted_text import plain
@@ -78,7 +79,9 @@ class EventLog:
     def release(self, total: EncryptedSum) -> None:
         """Store a sum durably, before any site gets it."""
         plan = read_plan(total.plan)
+        failpoint("sum-added-up")
         self.kept.write_sum(plan.round, encode_arrays(sum_to_arrays(total)))
+        failpoint("sum-stored")
         self._steps.append(ReleasedSum(plan.round, plan.base_model, None))
 
     def withdraw(self) -> None:

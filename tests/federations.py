@@ -243,7 +243,9 @@ def own_metrics(federation: Federation, site: str) -> list[dict[str, Any]]:
 
 def models_of(federation: Federation) -> dict[str, bytes]:
     """The model files of the sites that have one."""
-    return {site: file.read_bytes() for site, path in federation.paths.items() for file in path.glob("models/*")}
+    return {
+        site: file.read_bytes() for site, path in federation.paths.items() for file in path.glob("models/*.safetensors")
+    }
 
 
 def charges_of(federation: Federation, site: str) -> int:

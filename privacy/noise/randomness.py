@@ -140,7 +140,7 @@ class Randomness:
 
     def bytes(self, count: int) -> bytes:
         """Return the next `count` bytes."""
-        return self._stream.update(_ZEROS[:count] if count <= len(_ZEROS) else bytes(count))
+        return self._stream.update(bytes(count))
 
     def residues(self, count: int, modulus: int) -> NDArray[np.uint64]:
         """Return `(count,)` uniform integers below `modulus`: the upper bits of words, with rejection."""

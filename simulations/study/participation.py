@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@runtime_checkable
 class Participation(Protocol):
     """Chooses the sites of a round."""
 
@@ -93,9 +94,8 @@ def read_participation(given: object) -> Participation:
     >>> read_participation(0.5), read_participation("poisson:0.1")
     (Fraction(fraction=0.5), Poisson(probability=0.1))
     """
-    if hasattr(given, "sites"):
-        participation: Participation = given  # type: ignore[assignment]  # by its method
-        return participation
+    if isinstance(given, Participation):
+        return given
     name, _, rest = str(given).partition(":")
     try:
         amount = float(rest or (name if name not in {"all", "available", "poisson", "fraction"} else 1))

@@ -171,7 +171,7 @@ def named_task(task: type[Task] | Task | str) -> tuple[Task, str]:
     """
     if isinstance(task, str):
         return import_task(task), task
-    kind = task if isinstance(task, type) else type(task)
+    kind: type[Any] = task if isinstance(task, type) else type(task)
     if not issubclass(kind, Task):
         msg = f"{kind.__name__} is not a task; derive it from cloister.Task"
         raise TaskError(msg)

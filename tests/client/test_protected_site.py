@@ -122,7 +122,9 @@ def test_none_of_a_thousand_canaries_is_in_a_copy_of_the_servers_folder(run: Fed
         kept["events"] = json.dumps(store.events(digest)).encode()
         kept["state"] = record.state() or b""
         kept["sums"] = b"".join(record.read_sum(number) for number in (1, 2, 3))
-    canaries, copy = canaries_in(kept), Path(copytree(run.server, tmp_path / "copy"))
+    public = run.manifest.read_bytes() + digest.encode()
+    canaries = {each for each in canaries_in(kept) if each not in public}
+    copy = Path(copytree(run.server, tmp_path / "copy"))
     for path in copy.rglob("*"):
         if path.is_file() and path.relative_to(copy).as_posix() not in SERVERS_OPEN - STORE:
             data = path.read_bytes()
