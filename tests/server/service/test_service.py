@@ -12,6 +12,7 @@ from threading import Event
 
 import pytest
 
+from cloister.client import Client
 from privacy.errors import AuthenticityError, NotFoundError, RefusedError, RunError, StorageError
 from privacy.run.manifest import open_run
 from privacy.run.settings import RunSettings
@@ -55,7 +56,7 @@ class Consortium:
 
     @contextmanager
     def serving(self, service: str = "") -> Iterator[Service]:
-        """Serve, with further settings."""
+        """Serve, with further settings: those of `[service]` first."""
         file = self.federation.server / "consortium.toml"
         text = file.read_text(encoding="utf-8")
         file.write_text(f"{text}\n[service]\n{service}\n", encoding="utf-8")
@@ -149,6 +150,18 @@ def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: C
     with consortium.serving() as service:
         events = [[event["event"] for _, event in service.store.events(run.digest)] for run in ended]
     assert [names.count("epoch") for names in events] == [0, 1, 0]
+
+
+def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(consortium: Consortium) -> None:
+    port = unused_port()
+    with (
+        consortium.serving(f'[api]\nlisten = "localhost:{port}"'),
+        Client(consortium.federation.folder / "coordinator", f"localhost:{port}") as client,
+    ):
+        run = client.submit(consortium.signed(name="remote"))
+        events = [event["event"] for event in client.follow(run.digest)]
+        assert (events[0], events[-1]) == ("started", "finished")
+        assert client.run("remote").status == "finished"
 
 
 def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Consortium) -> None:
