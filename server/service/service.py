@@ -112,7 +112,9 @@ class Service:
         if roster is None:
             msg = "this consortium has no member yet, so no run can be submitted; invite sites first"
             raise RunError(msg)
-        stored = self.store.submit(admitted(document, roster), by)
+        run = admitted(document, roster)
+        with self._turn:
+            stored = self.store.submit(run, by)
         self._wake.set()
         return stored
 
@@ -163,19 +165,16 @@ class Service:
             return self.store.run(stored.digest)
 
     def status(self) -> ServiceStatus:
-        """Return how this server stands."""
-        roster = self.roster()
-        with self._turn:
-            running = tuple(self._running)
-            paused = {name: sentence(one.error) for name, one in self._running.items() if one.error}
+        """Return how this server stands. Does not wait for the store."""
+        roster, running = self.roster(), self._running.copy()  # at once, whatever others wait for
         return ServiceStatus(
             started=self._started,
             leading_since=self._leadership.since,
             roster=roster.version if roster else None,
             members=tuple(member.site for member in roster.members) if roster else (),
             online=tuple(sorted(self._agents.online())),
-            running=running,
-            paused=paused,
+            running=tuple(running),
+            paused={digest: sentence(one.error) for digest, one in running.items() if one.error},
         )
 
     # --- For the process ---------------------------------------------------------------------------------------------
@@ -258,7 +257,12 @@ class Service:
 
     def _begin_runs(self) -> None:
         for paused in [one for one in self._running.values() if one.error and not one.waits]:
-            self._begin(self.store.run(paused.digest), tries=paused.tries + 1)
+            stored = self.store.run(paused.digest)
+            if stored.status == "running":
+                self._begin(stored, tries=paused.tries + 1)
+            else:  # stopped, and then the store failed
+                self._note(stored, stored.status, stored.reason)
+                self._forget(stored)
         room = self.place.settings.service.runs_at_once - len(self._running)
         for stored in self._next() if room > 0 else ():
             if stored.digest not in self._running and (stored.status == "running" or self._may_begin(stored)):
