@@ -165,5 +165,5 @@ def _end(
     store: Store, run: SignedRun, event_log: EventLog, status: Literal["failed", "stopped"], reason: str,
     strategy: EncryptedStrategy | None,
 ) -> None:  # fmt: skip
-    store.mark(run.digest, status, reason)
     event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)
+    store.mark(run.digest, status, reason)

@@ -109,6 +109,7 @@ def open_service(
         service = Service(place, store, agents, shared, leadership, only=run.digest if run else None)
         if run and new_epoch:
             service.new_epoch.add(run.digest)
+        _open_api(stack, place, say, service)
         stack.callback(service.end)
         service.start()
         yield service
@@ -128,6 +129,16 @@ def _open_ports(stack: ExitStack, place: ServerFolder, say: Callable[[str], None
     stack.callback(watch.stop)
     watch.start()
     return agents
+
+
+def _open_api(stack: ExitStack, place: ServerFolder, say: Callable[[str], None], service: Service) -> None:
+    """Let people submit and follow runs until the stack ends, if the settings have `[api]`."""
+    if place.settings.api:
+        from server.api.listening import start  # noqa: PLC0415 - loads a web server
+
+        api = start(place, service)
+        stack.callback(api.stop)
+        say(f"people may sign in at port {api.port}")
 
 
 def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests | None = None) -> int | None:
