@@ -56,9 +56,9 @@ OWNERS = {
     "nibabel": {"client/data/sources/nifti.py"},
     "matplotlib": {"cloister/views/plots.py"},
     "fastapi": {"server/api/"},
-    "starlette": {"server/api/"},
+    "starlette": {"server/api/", "transport/operations/"},
     "sse_starlette": {"server/api/"},
-    "uvicorn": {"server/api/"},
+    "uvicorn": {"server/api/", "transport/operations/"},
     "h11": {"server/api/"},
     "joserfc": {"server/api/oidc.py"},
     "authlib": {"cloister/browser_login.py"},
@@ -73,9 +73,9 @@ OWNERS = {
         "client/session.py",
         "client/asking_grpc.py",
     },
+    "mlflow": {"transport/tracking/mlflow_runs.py"},
+    "tensorboard": {"transport/tracking/event_files.py"},
     "prometheus_client": {"transport/operations/", "server/operations/", "client/operations/"},
-    "starlette": {"transport/operations/"},
-    "uvicorn": {"transport/operations/"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }
