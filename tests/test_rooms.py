@@ -77,6 +77,8 @@ OWNERS = {
         "client/session.py",
         "client/asking_grpc.py",
     },
+    "mlflow": {"transport/tracking/mlflow_runs.py"},
+    "tensorboard": {"transport/tracking/event_files.py"},
     "prometheus_client": {"transport/operations/", "server/operations/", "client/operations/"},
     "flwr": {
         "transport/",
