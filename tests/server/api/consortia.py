@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +14,19 @@ from client.joining import finish, prepare
 from privacy.crypto.signing import sign
 from privacy.run.manifest import open_run
 from privacy.run.new_manifest import sign_manifest
-from privacy.run.people import ROLES
 from server.api.listening import ApiPort
 from server.coordinator import Coordinator
 from server.settings import read_consortium
 from server.store.store import Store
-from simulations.engine.federation import Federation
 from strategies.registry import completed
-from tests.federations import SETTINGS, SITES
+from tests.federations import SETTINGS
 from transport.api import SIGN_IN, sign_in_payload
 from transport.channel import authority_context
 from transport.pki import read_certificate, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -135,7 +132,7 @@ class Server:
         ) as client:
             yield client
 
-    def sign_in(self, person: str, **changes: Any) -> httpx.Response:
+    def sign_in(self, person: str, **changes: Any) -> httpx.Response:  # noqa: ANN401 - of several kinds
         """Sign in as a client does, but for what is changed."""
         with self.http() as http:
             given = http.post("/v1/challenges", json={"person": person}).json()
