@@ -94,7 +94,7 @@ def test_a_person_signs_in_submits_lists_watches_stops_and_signs_out(server: Ser
     assert json.loads(cloister("watch", "lungs", "--as", folder, "--json").stdout)["status"] == "finished"
 
     again = cloister("stop", "lungs", "--as", folder, "--reason", "wrong task")
-    assert (again.returncode, "lungs is finished, so it cannot be stopped" in again.stderr) == (1, True)
+    assert (again.returncode, "lungs has already finished, so it cannot be stopped" in again.stderr) == (1, True)
     assert cloister("login", "--logout", "--as", folder).stdout == f"✓ signed out of {server.address}\n"
     assert json.loads(session.read_text())["token"] == ""
     assert server.store.sessions.of("rosa") == []
