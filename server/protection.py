@@ -1,8 +1,8 @@
 """What is encrypted in a server's folder and in a coordinator's: `cloister protect server`, `... coordinator`.
 
-A server's: its TLS key, invitations, requests and welcomes, its records of runs, letters with keys, and heads of
-ledgers. A coordinator's: the authority's key, the key that signs runs, and invitations. Not: settings, certificates and
-the roster, which others read.
+A server's: its TLS key, invitations, requests and welcomes, letters with keys, heads of ledgers, and in its store,
+value by value, what each run keeps. A coordinator's: the authority's key, the key that signs runs, and invitations.
+Not: settings, certificates and the roster, which others read.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ def kept_server(place: ServerFolder) -> KeptFolder:
     """Return a server's folder as one that can be encrypted."""
     settings = place.settings
     beside_roster = (settings.roster.parent / name for name in (INVITATIONS, REQUESTS, WELCOMES, RENEWALS))
-    paths = (settings.tls_key, settings.runs, settings.epochs, settings.ledger_heads, *beside_roster)
-    return KeptFolder.of(place.folder, paths, partial(folder_alone, place.folder))
+    paths = (settings.tls_key, settings.epochs, settings.ledger_heads, *beside_roster)
+    return KeptFolder.of(place.folder, paths, partial(folder_alone, place.folder), partial(_convert_store, place))
+
+
+def _convert_store(place: ServerFolder) -> int:
+    from server.store.conversion import convert  # noqa: PLC0415 - a coordinator has no use for a database
+
+    return convert(place)
 
 
 def kept_coordinator(folder: Path) -> KeptFolder:

@@ -17,7 +17,9 @@ from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
+from transport.operations.settings import Operations
 from transport.pki import read_authority_key
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
@@ -65,6 +67,14 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ServiceSettings:
+    """`[service]`: how the server takes runs from its queue."""
+
+    runs_at_once: Annotated[int, Field(ge=1, le=64)] = 1
+    wait_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0  # for enough sites to be online, once it is a run's turn
+
+
+@dataclass(frozen=True, config=STRICT)
 class ConsortiumSettings:
     """`consortium.toml`."""
 
@@ -74,14 +84,16 @@ class ConsortiumSettings:
     tls_certificate: File = Path("tls.pem")
     tls_key: File = Path("tls.key")
     roster: File = Path("roster")
-    runs: File = Path("runs")  # the server's record of its runs
     epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
     store: StoreSettings = StoreSettings()
+    service: ServiceSettings = ServiceSettings()
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
-    api: ApiSettings | None = None
+    operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: runs show in events and metrics alone
+    api: ApiSettings | None = None  # None: no API
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -73,6 +73,9 @@ OWNERS = {
         "client/session.py",
         "client/asking_grpc.py",
     },
+    "prometheus_client": {"transport/operations/", "server/operations/", "client/operations/"},
+    "starlette": {"transport/operations/"},
+    "uvicorn": {"transport/operations/"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }
