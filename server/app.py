@@ -76,8 +76,8 @@ def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog,
         profile=settings.profile,
     )
     try:
-        left, seconds = settings.rounds - strategy.ended, settings.cohort.round_deadline_seconds
-        strategy.start(grid, ArrayRecord(), left, timeout=seconds)
+        while left := settings.rounds - strategy.ended:  # a round that waits for its sites counts once it has ended
+            strategy.start(grid, ArrayRecord(), left, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)
         if not strategy.released:
             msg = "no round had enough sites: nothing was trained and no model was saved"

@@ -106,9 +106,9 @@ class EncryptedStrategy(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
-        members = self._members
-        if self.resumed and not members.models:  # nothing was left to do but this
-            members.gather(grid, self._manifest.settings.cohort.minimum, _LAST * self._seconds)
+        members, everybody = self._members, set(self._members.listed) - self._members.expelled.keys()
+        if self.resumed and everybody - members.models.keys():  # an earlier process knew who lacks a sum
+            members.gather(grid, len(everybody), _LAST * self._seconds)
         if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
             self._voting.undo(grid, away)
@@ -136,7 +136,7 @@ class EncryptedStrategy(Strategy):
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
-        self._before, self._round = self._round, (current := OpenRound(self.ended + server_round))
+        self._before, self._round = self._round, (current := OpenRound(self.ended + 1))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         if roster := self._newer_roster():
             open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
@@ -396,4 +396,5 @@ class EncryptedStrategy(Strategy):
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
         self._keep(is_open=False)
+        self.ended = self.ended if self._memory.open else self._round.number  # a plan may wait for its sites
         self._event_log.record("round", **self._round.summary(), **details)

@@ -73,11 +73,7 @@ class RunMemory:
         elif event_log.holds_sums:
             msg = f"{self._path}: this file is lost, though the run has released sums; {ADVICE}"
             raise RunError(msg)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier process began this run."""
-        return bool(self.ended or self.open)
+        self.resumed = bool(self.ended or self.open)  # whether an earlier process began this run
 
     def reopen(
         self, current: OpenRound, present: Collection[str], seconds: float, *, masked: bool
