@@ -95,7 +95,11 @@ class ProtocolError(CloisterError):
 
 
 class StorageError(CloisterError):
-    """A disk is full, or a file on it cannot be read or written."""
+    """A disk is full, or a file or a database on it cannot be read or written."""
+
+
+class NotFoundError(CloisterError):
+    """What was asked for does not exist."""
 
 
 class EncryptionError(CloisterError):

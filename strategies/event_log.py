@@ -1,46 +1,43 @@
-"""Keep a run's record on the server's disk: events as lines of JSON, and the encrypted sums.
+"""Keep a run's events and its encrypted sums in its record.
 
-The disk reveals no update: sums are ciphertexts, and events hold only what sites chose to report, as plain text. A site
-that missed a round gets the missing sums from here.
+The record reveals no update: sums are ciphertexts, and events hold only what sites chose to report, as plain text. A
+site that missed a round gets the missing sums from here.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from privacy.at_rest.held import EVENTS
 from privacy.crypto.summation import claimed_site
-from privacy.errors import RunError
-from privacy.locks import locked
-from privacy.log_file import LogFile
+from privacy.failpoints import failpoint
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question, Vote
-from privacy.storage import read_file, set_aside, write_atomically
 from privacy.untrusted_text import plain
 from strategies.run_state import ReleasedSum, UndoneSum
 from transport.parcel import decode_arrays, encode_arrays
 from transport.run_messages import sum_from_arrays, sum_to_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from privacy.crypto.summation import EncryptedSum
+    from privacy.run.manifest import SignedRun
     from privacy.run.plan import RoundPlan
+    from strategies.run_record import RunRecord
 
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
-__all__ = ["EVENTS", "EventLog", "Undone"]
-
-_LOCK = ".server"
 _LONGEST = 2000  # characters of one text
+
+
+def label_of(run: SignedRun) -> str:
+    """Return the short name by which people tell a run from others, as its model's file is called."""
+    return f"{run.manifest.settings.name}-{run.digest[:8]}"
 
 
 class Undone(NamedTuple):
@@ -52,64 +49,43 @@ class Undone(NamedTuple):
 
 
 class EventLog:
-    """The server's record of one run."""
+    """The events of one run, and its sums: which of them count, and which were undone."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, kept: RunRecord, label: str = "") -> None:
+        """Take the run's record, and how displays of several runs call it."""
+        self.kept, self._label = kept, label
         self._steps: list[ReleasedSum] = []
         self._undone: dict[str, Undone] = {}  # by the resulting model
-        self._sums = folder / "sums"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._turn, self._events = Lock(), ExitStack()
-        self._log: LogFile | None = None
 
-    def close(self) -> None:
-        """Close the file of events."""
-        self._log = None
-        self._events.close()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from serving this run meanwhile.
-
-        Raises:
-            RunError: if one does.
-        """
-        with (self.folder / _LOCK).open("ab") as file:
-            if not locked(file):
-                msg = f"{self.folder}: another process serves this run; stop it first"
-                raise RunError(msg)
-            yield
+    def together(self) -> AbstractContextManager[None]:
+        """Record what is recorded within this context as one, or nothing of it."""
+        return self.kept.together()
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
-        with self._turn:
-            if self._log is None:  # not before: another process may still write to it when this one starts
-                path = self.folder / EVENTS
-                self._log = LogFile(path, self._events.enter_context(path.open("a+b")))
-            self._log.append(json.dumps(entry, allow_nan=False).encode() + b"\n", sync=False)
-        log.info("%s", event, extra={"entry": entry})
+        self.kept.append(entry)
+        log.info("%s", event, extra={"entry": entry, "run": self._label})
 
     def check_room(self, size: int) -> None:
-        """Check that the disk has room for `size` bytes, before sites are charged.
+        """Check that there is room for `size` bytes of sums and updates, before sites are charged.
 
         Raises:
-            OSError: if it has not.
+            StorageError: if there is not.
         """
-        place = self._sums / ".space"
-        set_aside(place, size)
-        place.unlink(missing_ok=True)
+        self.kept.check_room(size)
 
     def release(self, total: EncryptedSum) -> None:
         """Store a sum durably, before any site gets it."""
         plan = read_plan(total.plan)
-        write_atomically(self._path(plan.round), *encode_arrays(sum_to_arrays(total)))
+        failpoint("sum-added-up")
+        self.kept.write_sum(plan.round, encode_arrays(sum_to_arrays(total)))
+        failpoint("sum-stored")
         self._steps.append(ReleasedSum(plan.round, plan.base_model, None))
 
     def withdraw(self) -> None:
         """Forget the last sum: no site has opened it or will."""
-        self._path(self._steps.pop().round).unlink(missing_ok=True)
+        self.kept.remove_sum(self._steps.pop().round)
 
     def undo(self, undone: Undone) -> None:
         """Remove the last sum from those that sites need: its model was rejected."""
@@ -128,11 +104,6 @@ class EventLog:
     def started(self) -> bool:
         """Whether any sum has been released."""
         return bool(self._steps or self._undone)
-
-    @property
-    def holds_sums(self) -> bool:
-        """Whether sums are on disk, of this process or an earlier one."""
-        return any(self._sums.glob("*.sum"))
 
     @property
     def unconfirmed(self) -> bool:
@@ -190,7 +161,7 @@ class EventLog:
 
     def of_plan(self, plan: RoundPlan) -> tuple[EncryptedSum, tuple[str, ...]] | None:
         """Return the stored sum of a plan and its contributors; None if no sum of it was stored."""
-        if not self._path(plan.round).exists():
+        if not self.kept.has_sum(plan.round):
             return None
         total = self._read(plan.round)
         if total.plan != plan.to_bytes():
@@ -198,10 +169,7 @@ class EventLog:
         return total, tuple(claimed_site(part.header, plan) for part in total.contributions)
 
     def _read(self, number: int) -> EncryptedSum:
-        return sum_from_arrays(decode_arrays(read_file(self._path(number))))
-
-    def _path(self, number: int) -> Path:
-        return self._sums / f"{number:06d}.sum"
+        return sum_from_arrays(decode_arrays(self.kept.read_sum(number)))
 
 
 def _kept(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

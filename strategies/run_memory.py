@@ -1,4 +1,4 @@
-"""Keep a run's state on the server's disk, and take it over from a process that was killed."""
+"""Keep a run's state in its record, and take it over from a process that was killed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from privacy.errors import MalformedError, ProtocolError, RunError
+from privacy.failpoints import failpoint
 from privacy.run.plan import is_under_way, read_plan
-from privacy.storage import read_file, write_atomically
-from privacy.untrusted_text import plain
 from strategies.masking import next_attempt
-from strategies.run_state import ADVICE, RunState, read_state, write_state
+from strategies.run_state import ADVICE, RunState, state_from, state_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
 
     from privacy.crypto.summation import EncryptedSum
     from privacy.run.plan import RoundPlan
@@ -23,34 +21,11 @@ if TYPE_CHECKING:
     from strategies.open_round import OpenRound
     from strategies.selection import Selection
 
-STATE = "state.json"
-FAILED = "failed"
 _UNKNOWN = "the server was restarted after it had added up this sum, and no longer knows why"
 
 
-def note_failure(folder: Path, reason: str) -> None:
-    """Note that a run failed, unless it had not begun: going on may charge sites for further rounds in vain."""
-    if (folder / STATE).exists():
-        write_atomically(folder / FAILED, plain(reason).encode() + b"\n")
-
-
-def check_failure(folder: Path, *, retry: bool) -> None:
-    """Check that a run did not fail before; with `retry`, forget that it did.
-
-    Raises:
-        RunError: if it did, so that a server that is restarted by itself spends no site's budget.
-    """
-    path = folder / FAILED
-    if retry:
-        path.unlink(missing_ok=True)
-    elif path.exists():
-        said = read_file(path).decode(errors="replace").strip()
-        msg = f"this run failed: {said}; once the cause is corrected, go on with it: cloister server … --retry"
-        raise RunError(msg)
-
-
 class RunMemory:
-    """Keeps the state of one run in its folder; takes over what an earlier process left there."""
+    """Keeps the state of one run in its record; takes over what an earlier process left there."""
 
     def __init__(self, run: str, members: Membership, event_log: EventLog, selection: Selection) -> None:
         """Restore members, event log and selection, if the run was begun before.
@@ -59,19 +34,19 @@ class RunMemory:
             RunError: if the state, or a sum that belongs to it, is damaged or lost.
         """
         self._run, self._members, self._event_log, self._selection = run, members, event_log, selection
-        self._path = event_log.folder / STATE
+        self._kept = event_log.kept
         self.ended = self.released = 0  # the last round that an earlier process ended; how many released a sum
         self._planned = 0  # the last round that had a plan: one without may be begun again
         self.open: RoundPlan | None = None  # the plan that was open when the earlier process ended, until it is taken
         self.asked: tuple[str, ...] = ()  # the contributors whom that process had asked to sign that they are the set
-        if state := read_state(self._path, run):
+        if (state := self._kept.state()) is not None:
             try:
-                self._restore(state)
+                self._restore(state_from(state, run, self._kept.place))
             except (MalformedError, ProtocolError) as error:
-                msg = f"{event_log.folder}: a vote or a sum that this run stored is damaged ({error}); {ADVICE}"
+                msg = f"{self._kept.place}: a vote or a sum that this run stored is damaged ({error}); {ADVICE}"
                 raise RunError(msg) from error
-        elif event_log.holds_sums:
-            msg = f"{self._path}: this file is lost, though the run has released sums; {ADVICE}"
+        elif self._kept.holds_sums:
+            msg = f"{self._kept.place}: the run's state is lost, though it has released sums; {ADVICE}"
             raise RunError(msg)
         self.resumed = bool(self.ended or self.open)  # whether an earlier process began this run
 
@@ -104,7 +79,7 @@ class RunMemory:
         return None
 
     def keep(self, current: OpenRound, released: int, *, is_open: bool, asked: tuple[str, ...] = ()) -> None:
-        """Write the state to disk, with the open round's plan if `is_open`."""
+        """Write the state, with the open round's plan if `is_open`."""
         members = self._members
         sums, undone = self._event_log.released()
         self._planned = current.number if current.plan else self._planned
@@ -122,7 +97,8 @@ class RunMemory:
             undone=undone,
             conduct=self._selection.conduct(),
         )
-        write_state(self._path, state)
+        self._kept.write_state(state_to_bytes(state), released)
+        failpoint("state-kept")
 
     def _restore(self, state: RunState) -> None:
         plan = read_plan(state.plan.encode()) if state.plan else None

@@ -1,6 +1,6 @@
 """What the server must remember of a run, to go on with it after it was killed.
 
-    on disk before          so that the next process
+    kept before             so that the next process
     a plan is sent          asks for the same updates again; sites send the very bytes in their outbox
     contributors are asked  adds up the same set: a site signs one set for a plan, and reveals the seed of one mask
     a sum is delivered      delivers it again (`strategies.event_log` stores it); sites open it once
@@ -14,20 +14,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, Hex32
 from privacy.errors import CloisterError, RunError
-from privacy.failures import reason
 from privacy.run.plan import read_plan
 from privacy.run.settings import SiteName
-from privacy.storage import read_file, write_atomically
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ADVICE = "restore the newest copy from the server's backup, or sign the run again"
 _Names = tuple[SiteName, ...]
@@ -83,29 +78,29 @@ class RunState:
 _STATE = TypeAdapter(RunState)
 
 
-def read_state(path: Path, run: str) -> RunState | None:
-    """Return the state in a file; None if there is none.
+def state_from(data: bytes, run: str, place: str) -> RunState:
+    """Read the state of a run.
+
+    Args:
+        data: its bytes.
+        run: the run's digest.
+        place: where they are kept, for messages.
 
     Raises:
-        RunError: if it is not the state of this run.
+        RunError: if they are not the state of this run.
     """
     try:
-        state = _STATE.validate_json(read_file(path))
+        state = _STATE.validate_json(data)
         read_plan(state.plan.encode()) if state.plan else None
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        msg = f"{path}: {reason(error)}; {ADVICE}"
-        raise RunError(msg) from error
     except (ValidationError, CloisterError) as error:
-        msg = f"{path}: this file is damaged; {ADVICE}"
+        msg = f"{place}: the run's state is damaged; {ADVICE}"
         raise RunError(msg) from error
     if state.run != run:
-        msg = f"{path}: this is the state of another run; {ADVICE}"
+        msg = f"{place}: this is the state of another run; {ADVICE}"
         raise RunError(msg)
     return state
 
 
-def write_state(path: Path, state: RunState) -> None:
-    """Replace the state in a file."""
-    write_atomically(path, json.dumps(asdict(state)).encode() + b"\n")
+def state_to_bytes(state: RunState) -> bytes:
+    """Encode a state as JSON."""
+    return json.dumps(asdict(state)).encode()

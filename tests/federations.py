@@ -1,8 +1,10 @@
 """Small federations for tests: real keys, certificates, records and settings, and runs with any nodes one likes."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -29,18 +31,22 @@ from client.task.task import Task
 from client.work.survey import StatisticsQuery, Survey
 from client.work.training import Study
 from privacy.crypto.key_epoch import EpochKeys
+from privacy.crypto.summation import EncryptedSum
 from privacy.run.manifest import Manifest, SignedRun
 from privacy.run.roster import Roster
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.app import app as server_app
 from server.settings import read_consortium, read_run
+from server.store.store import Store
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inline import InlineGrid
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import opened_store, read_events
 from tests import studies
 from transport.channel import TlsFiles
 from transport.flower import SERVER_NODE, quieten
+from transport.parcel import decode_arrays
 from transport.pki import Authority, certificate_pem, key_pem, read_certificate
+from transport.run_messages import sum_from_arrays
 
 SITES = ("north", "south", "east", "west")
 SIZES = {"north": 20, "south": 20, "east": 10, "west": 10}
@@ -196,9 +202,29 @@ def run_with(
     return rounds_of(federation)
 
 
+def events_at(server: Path) -> list[dict[str, Any]]:
+    """The events of the newest run in a server's folder."""
+    with Store.open(read_consortium(server)) as store:
+        return [event for _, event in store.events(store.newest().digest, limit=10_000)]
+
+
+def sums_of(federation: Federation) -> list[EncryptedSum]:
+    """The sums that the server keeps of the run, in the order of rounds."""
+    with opened_store(federation) as (store, run):
+        record = store.record(run)
+        rounds = range(1, signed_run(federation)[1].settings.rounds + 1)
+        return [sum_from_arrays(decode_arrays(record.read_sum(number))) for number in rounds if record.has_sum(number)]
+
+
+def change_store(federation: Federation, statement: str) -> None:
+    """Change the server's database as nobody should."""
+    with closing(sqlite3.connect(federation.server / "store.sqlite")) as database, database:
+        database.execute(statement)
+
+
 def rounds_of(federation: Federation) -> list[dict[str, Any]]:
     """The events of the run's rounds, as far as the server wrote them."""
-    return [event for event in read_events(event_log_path(federation)) if event["event"] == "round"]
+    return [event for event in read_events(federation) if event["event"] == "round"]
 
 
 def own_metrics(federation: Federation, site: str) -> list[dict[str, Any]]:
@@ -209,7 +235,9 @@ def own_metrics(federation: Federation, site: str) -> list[dict[str, Any]]:
 
 def models_of(federation: Federation) -> dict[str, bytes]:
     """The model files of the sites that have one."""
-    return {site: file.read_bytes() for site, path in federation.paths.items() for file in path.glob("models/*")}
+    return {
+        site: file.read_bytes() for site, path in federation.paths.items() for file in path.glob("models/*.safetensors")
+    }
 
 
 def charges_of(federation: Federation, site: str) -> int:

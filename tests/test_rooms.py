@@ -49,11 +49,20 @@ OWNERS = {
         "privacy/accounting/auditing.py",
     },
     "pyarrow": {"client/data/", "cloister/benchmarks/record_times.py"},  # the benchmark writes files to read
-    "sqlalchemy": {"client/data/sources/sql.py"},
+    "sqlalchemy": {"client/data/sources/sql.py", "server/store/"},
+    "alembic": {"server/store/"},
     "PIL": {"client/data/sources/images.py", "cloister/benchmarks/record_times.py", "simulations/tasks/photographs.py"},
     "pydicom": {"client/data/sources/dicom.py", "simulations/tasks/chest.py"},
     "nibabel": {"client/data/sources/nifti.py"},
     "matplotlib": {"cloister/views/plots.py"},
+    "fastapi": {"server/api/"},
+    "starlette": {"server/api/"},
+    "sse_starlette": {"server/api/"},
+    "uvicorn": {"server/api/"},
+    "h11": {"server/api/"},
+    "joserfc": {"server/api/oidc.py"},
+    "authlib": {"cloister/browser_login.py"},
+    "httpx": {"server/api/oidc.py", "cloister/api_session.py", "cloister/browser_login.py"},
     "grpc": {
         "transport/channel.py",
         "server/hub/hub.py",
@@ -64,6 +73,9 @@ OWNERS = {
         "client/session.py",
         "client/asking_grpc.py",
     },
+    "prometheus_client": {"transport/operations/", "server/operations/", "client/operations/"},
+    "starlette": {"transport/operations/"},
+    "uvicorn": {"transport/operations/"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }

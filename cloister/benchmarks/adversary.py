@@ -30,7 +30,7 @@ from simulations.attacks.attack_suite import ATTACKS, make_federation, prepare_a
 from simulations.attacks.liars import LIARS, Members
 from simulations.attacks.malicious_server import SITES
 from simulations.engine.inline import run_inline
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,7 +197,7 @@ def _play_fair(job: _Rounds) -> Counter[str]:
         federation.sign(settings("honest", SITES, job.count, colluding=int(job.masks)))
         with suppress(CloisterError):  # missing rounds count as refused
             run_inline(federation)
-        events = [event for event in read_events(event_log_path(federation)) if event["event"] == "round"]
+        events = [event for event in read_events(federation) if event["event"] == "round"]
     fine = sum(event["released"] and not event["problems"] for event in events)
     return Counter(honest=job.count - fine)
 

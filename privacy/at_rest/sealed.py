@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MAGIC = b"cloister-sealed-1 "
-WHOLE, LOG = b"w", b"l"
+WHOLE, LOG, VALUE = b"w", b"l", b"v"
 ID_BYTES, SALT_BYTES, TAG_BYTES = 16, 32, 16
 PIECE = 1 << 18
 HEAD_BYTES = len(MAGIC) + 2 + ID_BYTES + SALT_BYTES

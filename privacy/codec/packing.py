@@ -246,7 +246,7 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
     if not 1 <= contributors <= packing.cohort:
         msg = f"a sum over {contributors} sites does not fit this run"
         raise MalformedError(msg)
-    unit = packing.unit(1.0) / math.fsum(weights)  # exact, so that their order does not matter
+    weight = math.fsum(weights)  # exact, so that their order does not matter
     mean, done = np.empty(size, dtype=np.float32), 0
     for block in blocks:
         fields = _separated(block, packing)
@@ -258,12 +258,25 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
         ):
             msg = "the decrypted sum contains values that these contributors cannot have sent; the sum was altered"
             raise MalformedError(msg)
-        mean[done : done + used.size] = (used.astype(np.float64) - contributors * top / 2) * unit
+        mean[done : done + used.size] = decoded(used, contributors, weight, packing)
         done += used.size
     if done != size:
         msg = f"a sum of {done} values does not fit this run's {size}"
         raise MalformedError(msg)
     return Update(mean)
+
+
+def decoded(levels: NDArray[np.uint64], contributors: int, weight: float, packing: Packing) -> NDArray[np.float64]:
+    """Return the weighted mean that a sum of levels `(n,)` stands for, `(n,)`.
+
+    Args:
+        levels: the sum of the contributors' levels.
+        contributors: how many updates were added.
+        weight: the sum of their weights.
+        packing: the packing of these updates.
+    """
+    unit = packing.unit(1.0) / weight
+    return (levels.astype(np.float64) - contributors * (packing.levels - 1) / 2) * unit
 
 
 def half_levels(block: NDArray[np.uint64], contributors: int, packing: Packing) -> NDArray[np.float64]:

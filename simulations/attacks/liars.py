@@ -23,7 +23,7 @@ from privacy.run.plan import read_plan
 from server.settings import read_consortium
 from simulations.attacks import spoilers
 from simulations.engine.inline import serve_inline
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from transport.flower import reply
 from transport.mask_messages import CODES, REFUSAL, Refusal, Verdict
 from transport.messages import EVALUATE, JUDGE, REVEAL, TRAIN, RoundOutcome, Trained
@@ -131,6 +131,6 @@ class Members:
         self._federation.sign(self._settings)
         with suppress(CloisterError):  # a run that failed released nothing
             serve_inline(self._federation, self._sites, answer)
-        rounds = [event for event in read_events(event_log_path(self._federation)) if event["event"] == "round"]
+        rounds = [event for event in read_events(self._federation) if event["event"] == "round"]
         named = frozenset(site for event in rounds for site in event["problems"])
         return Blame(named, bool(rounds) and all(event["released"] for event in rounds))

@@ -26,7 +26,7 @@ from server.settings import read_consortium, read_run
 from simulations.engine.baselines import accuracy_together
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inline import run_inline
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from simulations.tasks.hospitals import diagnoses, write_patients
 from strategies.algorithm import PLAIN
 
@@ -118,9 +118,7 @@ def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Ou
 
 
 def _outcome(federation: Federation) -> Outcome:
-    events: list[dict[str, Any]] = [
-        event for event in read_events(event_log_path(federation)) if event["event"] == "round"
-    ]
+    events: list[dict[str, Any]] = [event for event in read_events(federation) if event["event"] == "round"]
     _, manifest, run, _ = read_run(federation.manifest, read_consortium(federation.server).roster())
     honest = open_site(next(path for name, path in federation.paths.items() if name != LIAR))
     model = honest.checkpoint(manifest, run).model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from privacy.errors import RunError
 from privacy.log_file import read_log
 from privacy.storage import read_file
 from server.settings import read_consortium, read_run
-from strategies.event_log import EVENTS
+from server.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from simulations.engine.federation import Federation
@@ -35,19 +37,27 @@ class Results:
     digests: dict[str, str]  # SHA-256 of each site's model file: equal if the models are, bit for bit
 
 
-def event_log_path(federation: Federation) -> Path:
-    """Return the server's event log of the federation's signed run."""
+@contextmanager
+def opened_store(federation: Federation) -> Iterator[tuple[Store, str]]:
+    """Yield the server's store, and the digest of the federation's signed run."""
     place = read_consortium(federation.server)
-    _, manifest, run, _ = read_run(federation.manifest, place.roster())
-    return place.folder / place.settings.runs / f"{manifest.settings.name}-{run[:8]}" / EVENTS
+    with Store.open(place) as store:
+        yield store, read_run(federation.manifest, place.roster()).digest
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read an event log's events; skip a last line that is still being written."""
-    if not path.exists():
-        return []
-    text = read_log(path)
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+def read_events(federation: Federation) -> list[dict[str, Any]]:
+    """Return the events of the federation's run."""
+    with opened_store(federation) as (store, run):
+        events = list[dict[str, Any]]()
+        while more := store.events(run, after=len(events)):
+            events += [event for _, event in more]
+        return events
+
+
+def _stem(federation: Federation) -> str:
+    """Return how sites name their files about the federation's run."""
+    _, manifest, run, _ = read_run(federation.manifest, read_consortium(federation.server).roster())
+    return f"{manifest.settings.name}-{run[:8]}"
 
 
 def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
@@ -55,7 +65,7 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
 
     This needs access to every site's folder. The server has none of it.
     """
-    run = event_log_path(federation).parent.name
+    run = _stem(federation)
     values: dict[str, list[tuple[int, float]]] = {}
     for folder in federation.paths.values():
         for entry in _last_lines(folder / OWN / f"{run}.jsonl"):
@@ -70,7 +80,7 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
 
 def read_personal_metrics(federation: Federation) -> dict[str, dict[str, Any]]:
     """Return what each site last noted about its personal model: `shared` and `personal`, on its held-out records."""
-    run = event_log_path(federation).parent.name
+    run = _stem(federation)
     lines = {site: _last_lines(folder / OWN / f"{run}.personal.jsonl") for site, folder in federation.paths.items()}
     return {site: entries[-1] for site, entries in lines.items() if entries}
 
@@ -81,8 +91,7 @@ def read_results(federation: Federation) -> Results:
     Raises:
         RunError: if the run did not finish.
     """
-    path = event_log_path(federation)
-    events = read_events(path)
+    events = read_events(federation)
     if not events or events[-1]["event"] != "finished":
         reason = events[-1].get("reason", "it has not finished") if events else "it has not started"
         msg = f"the run did not end properly: {reason}"
@@ -90,7 +99,7 @@ def read_results(federation: Federation) -> Results:
     paths = {
         site: file
         for site, folder in federation.paths.items()
-        for file in folder.glob(f"models/{path.parent.name}.safetensors")
+        for file in folder.glob(f"models/{_stem(federation)}.safetensors")
     }
     digests = {site: sha256(read_file(file)).hexdigest() for site, file in paths.items()}
     return Results(events[0]["run"], events[-1]["rounds"], events[-1]["model"], events, paths, digests)

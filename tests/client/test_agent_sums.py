@@ -20,7 +20,6 @@ from privacy.crypto.summation import EncryptedSum
 from privacy.errors import RunError
 from privacy.run.plan import read_plan
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path
 from tests.client.agent_rounds import EVALUATE, QUERY, SITE, ask, train
 from tests.federations import (
     SETTINGS,
@@ -31,15 +30,14 @@ from tests.federations import (
     restart,
     run_with,
     signed_run,
+    sums_of,
 )
 from transport import messages as wire
 from transport.flower import reply
-from transport.parcel import decode_arrays
 from transport.run_messages import (
     pack_sum,
     read_opened,
     read_sum,
-    sum_from_arrays,
 )
 
 
@@ -192,8 +190,7 @@ def test_processes_of_one_site_go_on_from_each_others_models(make_federation: Fe
     rmtree(path / "models")
     document, manifest, run = signed_run(federation)
     processes = [Site(read_site(path)) for _ in range(2)]
-    for number, file in enumerate(sorted((event_log_path(federation).parent / "sums").iterdir())):
-        total = sum_from_arrays(decode_arrays(file.read_bytes()))
+    for number, total in enumerate(sums_of(federation)):
         opening = processes[number % 2]
         opened = open_sum(admit(opening, document), total)
         assert {process.checkpoint(manifest, run).model.digest for process in processes} == {opened.model.digest}

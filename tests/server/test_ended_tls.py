@@ -27,9 +27,8 @@ from server.hub.mailboxes import Mailboxes
 from server.hub.sessions import Sessions
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium
-from simulations.engine.results import read_events
 from tests.cloister.commands.test_check import text_of
-from tests.federations import await_condition
+from tests.federations import await_condition, events_at
 from tests.forked import ForkedAgents
 from tests.ports import unused_port
 from tests.server.test_joining_processes import RUN, cloister, fill_in
@@ -167,7 +166,7 @@ def way(site: Path | str) -> dict[str, dict[str, str]]:
 def join(ended: Ended) -> None:
     """All sites join through nginx."""
     done, listening = Event(), Event()
-    server = Thread(target=process.wait_for_run, args=(Path("server"), lambda _: listening.set(), done))
+    server = Thread(target=process.serve, args=(Path("server"), lambda _: listening.set(), done))
     server.start()
     try:
         assert listening.wait(LONG)
@@ -219,8 +218,7 @@ def test_every_site_has_the_same_model(ended: Ended) -> None:
 
 def test_tokens_that_were_lost_in_the_middle_of_a_round_cost_no_round(ended: Ended) -> None:
     assert ended.lost >= len(SITES)
-    (log,) = (ended.folder / "server" / "runs").rglob("events.jsonl")
-    rounds = [event for event in read_events(log) if event["event"] == "round"]
+    rounds = [event for event in events_at(ended.folder / "server") if event["event"] == "round"]
     assert [(event["released"], event["attempts"], sorted(event["sites"])) for event in rounds] == [
         (True, 1, sorted(SITES))
     ] * 2

@@ -14,7 +14,7 @@ import pytest
 from cloister.local import start_server
 from cloister.processes import Processes
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_events, read_results
+from simulations.engine.results import read_events, read_results
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, await_condition, charges_of, rounds_of, run_with
 from tests.forked import ForkedAgents
 from tests.ports import unused_port
@@ -79,5 +79,5 @@ def test_two_processes_cannot_serve_one_run(make_federation: FederationMaker, tm
         start_server(processes, federation)
         second = processes.start("second", tmp_path / "log", "server", str(federation.server), str(federation.manifest))
         assert second.wait(LONG) == 1
-        assert "another process serves this run; stop it first" in processes.tail("second")
-        assert {event["event"] for event in read_events(event_log_path(federation))} <= {"started", "waiting"}
+        assert "another process serves the runs in this store; stop it first" in processes.tail("second")
+        assert {event["event"] for event in read_events(federation)} <= {"started", "waiting"}

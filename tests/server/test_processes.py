@@ -43,7 +43,7 @@ from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
-from simulations.engine.results import Results, event_log_path, read_results
+from simulations.engine.results import Results, read_results
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -54,6 +54,7 @@ from tests.federations import (
     roster_of,
     rounds_of,
     signed_run,
+    sums_of,
     task_name,
     with_deadline,
 )
@@ -61,8 +62,6 @@ from tests.forked import ForkedAgents
 from tests.ports import unused_port
 from tests.privacy.consortium import CHARGE
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
-from transport.parcel import decode_arrays
-from transport.run_messages import sum_from_arrays
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
@@ -263,7 +262,7 @@ def test_nothing_that_the_server_wrote_holds_a_weight_of_a_model_or_an_update(di
     released = [event for event in disturbed.rounds if event["released"]]
     assert len(vectors) == 1 + len(released) + 3 * sum(len(event["sites"]) for event in released)
     written = _written(disturbed.federation)
-    assert len([path for path in written if path.suffix == ".sum"]) == len(released)
+    assert len(sums_of(disturbed.federation)) == len(released)
     for path, data in written.items():
         for vector in vectors:
             for kind in ("<f4", "<f8", ">f4", ">f8"):
@@ -320,8 +319,7 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
     runs = {name: admit(site, document) for name, site in sites.items()}
     model = sites["north"].checkpoint(manifest, run).model
     vectors = [model.vector.copy()]
-    for file in sorted(event_log_path(federation).parent.glob("sums/*")):
-        total = sum_from_arrays(decode_arrays(file.read_bytes()))
+    for total in sums_of(federation):
         plan = read_plan(total.plan)
         for site in disturbed.rounds[plan.round - 1]["sites"]:
             vectors += _made_again(sites[site], manifest, plan)

@@ -17,7 +17,7 @@ from cloister.local import start_server
 from privacy.run.settings import Encryption
 from server.coordinator import Coordinator
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from tests.aged import age
 from tests.federations import (
     SETTINGS,
@@ -90,7 +90,7 @@ def changed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         run.let_go("south")
         assert processes._children["server"][0].wait(LONG) == 0, processes.tail("server", 30)
         west = processes.tail("west")
-    return Changed(federation, read_events(event_log_path(federation)), seconds, west)
+    return Changed(federation, read_events(federation), seconds, west)
 
 
 def test_no_round_is_lost(changed: Changed) -> None:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from privacy.run.settings import RunSettings
 from simulations.engine.inline import InlineGrid
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from strategies.ceremony import Ceremony
 from tests.federations import (
     SETTINGS,
@@ -247,7 +247,7 @@ def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
 
     monkeypatch.setattr(Ceremony, "agree", anew)
     events = run_with(federation, make_grid=Deaf(passes))
-    leaders = [event["leader"] for event in read_events(event_log_path(federation)) if event["event"] == "epoch"]
+    leaders = [event["leader"] for event in read_events(federation) if event["event"] == "epoch"]
     assert len(leaders) == 3
     assert EAST not in leaders
     assert [event["released"] for event in events] == [True] * 3

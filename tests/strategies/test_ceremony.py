@@ -22,7 +22,7 @@ from privacy.storage import write_atomically
 from server.app import app as server_app
 from simulations.engine.inline import InlineGrid
 from simulations.engine.inspection import find_secrets, site_secrets
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from strategies.ceremony import next_epoch
 from strategies.sealed_keys import SealedKeys
 from tests.federations import SETTINGS, SITES, context_of, node_of, signed_run
@@ -66,7 +66,7 @@ def run(
             "consortium": str(federation.server), "manifest": str(federation.manifest), "new-epoch": new_epoch,
         }),
     )  # fmt: skip
-    return read_events(event_log_path(federation))
+    return read_events(federation)
 
 
 def instead(kind: str, site: str, answer: Answer) -> Answer:
@@ -208,7 +208,7 @@ def test_letters_to_anyone_but_members_are_refused_and_written_nowhere(federatio
     assert len(letters) == len(SITES)
     assert not Path("/tmp/cloister-x").exists()  # noqa: S108
     written = {path for path in everything(federation.server) if path.parent != federation.server}
-    assert {path.relative_to(federation.server).parts[0] for path in written} == {"epochs", "invitations", "runs"}
+    assert {path.relative_to(federation.server).parts[0] for path in written} == {"epochs", "invitations"}
 
 
 def test_a_site_whose_letter_does_not_open_leads_itself(federation: Federation) -> None:

@@ -18,7 +18,7 @@ from privacy.errors import RunError
 from privacy.ledger.ledger import Release
 from privacy.run.settings import RunSettings
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.results import event_log_path, read_results
+from simulations.engine.results import read_events, read_results
 from tests import studies
 from tests.federations import (
     NOISY,
@@ -77,7 +77,7 @@ def test_a_task_that_triggers_a_bug_is_named_and_the_others_go_on(
     assert "unexpected error" in problem
     assert len(event["sites"]) == 3
     assert site not in event["sites"]
-    assert studies.QUOTE not in (event_log_path(federation)).read_text()
+    assert studies.QUOTE not in str(read_events(federation))
 
 
 # --- Sites that say no ----------------------------------------------------------------------------------------------

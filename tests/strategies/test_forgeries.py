@@ -19,7 +19,7 @@ from privacy.codec.envelope import SignedUpdate
 from privacy.crypto.signing import sign
 from privacy.errors import RunError
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_events, read_results
+from simulations.engine.results import read_events, read_results
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -28,6 +28,7 @@ from tests.federations import (
     models_of,
     node_of,
     run_with,
+    sums_of,
 )
 from tests.strategies.hostile import HONEST, HOSTILE, NOWHERE, TRAIN, Change, answering, resigned, sending
 from transport.flower import reply
@@ -240,13 +241,13 @@ def test_below_the_minimum_nothing_is_released_and_no_model_is_written(federatio
 
     with pytest.raises(RunError, match=r"nothing was trained.*no model was saved"):
         run_with(federation, answer)
-    *_, event, failed = read_events(event_log_path(federation))
+    *_, event, failed = read_events(federation)
     assert not event["released"]
     assert set(event["problems"]) == {"east", "west"}
     assert "2 of the 3 sites that the round needs" in event["reason"]
     assert failed["event"] == "failed"
     assert models_of(federation) == {}
-    assert list(event_log_path(federation).parent.glob("sums/*")) == []
+    assert sums_of(federation) == []
     with pytest.raises(RunError, match="nothing was trained"):
         read_results(federation)
 
@@ -262,8 +263,6 @@ def test_three_rounds_without_a_release_end_the_run(make_federation: FederationM
 
     with pytest.raises(RunError, match="3 rounds in a row released nothing: east: “not today”; west: “not today”"):
         run_with(federation, answer)
-    assert [event["released"] for event in read_events(event_log_path(federation)) if event["event"] == "round"] == [
-        False
-    ] * 3
+    assert [event["released"] for event in read_events(federation) if event["event"] == "round"] == [False] * 3
     assert models_of(federation) == {}
     assert {charges_of(federation, site) for site in ("north", "south")} == {3}  # each round was a release of its own

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flwr.app import Context, Message
 from typing_extensions import override
 
@@ -22,8 +23,7 @@ from privacy.run.settings import RunSettings
 from privacy.run.tables import Vote
 from simulations.engine.federation import Federation
 from simulations.engine.inline import InlineGrid
-from simulations.engine.results import event_log_path, read_results
-from strategies.run_memory import STATE
+from simulations.engine.results import opened_store, read_results
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -63,7 +63,7 @@ class Countdown:
             raise Killed
 
 
-_WRITES: list[tuple[str, Countdown]] = []  # folders, and what counts writes below them
+_WRITES: list[tuple[str, Countdown]] = []  # folders, and what counts writes in or below them
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -74,8 +74,14 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_audit)
 
 
+@sa.event.listens_for(sa.Engine, "commit")
+def _before_commit(connection: sa.Connection) -> None:
+    if _WRITES and connection.in_transaction() and not connection.get_execution_options().get("cloister_reads"):
+        _WRITES[-1][1]()
+
+
 def serve_to_a_write(federation: Federation, countdown: Countdown) -> None:
-    """Serve, and be killed before a file is replaced."""
+    """Serve, and be killed before a file is replaced, or a transaction committed."""
     _WRITES.append((str(federation.server), countdown))
     try:
         run_with(federation, sites(federation))
@@ -176,10 +182,11 @@ def test_a_damaged_state_is_refused_with_what_to_do(make_federation: FederationM
     federation = make_federation(PLAIN)
     with suppress(Killed):
         serve_to_a_reply(federation, Countdown(12))
-    state = event_log_path(federation).parent / STATE
-    state.write_bytes(damage)
+    with opened_store(federation) as (store, run):
+        store.record(run).write_state(damage, 0)
     with pytest.raises(
-        RunError, match=r"state.json: .*restore the newest copy from the server's backup, or sign the run again"
+        RunError, match=r"store.sqlite, run .*restore the newest copy from the server's backup, or sign the run again"
     ):
         run_with(federation)
-    assert state.read_bytes() == damage
+    with opened_store(federation) as (store, run):
+        assert store.record(run).state() == damage

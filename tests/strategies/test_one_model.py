@@ -14,7 +14,7 @@ from client.round.readiness import get_ready
 from privacy.crypto.signing import digest, sign
 from privacy.errors import RunError
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_events, read_results
+from simulations.engine.results import read_events, read_results
 from strategies.membership import APART
 from tests.federations import (
     SETTINGS,
@@ -151,7 +151,7 @@ def test_sites_that_end_with_two_models_end_the_run(make_federation: FederationM
     pattern = f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"
     with pytest.raises(RunError, match=pattern):
         run_with(federation, opening(federation, "east", HOSTILE, model=NOWHERE))
-    assert read_events(event_log_path(federation))[-1]["event"] == "failed"
+    assert read_events(federation)[-1]["event"] == "failed"
 
 
 def test_a_member_of_the_consortium_that_the_run_does_not_name_takes_no_part(make_federation: FederationMaker) -> None:

@@ -15,13 +15,12 @@ from server.coordinator import Coordinator
 from simulations.attacks import spoilers
 from simulations.engine.federation import Federation
 from simulations.engine.inline import serve_inline
-from simulations.engine.results import event_log_path
 from strategies import judging, masking, open_round, run_memory
-from strategies.run_memory import STATE
 from tests.federations import (
     SITES,
     Answer,
     FederationMaker,
+    change_store,
     charges_of,
     context_of,
     node_of,
@@ -174,8 +173,8 @@ def test_a_stored_sum_does_not_bind_the_next_round_to_its_contributors(make_fede
 def test_a_run_whose_state_is_lost_is_refused_with_what_to_do(make_federation: FederationMaker) -> None:
     federation = make_federation(PLAIN)
     kill(federation, killed_at(TRAIN, 5))
-    (event_log_path(federation).parent / STATE).unlink()
-    with pytest.raises(RunError, match=r"state.json: this file is lost.*restore the newest copy"):
+    change_store(federation, "DELETE FROM states")
+    with pytest.raises(RunError, match=r"store.sqlite, run .*: the run's state is lost.*restore the newest copy"):
         run_with(federation)
 
 

@@ -14,7 +14,7 @@ from privacy.run.settings import RunSettings
 from privacy.run.tables import Vote as VoteSettings
 from privacy.run.votes import Question, cast
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -63,7 +63,7 @@ def consenting(make_federation: FederationMaker, settings: RunSettings = VOTED) 
 
 def final(federation: Federation) -> dict[str, Any]:
     """The last event of the run."""
-    return read_events(event_log_path(federation))[-1]
+    return read_events(federation)[-1]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -177,4 +177,4 @@ def test_if_no_site_can_be_spared_a_run_of_spoiled_rounds_ends_with_the_reason(
     federation = consenting(make_federation, settings)
     with pytest.raises(RunError, match=r"3 rounds in a row released nothing: .*its round was undone"):
         run_with(federation, voting(federation, lambda *_: True))
-    assert "the minimum cohort can spare no site" in read_events(event_log_path(federation))[-2]["reason"]
+    assert "the minimum cohort can spare no site" in read_events(federation)[-2]["reason"]

@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import inf, nan
 from typing import Any
@@ -13,14 +12,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from sqlalchemy import select
 
 from cloister.views.run import RoundTable
 from privacy.untrusted_text import MOST
+from server.store.store import Store
+from server.store.tables import EVENTS
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_events
+from simulations.engine.results import read_events
 from strategies.event_log import EventLog
 from strategies.metrics import averaged
 from tests.federations import NOISY, SETTINGS, SITES, FederationMaker, run_with
+from tests.server.store.stores import place_in, run_named
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, QUERY, TRAIN, answering
 from transport.flower import reply
 from transport.run_messages import pack_readiness, read_readiness
@@ -89,7 +92,7 @@ def _printed(federation: Federation) -> str:
     """What a terminal gets of the run."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False, color_system=None)
     table = RoundTable(console)
-    for event in read_events(event_log_path(federation)):
+    for event in read_events(federation):
         table.show(event)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -114,9 +117,9 @@ def test_false_data_beside_updates_neither_stops_a_run_nor_fills_a_disk(
         assert set(event["epsilon"]) - {HOSTILE} == set(HONEST), name
     assert all(abs(value) < 4e38 for event in events for value in event["metrics"].values())
 
-    kept = event_log_path(federation).read_text(encoding="utf-8")
-    assert max(map(len, kept.splitlines())) < 4096
-    for line in kept.splitlines():
+    kept = list(map(json.dumps, read_events(federation)))
+    assert max(map(len, kept)) < 4096
+    for line in kept:
         for text in _strict(line).get("problems", {}).values():
             assert text.isprintable()
             assert len(text) <= MOST + 2
@@ -156,14 +159,19 @@ values = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with Store.open(place_in(tmp_path_factory.mktemp("server"))) as opened:
+        yield opened
+
+
 @settings(max_examples=30)
 @given(details=st.dictionaries(st.sampled_from("abc"), values))
-def test_every_event_is_one_line_of_strict_json(
-    tmp_path_factory: pytest.TempPathFactory, details: dict[str, Any]
-) -> None:
-    with closing(EventLog(tmp_path_factory.mktemp("event_log"))) as event_log:
-        event_log.record("one", **details)
-        event_log.record("two")
-    text = (event_log.folder / "events.jsonl").read_text(encoding="utf-8")
-    assert text.isascii()
-    assert [_strict(line)["event"] for line in text.splitlines()] == ["one", "two"]
+def test_every_event_is_one_line_of_strict_json(store: Store, details: dict[str, Any]) -> None:
+    event_log = EventLog(store.record(store.submit(run_named(), "ada").digest))
+    event_log.record("one", **details)
+    event_log.record("two")
+    newest = select(EVENTS.c.value).order_by(EVENTS.c.number.desc()).limit(2)
+    two, one = (value.decode("ascii") for value in store.database.read(lambda connection: connection.scalars(newest)))
+    assert "\n" not in one + two
+    assert [_strict(one)["event"], _strict(two)["event"]] == ["one", "two"]

@@ -1,6 +1,5 @@
 """A run with averaging: its result is the mean of its last models, the same at all sites, whatever happened between."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
@@ -17,14 +16,21 @@ from client.round.aggregate import open_sum
 from client.state.checkpoint import Checkpoint
 from client.state.models import Models
 from privacy.codec.update import Layout, Model
-from privacy.crypto.summation import EncryptedSum
 from privacy.run.settings import RunSettings, Training
 from simulations.engine.federation import Federation
-from simulations.engine.results import event_log_path, read_results
-from tests.federations import SETTINGS, SITES, FederationMaker, models_of, own_metrics, restart, run_with, signed_run
+from simulations.engine.results import read_results
+from tests.federations import (
+    SETTINGS,
+    SITES,
+    FederationMaker,
+    models_of,
+    own_metrics,
+    restart,
+    run_with,
+    signed_run,
+    sums_of,
+)
 from tests.tables import table
-from transport.parcel import decode_arrays
-from transport.run_messages import sum_from_arrays
 
 SITE, RUN = "north", "ab" * 32
 ROUNDS, AVERAGED = 5, 3
@@ -49,15 +55,9 @@ def result_of(federation: Federation, site: str = SITE) -> NDArray[np.float32]:
     return vector_of(file)
 
 
-def sums_of(federation: Federation) -> Iterator[EncryptedSum]:
-    """The run's sums, in the order of rounds."""
-    for file in sorted((event_log_path(federation).parent / "sums").iterdir()):
-        yield sum_from_arrays(decode_arrays(file.read_bytes()))
-
-
 def open_all(federation: Federation, skipped: int = 0) -> None:
     """Open a run's sums at a site that was just started, those of the first rounds left out."""
-    for total in list(sums_of(federation))[skipped:]:
+    for total in sums_of(federation)[skipped:]:
         site = restart(federation, SITE)
         open_sum(admit(site, signed_run(federation)[0]), total)
 

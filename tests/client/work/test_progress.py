@@ -19,7 +19,7 @@ from client.work.progress import look
 from privacy.ledger.ledger import Ledger
 from privacy.run.settings import Training
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.results import event_log_path, read_own_metrics
+from simulations.engine.results import read_events, read_own_metrics
 from tests import studies
 from tests.federations import (
     SETTINGS,
@@ -177,7 +177,7 @@ def test_own_metrics_that_cannot_be_computed_do_not_stop_the_run(
             _no_room(path)
     events = run_with(federation)
     assert [(event["released"], event["problems"]) for event in events] == [(True, {})] * 2
-    assert studies.QUOTE not in event_log_path(federation).read_text()
+    assert studies.QUOTE not in str(read_events(federation))
     assert "Traceback" not in caplog.text
     assert studies.QUOTE not in caplog.text
 

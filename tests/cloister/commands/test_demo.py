@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cloister.cli import app
 from tests.cloister.in_process import Run
-from tests.federations import await_condition
+from tests.federations import await_condition, events_at
 from tests.forked import ForkedAgents
 
 SITES = {"north", "south", "east"}
@@ -93,9 +93,7 @@ def test_the_demo_trains_one_model_within_every_hospitals_budget(demo: Demo) -> 
 def test_the_demo_shows_metrics_that_no_hospital_sent(demo: Demo) -> None:
     folder, rounds = demo.folder, demo.summary["rounds"]
     rows = [line.split() for line in demo.stderr.splitlines() if " 3/3 " in line]
-    (event_log,) = (folder / "server" / "runs").glob("*/events.jsonl")
-    events = [json.loads(line) for line in event_log.read_text().splitlines()]
-    assert [event["metrics"] for event in events if event["event"] == "round"] == [{}] * rounds
+    assert [event["metrics"] for event in events_at(folder / "server") if event["event"] == "round"] == [{}] * rounds
     own = [
         [json.loads(line) for file in (folder / site / "metrics").iterdir() for line in file.read_text().splitlines()]
         for site in sorted(SITES)

@@ -1,0 +1,217 @@
+"""The connection to the store's database, SQLite or PostgreSQL: transactions, their retries, and errors in sentences.
+
+SQLite keeps a write-ahead log, and syncs it with every transaction. A transaction is a function of a connection; when a
+connection is lost, it runs again as a whole, so a function must tell whether it had been committed after all.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from privacy.errors import ConfigError, StorageError
+from privacy.failpoints import failpoint
+from privacy.failures import reason
+from privacy.files import make_folder, private
+from privacy.untrusted_text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy import URL, Connection, Engine
+
+T = TypeVar("T")
+
+PASSWORD_VARIABLE = "CLOISTER_STORE_PASSWORD"  # noqa: S105 - its name
+_CONNECT = 10  # seconds
+_BUSY = 30.0  # seconds that SQLite waits for another process
+_PATIENCE = 60.0  # seconds for which a lost connection is made again
+_PAUSE = 0.5
+_PAGE = 1 << 14  # bytes of a page of a new SQLite file: sums are large
+_READS = "cloister_reads"
+
+_SQLITE = {
+    sqlite3.SQLITE_FULL: "the disk is full; make room on it",
+    sqlite3.SQLITE_CORRUPT: "this database is damaged; restore it from the server's backup, or sign its runs again",
+    sqlite3.SQLITE_NOTADB: "this database is damaged; restore it from the server's backup, or sign its runs again",
+    sqlite3.SQLITE_READONLY: "it cannot be written; let this account write it and its folder",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; let this account read and write it and its folder",
+    sqlite3.SQLITE_PERM: "it cannot be opened; let this account read and write it and its folder",
+    sqlite3.SQLITE_IOERR: "its disk fails; check the disk, and the room on it",
+    sqlite3.SQLITE_BUSY: "another process uses it for too long; end that process",
+}
+_LOST = ("08", "57P", "53300", "40001", "40P01", "23505")
+"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, and conflicts with others."""
+
+
+class Database:
+    """The store's database."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            url: as in `[store]`.
+            folder: the server's folder, to which the path of an SQLite file is relative.
+
+        Raises:
+            ConfigError: if the URL is not one of SQLite or PostgreSQL, or contains a password.
+        """
+        parsed = _parsed(url)
+        self.file: Path | None = None
+        if parsed.get_backend_name() == "sqlite":
+            self.file = folder / (parsed.database or "")
+            self.place, self.engine = str(self.file), _sqlite(self.file)
+        else:
+            self.place, self.engine = parsed.render_as_string(), _postgres(parsed)
+        self.patience = 0.0  # seconds for which a lost connection is made again
+        self.fence: Callable[[Connection], None] = lambda _: None
+        """Called first in every transaction that writes."""
+
+    def be_patient(self) -> None:
+        """From now on, make a lost connection again: the database was there."""
+        self.patience = _PATIENCE
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the database is PostgreSQL: other machines may use it, too."""
+        return self.file is None
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """Return what a function reads, in one transaction.
+
+        Raises:
+            StorageError: if the database cannot be read.
+        """
+        return self._transact(query, writes=False)
+
+    def write(self, change: Callable[[Connection], T]) -> T:
+        """Run a function in a transaction that is on disk when this returns.
+
+        Raises:
+            StorageError: if the database cannot be written; then nothing has changed.
+        """
+        return self._transact(change, writes=True)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def _transact(self, run: Callable[[Connection], T], *, writes: bool) -> T:
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                with self.engine.connect().execution_options(**{_READS: not writes}) as connection, connection.begin():
+                    if writes:
+                        self.fence(connection)
+                    result = run(connection)
+                    if writes:
+                        failpoint("store-written")
+                if writes:
+                    failpoint("store-committed")
+            except SQLAlchemyError as error:
+                if not (isinstance(error, DBAPIError) and _may_pass(error)) or time.monotonic() > deadline:
+                    self.fail(error)
+            else:
+                return result
+            time.sleep(_PAUSE)
+
+    def fail(self, error: SQLAlchemyError) -> NoReturn:
+        """Raise a database's error as a sentence."""
+        cause = getattr(error, "orig", None) or error
+        if isinstance(cause, sqlite3.Error):
+            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+            msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
+        elif self.is_postgres:
+            said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
+            advice = "check that PostgreSQL runs and has room, and the network"
+            if "password" in said or "authentication" in said:
+                advice = f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
+            msg = f"{self.place}: PostgreSQL cannot be used ({said}); {advice}"
+        else:
+            msg = f"{self.place}: {type(cause).__name__}; check the file and its disk"
+        raise StorageError(msg) from error
+
+
+def _may_pass(error: DBAPIError) -> bool:
+    """Whether another try may succeed: the connection was lost, or cannot be made now."""
+    state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error.orig, sqlite3.Error):
+        return False
+    if state:
+        return error.connection_invalidated or str(state).startswith(_LOST)
+    return error.connection_invalidated or type(error.orig).__name__ == "OperationalError"
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = sa.make_url(url)
+        known = parsed.get_backend_name() == "postgresql" or (parsed.drivername == "sqlite" and parsed.database)
+    except (ArgumentError, ValueError):
+        known = None
+    if not known or parsed.query.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey", "application_name"}:
+        msg = (
+            "url in [store] names no database that Cloister can use; write sqlite:///store.sqlite, or "
+            "postgresql+psycopg://USER@HOST/DATABASE"
+        )
+        raise ConfigError(msg)
+    if parsed.password is not None:
+        msg = (
+            "url in [store] contains a password; remove it, and set the environment variable "
+            f"{PASSWORD_VARIABLE} instead"
+        )
+        raise ConfigError(msg)
+    return parsed
+
+
+def _sqlite(file: Path) -> Engine:
+    def connect() -> sqlite3.Connection:
+        try:
+            make_folder(file.parent)
+            os.close(private(str(file), os.O_RDWR | os.O_CREAT))  # only its owner may read it
+        except OSError as error:
+            msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
+            raise StorageError(msg) from error
+        connection = sqlite3.connect(file, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+        try:
+            connection.executescript(
+                f"PRAGMA page_size={_PAGE}; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; "
+                "PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON"
+            )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), creator=connect, hide_parameters=True)
+
+    def begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get(_READS)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")  # it could not turn from one into the other
+
+    sa.event.listen(engine, "begin", begin)
+    return engine
+
+
+def _postgres(url: URL) -> Engine:
+    password = os.environ.get(PASSWORD_VARIABLE)
+    arguments: dict[str, Any] = {
+        "connect_timeout": _CONNECT,
+        # Both sides notice within 15 s that the other's machine has gone.
+        "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 5, "tcp_user_timeout": 15_000,
+        "options": "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=5",
+    }  # fmt: skip
+    try:
+        return sa.create_engine(
+            url.set(drivername="postgresql+psycopg", password=password),
+            connect_args=arguments, hide_parameters=True, pool_pre_ping=True, pool_size=4, max_overflow=8,
+        )  # fmt: skip
+    except ImportError as error:
+        msg = "url in [store] needs the driver of PostgreSQL; install it: pip install 'cloister[sql]'"
+        raise ConfigError(msg) from error

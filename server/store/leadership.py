@@ -1,0 +1,195 @@
+"""Of several servers on one store, one leads: it alone writes to runs.
+
+SQLite: a lock on a file beside the database; a second server refuses to start. PostgreSQL: an advisory lock on a
+connection of its own; a second server waits, and leads within seconds once the first has ended. Whoever leads has a
+number, a row that its transactions lock against removal and its successor removes: a server that no longer leads, and
+does not know yet, writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from privacy.errors import StorageError
+from privacy.failures import reason
+from privacy.files import private
+from privacy.locks import locked
+from server.store.tables import LEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from server.store.database import Database
+
+log = logging.getLogger("cloister.server")
+
+_WAIT = 1.0  # seconds between tries to lead
+_LOOK = 2.0  # seconds between looks whether the connection that holds the lock is still there
+
+
+class Leadership:
+    """That this process leads, until `lost` is set."""
+
+    def __init__(self) -> None:
+        self.since = time.time()
+        self.lost = threading.Event()
+
+    def check(self) -> None:
+        """Check that this process still leads.
+
+        Raises:
+            StorageError: if it does not.
+        """
+        if self.lost.is_set():
+            msg = "this server leads no longer: it lost its database, or another server took over; start it again"
+            raise StorageError(msg)
+
+
+@contextmanager
+def leading(database: Database, waiting: Callable[[], None]) -> Iterator[Leadership]:
+    """Lead while this context lasts.
+
+    Args:
+        database: the store's.
+        waiting: called about once a second while another server leads; may raise to give up.
+
+    Raises:
+        StorageError: if another process leads on the same SQLite file, or the database cannot be used.
+    """
+    if database.file:
+        with _file_locked(database.file):
+            yield Leadership()
+        return
+    leader = _PostgresLeader(database)
+    try:
+        leader.wait(waiting)
+        yield leader.leadership
+    finally:
+        leader.stop()
+
+
+@contextmanager
+def _file_locked(database: Path) -> Iterator[None]:
+    path = database.with_name(f".{database.name}.lock")
+    try:
+        with open(path, "ab", opener=private) as file:
+            if not locked(file):
+                msg = f"{database}: another process serves the runs in this store; stop it first"
+                raise StorageError(msg)
+            yield
+    except OSError as error:
+        if error.filename != str(path):
+            raise
+        msg = f"{path}: {reason(error)}; let this account read and write this file and its folder"
+        raise StorageError(msg) from error
+
+
+class _PostgresLeader:
+    """Holds the advisory lock, and makes the connection that holds it again if it is lost and nobody took over."""
+
+    def __init__(self, database: Database) -> None:
+        self._database, self.leadership = database, Leadership()
+        self._connection: Connection | None = None
+        self._number: int | None = None
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._look, name="leadership", daemon=True)
+
+    def wait(self, waiting: Callable[[], None]) -> None:
+        """Return once this process leads."""
+        said = False
+        while not self._locks():
+            if not said:
+                log.info("another server leads; this one waits until it ends")
+                said = True
+            waiting()
+            time.sleep(_WAIT)
+        self._number = self._database.write(_take_over)
+        self._database.fence = self._fence
+        self.leadership.since = time.time()
+        self._watch.start()
+
+    def _locks(self) -> bool:
+        """Try to take the lock, on a new connection if the present one is lost."""
+        try:
+            if self._connection is None:
+                self._connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            schema = self._connection.scalar(sa.select(sa.func.current_schema()))
+            key = int.from_bytes(sha256(f"cloister leads {schema}".encode()).digest()[:8], "big", signed=True)
+            return bool(self._connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))))
+        except SQLAlchemyError as error:
+            self._drop()
+            if self._number is None:
+                self._database.fail(error)
+            return False
+
+    def _fence(self, connection: Connection) -> None:
+        """Check, and keep so until the transaction ends, that nobody else leads."""
+        self.leadership.check()
+        mine = sa.select(LEADERS.c.number).where(LEADERS.c.number == self._number).with_for_update(read=True)
+        if connection.scalar(mine) is None:
+            self.leadership.lost.set()
+            self.leadership.check()
+
+    def _look(self) -> None:
+        """Watch the connection; once it is lost for good, or somebody else leads, this process does not."""
+        seen = time.monotonic()
+        while not self._ended.wait(_LOOK):
+            if self._holds() or self._leads_again():
+                seen = time.monotonic()
+            elif self._connection is not None or time.monotonic() - seen > self._database.patience:
+                break
+        if not self._ended.is_set():
+            self.leadership.lost.set()
+            log.error("this server leads no longer")
+
+    def _holds(self) -> bool:
+        try:
+            return self._connection is not None and self._connection.scalar(sa.select(1)) == 1
+        except SQLAlchemyError:
+            self._drop()
+            return False
+
+    def _leads_again(self) -> bool:
+        """Take the lock again, if nobody has led meanwhile. With a connection left and no lock, somebody has."""
+        if not self._locks() or self._connection is None:
+            return False
+        try:
+            newest = self._connection.scalar(sa.select(sa.func.max(LEADERS.c.number)))
+        except SQLAlchemyError:
+            self._drop()
+            return False
+        return newest == self._number
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            with suppress(SQLAlchemyError):
+                self._connection.invalidate()
+                self._connection.close()
+        self._connection = None
+
+    def stop(self) -> None:
+        """Let another server lead."""
+        self._ended.set()
+        if self._watch.ident is not None:
+            self._watch.join()
+        self._database.fence = lambda _: None
+        self._drop()
+
+
+def _take_over(connection: Connection) -> int:
+    """Make this process the leader; wait for transactions of the one before."""
+    number = connection.scalar(sa.insert(LEADERS).values(since=time.time()).returning(LEADERS.c.number))
+    connection.execute(sa.delete(LEADERS).where(LEADERS.c.number < number))
+    assert number is not None  # noqa: S101 - RETURNING returns it
+    return number

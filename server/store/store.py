@@ -1,0 +1,247 @@
+"""The server's store: which runs there are, how each stands, and its record."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import sqlalchemy as sa
+
+from privacy.errors import NotFoundError
+from privacy.untrusted_text import plain, quoted
+from server.store.database import Database
+from server.store.leadership import leading
+from server.store.records import StoredRecord
+from server.store.schema import upgrade
+from server.store.sealing import Sealing
+from server.store.sessions import StoredSessions
+from server.store.tables import EVENTS, RUNS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Self
+
+    from sqlalchemy import ColumnElement, Row
+
+    from privacy.run.manifest import SignedRun
+    from server.settings import ServerFolder
+    from server.store.leadership import Leadership
+
+Status = Literal["waiting", "running", "finished", "failed", "stopped"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+_NAMED = 5  # runs in a message
+_POLL = 0.5  # seconds between looks for what other processes write
+_LONGEST = 2000  # characters of a reason
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run, as it stands."""
+
+    digest: str
+    name: str
+    document: bytes  # signed, in wire form
+    by: str  # who submitted it
+    submitted: float  # seconds since 1970, as the other times
+    status: Status
+    reason: str  # why it failed or was stopped
+    started: float | None
+    ended: float | None
+    rounds: int  # of its manifest
+    released: int  # rounds that released a sum
+
+
+class Store:
+    """The runs of one server. Threads may share it."""
+
+    def __init__(self, database: Database, place: ServerFolder) -> None:
+        """Take a database whose tables are up to date."""
+        self.database, self._folder = database, place.folder
+        self._sealing = Sealing(place.folder)
+        self._appended = threading.Condition()
+        self.sessions = StoredSessions(database)
+
+    @classmethod
+    def open(cls, place: ServerFolder) -> Self:
+        """Open the store that `consortium.toml` names; make it or bring its tables up to date, if need be.
+
+        Raises:
+            ConfigError: if the settings name no database that can be used.
+            StorageError: if it cannot be reached, read or written, or is damaged or of a newer version.
+        """
+        database = Database(place.settings.store.url, place.folder)
+        try:
+            upgrade(database)
+        except BaseException:
+            database.close()
+            raise
+        database.be_patient()
+        return cls(database, place)
+
+    @staticmethod
+    def exists(place: ServerFolder) -> bool:
+        """Whether there is a database; for PostgreSQL, whether one is named."""
+        database = Database(place.settings.store.url, place.folder)
+        return database.file is None or database.file.exists()
+
+    def close(self) -> None:
+        """Close the store."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def lead(self, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[Leadership]:
+        """Lead: of all servers on this store, only the one that does may serve runs.
+
+        Args:
+            waiting: called about once a second while another server on the same PostgreSQL leads; may raise to give up.
+
+        Returns:
+            A context manager, which yields once this process leads.
+
+        Raises:
+            StorageError: if another process leads on the same SQLite file, or the database cannot be used.
+        """
+        return leading(self.database, waiting)
+
+    # --- Runs -------------------------------------------------------------------------------------------------------
+
+    def submit(self, run: SignedRun, by: str) -> StoredRun:
+        """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands."""
+        settings = run.manifest.settings
+        values = {
+            "digest": run.digest, "name": settings.name, "document": run.document, "by": plain(by),
+            "submitted": time.time(), "status": "waiting", "reason": b"", "rounds": settings.rounds, "released": 0,
+        }  # fmt: skip
+
+        def change(connection: sa.Connection) -> None:
+            if connection.scalar(sa.select(RUNS.c.number).where(RUNS.c.digest == run.digest)) is None:
+                connection.execute(sa.insert(RUNS).values(values))
+
+        self.database.write(change)
+        (stored,) = self._select(RUNS.c.digest == run.digest)
+        return stored
+
+    def run(self, name: str) -> StoredRun:
+        """Return the run with this digest, or whose digest or name alone starts like this.
+
+        Raises:
+            NotFoundError: naming what there is, if no run or several do.
+        """
+        digest = RUNS.c.digest.startswith(name, autoescape=True)
+        exactly = (RUNS.c.digest == name) | (RUNS.c.name == name)
+        for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
+            found = self._select(which, limit=_NAMED) if name else []
+            if len(found) == 1:
+                return found[0]
+            if found:
+                break
+        many, listed = bool(found), found or self.runs(limit=_NAMED)
+        known = ", ".join(f"{run.name} {run.digest[:8]}" for run in listed)
+        how = "give more of its digest" if many else "name one of these"
+        msg = f"{'several runs are called' if many else 'there is no run'} {quoted(name)}"
+        raise NotFoundError(f"{msg}; {how}: {known}" if known else f"{msg}; submit it first")
+
+    def newest(self) -> StoredRun:
+        """Return the run that was submitted last.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        if found := self.runs(limit=1):
+            return found[0]
+        msg = f"{self.database.place}: there is no run yet; submit one first"
+        raise NotFoundError(msg)
+
+    def runs(self, status: Status | None = None, before: str | None = None, limit: int = 100) -> list[StoredRun]:
+        """Return runs, the newest first.
+
+        Args:
+            status: only those that stand so.
+            before: only those that were submitted before the run with this digest.
+            limit: how many at most.
+        """
+        which = sa.true() if status is None else RUNS.c.status == status
+        if before is not None:
+            which &= RUNS.c.number < sa.select(RUNS.c.number).where(RUNS.c.digest == before).scalar_subquery()
+        return self._select(which, limit=limit)
+
+    def next_waiting(self) -> StoredRun | None:
+        """Return the waiting run that was submitted first; None if no run waits."""
+        found = self._select(RUNS.c.status == "waiting", limit=1, oldest=True)
+        return found[0] if found else None
+
+    def mark(self, digest: str, status: Status, reason: str = "") -> None:
+        """Note how a run stands, and why."""
+        text = plain(reason, _LONGEST).encode()
+        values: dict[str, Any] = {
+            "status": status, "reason": self._sealing.seal("runs", (digest,), text, "reason"),
+        }  # fmt: skip
+        now = time.time()
+        if status == "running":
+            values |= {"started": sa.func.coalesce(RUNS.c.started, now), "ended": None}
+        else:
+            values |= {"ended": None if status == "waiting" else now}
+        change = sa.update(RUNS).where(RUNS.c.digest == digest).values(values)
+        self.database.write(lambda connection: connection.execute(change))
+
+    def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
+        order = RUNS.c.number if oldest else RUNS.c.number.desc()
+        query = sa.select(RUNS).where(which).order_by(order).limit(limit)
+        return [self._read(row) for row in self.database.read(lambda connection: connection.execute(query).all())]
+
+    def _read(self, row: Row[Any]) -> StoredRun:
+        values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public attribute
+        values.pop("number")
+        reason = self._sealing.open("runs", (values["digest"],), values["reason"], "reason").decode()
+        return StoredRun(**(values | {"reason": reason}))
+
+    # --- Records ----------------------------------------------------------------------------------------------------
+
+    def record(self, digest: str) -> StoredRecord:
+        """Return the record of a run that was submitted."""
+        return StoredRecord(self.database, self._sealing, digest, self._folder, self._tell)
+
+    def _tell(self) -> None:
+        with self._appended:
+            self._appended.notify_all()
+
+    def events(self, digest: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
+        """Return a run's events with their numbers, from 1, the oldest first.
+
+        Args:
+            digest: the run.
+            after: only those with higher numbers.
+            limit: how many at most.
+        """
+        query = (
+            sa.select(EVENTS.c.number, EVENTS.c.value)
+            .where((EVENTS.c.run == digest) & (EVENTS.c.number > after))
+            .order_by(EVENTS.c.number)
+            .limit(limit)
+        )
+        rows: Sequence[Row[int, bytes]] = self.database.read(lambda connection: connection.execute(query).all())
+        return [(number, json.loads(self._sealing.open("events", (digest, number), value))) for number, value in rows]
+
+    def wait_for_events(self, digest: str, after: int, seconds: float) -> bool:
+        """Wait until a run has an event with a higher number than `after`; return whether it has."""
+        query = sa.select(sa.func.max(EVENTS.c.number)).where(EVENTS.c.run == digest)
+        deadline = time.monotonic() + seconds
+        while True:
+            with self._appended:
+                last = self.database.read(lambda connection: connection.scalar(query)) or 0
+                left = deadline - time.monotonic()
+                if last > after or left <= 0:
+                    return last > after
+                self._appended.wait(min(left, _POLL))

@@ -1,0 +1,171 @@
+"""Clipped sums of records' gradients at many sites at once: every site has its own model and its own records.
+
+`S` sites, each with `n` records (padded), and parameters `(S, ...)` by name. Two ways, with the same result up to
+rounding:
+
+- Chains of linear layers: a record's gradient of a weight is the outer product of the layer's input and the gradient of
+  its output, so its norm is a product of norms, and the clipped sum is one product of matrices per site ("ghost
+  clipping"; Goodfellow 2015, arXiv 1510.01799; Bu et al. 2022, section 3). No record's gradient is ever made.
+- Anything else that `torch.func.vmap` can map: every record's gradient is computed, clipped and added.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from client.data.inputs import Inputs, call, mapped
+from client.gradients.clipping import clip_factors
+from client.gradients.loss import RecordLoss
+from client.state.model_parts import tensors_of, trained
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from client.task.task import Task
+
+Parameters = dict[str, Tensor]
+"""Trained parameters by name, `(S, ...)`: one model for each site."""
+
+_ELEMENTWISE = (
+    nn.Identity, nn.Flatten, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
+)  # fmt: skip
+
+
+class SiteGradients(Protocol):
+    """Computes the clipped sums of sites."""
+
+    values_per_record: int
+    """How many numbers a record takes while it is computed: what bounds the sites that fit in memory."""
+
+    def clipped_sums(
+        self, parameters: Parameters, inputs: Inputs, targets: Tensor, present: Tensor, max_grad_norm: float
+    ) -> Parameters:
+        """Return the sum over each site's records of their gradients, each clipped to `max_grad_norm` in L2.
+
+        Args:
+            parameters: the sites' models.
+            inputs: `(S, n, ...)`.
+            targets: `(S, n, ...)`.
+            present: `(S, n)`: 1 for a record of the site's batch, 0 for padding, which adds nothing.
+            max_grad_norm: C.
+        """
+        ...
+
+
+def site_gradients(task: Task, module: nn.Module) -> SiteGradients:
+    """Return the faster way that suits a model."""
+    layers = _chain(module)
+    return MappedGradients(task, module) if layers is None else LinearGradients(task, module, layers)
+
+
+def _chain(module: nn.Module) -> list[nn.Module] | None:
+    """Return a chain of linear layers and functions of single values, in order; None if the model is anything else."""
+    if type(module) is nn.Sequential:
+        parts = [_chain(part) for part in module]
+        return None if None in parts else [layer for part in parts for layer in part or ()]
+    if type(module) is nn.Linear:
+        return [module] if all(parameter.requires_grad for parameter in module.parameters()) else None
+    return [module] if type(module) in _ELEMENTWISE else None
+
+
+class LinearGradients:
+    """The clipped sums of chains of linear layers."""
+
+    def __init__(self, task: Task, module: nn.Module, layers: list[nn.Module]) -> None:
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._loss = RecordLoss(task)
+        self._layers = [
+            (layer, names.get(id(getattr(layer, "weight", None)), ""), names.get(id(getattr(layer, "bias", None)), ""))
+            for layer in layers
+        ]
+        self.values_per_record = sum(
+            layer.in_features + layer.out_features for layer in layers if isinstance(layer, nn.Linear)
+        )
+
+    def clipped_sums(
+        self, parameters: Parameters, inputs: Inputs, targets: Tensor, present: Tensor, max_grad_norm: float
+    ) -> Parameters:
+        """Return the clipped sums, as the protocol says."""
+        calls = self._calls(parameters, inputs, targets)
+        squares = torch.zeros(present.shape, dtype=torch.float64, device=present.device)
+        for _, bias, given, back in calls:
+            squares += (given.square().sum(2).double() + bool(bias)) * back.square().sum(2)
+        factors, finite = clip_factors(squares, max_grad_norm)
+        factors, all_finite = (factors * present).unsqueeze(2), bool(finite.all())
+        sums = {}
+        for weight, bias, given, back in calls:
+            if not all_finite:  # zero times such a number is none
+                given, back = (part.masked_fill(~finite.unsqueeze(2), 0.0) for part in (given, back))  # noqa: PLW2901
+            clipped = back * factors
+            sums[weight] = torch.bmm(clipped.transpose(1, 2), given)
+            if bias:
+                sums[bias] = clipped.sum(1)
+        return sums
+
+    def _calls(self, parameters: Parameters, inputs: Inputs, targets: Tensor) -> list[tuple[str, str, Tensor, Tensor]]:
+        """Return of each linear layer the names of weight and bias, its inputs, and the gradients of its outputs."""
+        assert isinstance(inputs, Tensor)  # noqa: S101 - a chain takes one tensor
+        sites, several = targets.shape[:2]
+        value, calls, outputs = inputs.flatten(0, 1), list[tuple[str, str, Tensor]](), list[Tensor]()
+        with torch.enable_grad():
+            for layer, weight, bias in self._layers:
+                if not weight:
+                    value = layer(value)
+                    continue
+                given = value.view(sites, several, -1)
+                matrix = parameters[weight].transpose(1, 2)
+                if bias:
+                    output = torch.baddbmm(parameters[bias].unsqueeze(1), given, matrix)
+                else:
+                    output = torch.bmm(given, matrix)
+                if not outputs:
+                    output.requires_grad_()
+                outputs.append(output)
+                calls.append((weight, bias, given.detach()))
+                value = output.flatten(0, 1)
+            flat = targets.flatten(0, 1)
+            known = self._loss.known_sum(value, flat)
+            total = self._loss.losses(value, flat).sum() if known is None else known
+            backs = torch.autograd.grad(total, outputs)
+        return [(*called, back) for called, back in zip(calls, backs, strict=True)]
+
+
+class MappedGradients:
+    """The clipped sums of any model that can be mapped."""
+
+    def __init__(self, task: Task, module: nn.Module) -> None:
+        held = trained(module)
+        fixed = {name: tensor.detach() for name, tensor in tensors_of(module).items() if name not in held}
+
+        def loss(parameters: Mapping[str, Tensor], inputs: Inputs, target: Tensor) -> Tensor:
+            record = mapped(lambda tensor: tensor.unsqueeze(0), inputs)
+            output = call(
+                lambda *given, **named: functional_call(module, {**fixed, **parameters}, given, named), record
+            )
+            return task.loss(output, target.unsqueeze(0)).reshape(())
+
+        self._of_records = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
+        self.values_per_record = 2 * sum(parameter.numel() for parameter in held.values())
+
+    def clipped_sums(
+        self, parameters: Parameters, inputs: Inputs, targets: Tensor, present: Tensor, max_grad_norm: float
+    ) -> Parameters:
+        """Return the clipped sums, as the protocol says."""
+        gradients: Parameters = self._of_records(parameters, inputs, targets)
+        squares = torch.zeros(present.shape, dtype=torch.float64, device=present.device)
+        for gradient in gradients.values():
+            squares += gradient.flatten(2).square().sum(2).double()
+        factors, finite = clip_factors(squares, max_grad_norm)
+        if not finite.all():  # zero times such a number is none
+            gradients = {
+                name: gradient.masked_fill(~finite.view(*finite.shape, *(1,) * (gradient.dim() - 2)), 0.0)
+                for name, gradient in gradients.items()
+            }
+        return {
+            name: torch.einsum("sn,sn...->s...", factors * present, gradient) for name, gradient in gradients.items()
+        }

@@ -1,0 +1,69 @@
+"""A vector for each of many sites, in memory, or in a temporary file if they are large: memory then stays flat."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+Number = TypeVar("Number", np.float32, np.float64)
+_IN_MEMORY = 128 << 20  # bytes
+
+
+class KeptVectors(Generic[Number]):
+    """Vectors of `size` numbers, zero at first; one for each of `sites` sites, numbered from 0."""
+
+    def __init__(self, sites: int, size: int, number: type[Number]) -> None:
+        self._shape = sites, size
+        self._number: np.dtype[Any] = np.dtype(number)
+        self._width: int = size * self._number.itemsize
+        self._file: IO[bytes] | None = None
+        self._rows: NDArray[Any] | None = None
+        if sites * self._width <= _IN_MEMORY:
+            self._rows = np.zeros(self._shape, self._number)
+        else:
+            self._file = TemporaryFile(prefix="cloister-")  # noqa: SIM115 - closed by `close`, or with this object
+            self._file.truncate(sites * self._width)
+
+    def read(self, sites: NDArray[np.intp]) -> NDArray[Number]:
+        """Return a copy of the vectors of these sites, `(len(sites), size)`."""
+        if self._rows is not None:
+            return self._rows[sites]
+        rows: NDArray[Any] = np.empty((len(sites), self._shape[1]), self._number)
+        for place, first, count in self._runs(sites):
+            os.preadv(self._descriptor, [rows[place : place + count].data.cast("B")], first * self._width)
+        return rows
+
+    def write(self, sites: NDArray[np.intp], rows: NDArray[Number]) -> None:
+        """Replace the vectors of these sites by `(len(sites), size)`."""
+        if self._rows is not None:
+            self._rows[sites] = rows
+            return
+        for place, first, count in self._runs(sites):
+            os.pwrite(self._descriptor, rows[place : place + count].data.cast("B"), first * self._width)
+
+    def close(self) -> None:
+        """Remove the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def _descriptor(self) -> int:
+        assert self._file is not None  # noqa: S101 - otherwise they are in memory
+        return self._file.fileno()
+
+    @staticmethod
+    def _runs(sites: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
+        """Yield for each run of consecutive numbers: its place in `sites`, its first number, its length."""
+        cuts = [0, *(np.flatnonzero(np.diff(sites) != 1) + 1).tolist(), len(sites)]
+        for start, end in itertools.pairwise(cuts):
+            if end > start:
+                yield start, int(sites[start]), end - start

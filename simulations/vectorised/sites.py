@@ -1,0 +1,256 @@
+"""Play the rounds of a run over many sites whose models train together, on a CPU or a GPU.
+
+Every step is that of a site: Poisson batches, records' gradients clipped, noise, the run's optimizer and schedule, the
+algorithm's own correction, residuals, levels, their sum, the mean, the next range. What is left out are keys, ledgers
+and messages. Products of many matrices at once are rounded otherwise than one by one, so that a model differs from the
+one that `inline` gives in the last bits; from the same updates, levels, sum and model are the same, bit for bit.
+
+A run with a seed draws as its sites would. Otherwise all sites draw from one stream of the same cipher, which is
+faster, and has the same distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from client.dpsgd.optimizers import make_optimizer, set_rate
+from client.state.model_parts import trained
+from privacy.noise.randomness import Randomness
+from privacy.run.optimizer import Sgd
+from simulations.vectorised.batches import draw_as_sites, draw_together
+from simulations.vectorised.gradients import site_gradients
+from simulations.vectorised.kept_vectors import KeptVectors
+from simulations.vectorised.levels import LevelSum
+from simulations.vectorised.solvers import LocalHalves
+from strategies.advance import State, advance
+from strategies.algorithm import Run
+from strategies.averaging import next_bound
+from strategies.registry import algorithm_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from client.task.task import Task
+    from privacy.codec.update import Model, Update
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import Training
+    from simulations.vectorised.batches import Draw, SiteRecords
+
+_AT_ONCE = 1 << 19  # numbers of all models that train together: as many as a processor's cache holds
+_MOST_SITES = 1024
+
+
+def unsuitable(task: Task, manifest: Manifest) -> str | None:
+    """Return why a run's sites cannot be trained together; None if they can."""
+    settings = manifest.settings
+    training, why = settings.training, None
+    if training is None or not settings.takes_steps:
+        why = "it trains nothing"
+    elif task.local:
+        why = "some parameters stay at the sites"
+    elif settings.shares_noise:
+        why = 'its noise is shared (noise = "shared")'
+    elif settings.privacy.clipping != "flat":
+        why = "it clips layer by layer"
+    elif training.augmentation_multiplicity:
+        why = "it augments records"
+    elif settings.encryption.update_norm is not None:
+        why = "its sites prove the norm of their updates"
+    elif settings.vote is not None:
+        why = "its sites vote"
+    return why
+
+
+@dataclass
+class _Streams:
+    """From what some sites draw in a round."""
+
+    sampling: Draw | None
+    noise: Randomness
+    rounding: list[Randomness]  # of each site, or one for all
+
+    def uniform(self, shape: tuple[int, int]) -> Tensor:
+        """Return `(S, parameters)` draws from [0, 1), in float32."""
+        if len(self.rounding) == 1:
+            return torch.from_numpy(self.rounding[0].uniform32(shape[0] * shape[1]).reshape(shape))
+        return torch.from_numpy(np.stack([stream.uniform32(shape[1]) for stream in self.rounding]))
+
+
+class VectorisedSites:
+    """The sites of a run, trained together; what each keeps from round to round."""
+
+    def __init__(self, task: Task, module: nn.Module, records: SiteRecords, manifest: Manifest) -> None:
+        """Begin before the first round.
+
+        Args:
+            task: of the run.
+            module: its model, on the device that trains.
+            records: of the sites in `[cohort.sizes]`, in this order, on the same device.
+            manifest: of the run, which `unsuitable` accepts.
+        """
+        settings = manifest.settings
+        self._manifest, self._records, self._task, self._module = manifest, records, task, module
+        self._names = list(settings.cohort.sizes)
+        self._run = Run.of(settings)
+        self._weights = np.array(list(self._run.weights.values()))
+        self._declared = np.array(list(settings.cohort.sizes.values()))
+        self._shapes = {name: parameter.shape for name, parameter in trained(module).items()}
+        size = sum(shape.numel() for shape in self._shapes.values())
+        self._gradients = site_gradients(task, module)
+        self._algorithm = algorithm_of(manifest, "this simulation")
+        self._packing = settings.packing(manifest.update_noise)
+        self._ceiling = self._packing.update_bound
+        self._residuals = KeptVectors(len(self._names), size, np.float32)
+        self._own = {name: KeptVectors(len(self._names), size, np.float64) for name in self._algorithm.own}
+        self._state = State.start(self._algorithm, size)
+        self._size, self._stream = size, Randomness.fresh()
+        make_optimizer(Sgd(), [torch.zeros(1)], 1.0)  # the first one loads much of torch: not in the first round
+        # Sites of about the same size train together, so that little is padding.
+        self._place_by_size = np.argsort(np.argsort(records.sizes, kind="stable"), kind="stable")
+
+    def close(self) -> None:
+        """Remove what sites kept."""
+        self._residuals.close()
+        for kept in self._own.values():
+            kept.close()
+
+    def round(self, number: int, model: Model, contributors: NDArray[np.intp] | None = None) -> Model:
+        """Play a round, and return the next round's model.
+
+        Args:
+            number: from 1.
+            model: the model that the round starts from.
+            contributors: the numbers of the sites that take part; None: all.
+        """
+        sites = np.arange(len(self._names)) if contributors is None else np.asarray(contributors, np.intp)
+        total = LevelSum(self._size, self._packing)
+        for some in self._together(sites):
+            self._add(total, some, number, model)
+        mean = total.mean(self._weights[sites].tolist())
+        self._packing = replace(self._packing, update_bound=next_bound(mean, len(sites), self._ceiling))
+        return self._apply(model, mean, sites)
+
+    def _apply(self, model: Model, mean: Update, sites: NDArray[np.intp]) -> Model:
+        weights = {self._names[site]: float(self._weights[site]) for site in sites}
+        after, self._state = advance(self._algorithm, self._run, model, self._state, mean, weights)
+        return after
+
+    def _together(self, sites: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+        """Yield the sites that train together, so many that what is computed stays in the processor's cache."""
+        sites = sites[np.argsort(self._place_by_size[sites])]
+        sizes, start = self._records.sizes[sites], 0
+        while start < len(sites):
+            most = min(len(sites), start + _MOST_SITES)
+            several = np.arange(1, most - start + 1)
+            numbers = several * (self._size + sizes[start:most] * self._gradients.values_per_record)
+            end = start + max(1, int(np.searchsorted(numbers, _AT_ONCE)))
+            yield np.sort(sites[start:end])
+            start = end
+
+    def _add(self, total: LevelSum, sites: NDArray[np.intp], number: int, model: Model) -> None:
+        """Train some sites, and add their updates to a sum."""
+        streams = self._streams(sites, number)
+        own = {name: kept.read(sites) for name, kept in self._own.items()}
+        names = [self._names[site] for site in sites]
+        half = LocalHalves.at(self._algorithm, self._run, names, model, self._state, own)
+        updates = self._trained(sites, number, model, streams, half)
+        half.sent(updates)
+        updates += torch.from_numpy(self._residuals.read(sites))
+        whole = updates.double().numpy() if own else None
+        unit = self._packing.unit(1.0) / self._weights[sites]
+        total.add(updates, torch.from_numpy(unit).unsqueeze(1), streams.uniform((len(sites), self._size)))
+        self._residuals.write(sites, updates.numpy())
+        if whole is not None:
+            for name, rows in half.kept(whole - updates.double().numpy()).items():
+                self._own[name].write(sites, rows)
+
+    def _streams(self, sites: NDArray[np.intp], number: int) -> _Streams:
+        settings = self._manifest.settings
+        rate, seed = settings.kind.sampling[0], settings.seed
+        if seed is None:
+            sampling = draw_together(self._stream, rate) if rate < 1 else None
+            return _Streams(sampling, self._stream, [self._stream])
+        training, rounding = (
+            [Randomness.seeded(seed, self._names[site], number, 1, use) for site in sites]
+            for use in ("training", "rounding")
+        )
+        return _Streams(draw_as_sites(training, rate) if rate < 1 else None, self._stream, rounding)
+
+    def _trained(
+        self, sites: NDArray[np.intp], number: int, model: Model, streams: _Streams, half: LocalHalves
+    ) -> Tensor:
+        """Train some sites for one round; return their updates `(S, parameters)`, float32, on the CPU."""
+        training, privacy = self._manifest.settings.training, self._manifest.settings.privacy
+        assert training is not None and privacy.max_grad_norm is not None  # noqa: S101, PT018 - `unsuitable` looked
+        device = next(self._module.parameters()).device
+        start = torch.from_numpy(model.vector).to(device)
+        parts = [part.view(shape) for part, shape in zip(self._split(start), self._shapes.values(), strict=True)]
+        weights = {
+            name: part.expand(len(sites), *part.shape).clone() for name, part in zip(self._shapes, parts, strict=True)
+        }
+        share = torch.from_numpy(1.0 / np.maximum(1.0, training.sample_rate * self._declared[sites])).to(device)
+        correction = _Correction(half, parts, self._split, device)
+        descent = make_optimizer(training.optimizer, list(weights.values()), training.learning_rate)
+        counts, noise = half.steps(training.steps), self._manifest.update_noise * privacy.max_grad_norm
+        everything = self._records.batches(sites, None) if streams.sampling is None else None
+        for step in range(1, training.steps + 1):
+            batches = everything or self._records.batches(sites, streams.sampling)
+            sums = self._gradients.clipped_sums(
+                weights, batches.inputs, batches.targets, batches.present, privacy.max_grad_norm
+            )
+            drawn = self._noise(len(sites), noise, streams.noise, device) if noise else None
+            for place, (name, weight) in enumerate(weights.items()):
+                gradient = sums[name].view_as(weight)
+                if drawn is not None:
+                    gradient.add_(drawn[place].view_as(weight))
+                scale = share if counts is None else share * torch.from_numpy(step <= counts).to(device)
+                gradient.mul_(scale.view(-1, *(1,) * (weight.dim() - 1)).to(torch.float32))
+                correction.add(gradient, weight, place)
+                weight.grad = gradient
+            set_rate(descent, self._rate(training, number, step))
+            descent.step()
+        for weight, part in zip(weights.values(), parts, strict=True):
+            weight.sub_(part)
+        return torch.cat([weight.flatten(1) for weight in weights.values()], 1).cpu()
+
+    def _split(self, values: Tensor) -> Sequence[Tensor]:
+        """Split `(..., parameters)` into the parameters' parts."""
+        parts: Sequence[Tensor] = values.split([shape.numel() for shape in self._shapes.values()], -1)
+        return parts
+
+    def _noise(self, sites: int, deviation: float, stream: Randomness, device: torch.device) -> Sequence[Tensor]:
+        drawn = np.empty(sites * self._size, np.float32)
+        stream.fill_gaussian(drawn, deviation)
+        return self._split(torch.from_numpy(drawn).view(sites, self._size).to(device))
+
+    def _rate(self, training: Training, number: int, step: int) -> float:
+        done, rounds = (number - 1) * training.steps, self._manifest.settings.rounds
+        return training.learning_rate * training.schedule.fraction(done + step, training.steps, rounds)
+
+
+class _Correction:
+    """What the algorithm adds to the noisy gradients: `proximal · (w − w₀) + offset`."""
+
+    def __init__(
+        self, half: LocalHalves, start: Sequence[Tensor], split: Callable[[Tensor], Sequence[Tensor]],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        proximal, offset = half.proximal, half.offset
+        self._proximal = None if proximal is None else proximal.to(device)
+        self._offset = None if offset is None else split(offset.to(device))
+        self._start = start
+
+    def add(self, gradient: Tensor, weight: Tensor, place: int) -> None:
+        """Add it to the gradients of one parameter, `(S, ...)`."""
+        if self._proximal is not None:
+            pull = self._proximal.view(-1, *(1,) * (weight.dim() - 1))
+            gradient.addcmul_(weight - self._start[place], pull)
+        if self._offset is not None:
+            gradient.add_(self._offset[place].view_as(gradient))

@@ -1,0 +1,121 @@
+"""The store: runs and how they stand, and each run's state, events and sums."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from privacy.errors import NotFoundError
+from server.store.sessions import Session
+from server.store.store import Store
+from tests.server.store.stores import run_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server.settings import ServerFolder
+
+pytestmark = pytest.mark.xdist_group("databases")
+
+
+@pytest.fixture
+def store(place: ServerFolder) -> Iterator[Store]:
+    with Store.open(place) as opened:
+        yield opened
+
+
+def test_a_run_that_is_submitted_again_is_there_once(store: Store) -> None:
+    first = store.submit(run_named(), "ada")
+    assert (first.status, first.by, first.document) == ("waiting", "ada", run_named().document)
+    store.mark(first.digest, "running")
+    again = store.submit(run_named(), "bob")
+    assert (again.status, again.by, again.submitted) == ("running", "ada", first.submitted)
+    assert len(store.runs()) == 1
+
+
+def test_runs_wait_in_the_order_of_their_submission(store: Store) -> None:
+    digests = [store.submit(run_named(name), "ada").digest for name in ("one", "two", "three")]
+    assert [run.digest for run in store.runs()] == digests[::-1]
+    assert [run.name for run in store.runs(before=digests[2], limit=1)] == ["two"]
+    for digest in digests:
+        waiting = store.next_waiting()
+        assert waiting is not None
+        assert waiting.digest == digest
+        store.mark(digest, "running")
+    assert store.next_waiting() is None
+    store.mark(digests[1], "failed", "the disk\nis full")
+    (failed,) = store.runs(status="failed")
+    assert failed.reason == r"the disk\nis full"
+    assert failed.started is not None
+    assert failed.ended is not None
+
+
+def test_a_run_is_found_by_what_names_it_alone(store: Store) -> None:
+    one, two = (store.submit(run_named(name), "ada") for name in ("lungs", "lungs-2"))
+    for name in (one.digest, one.digest[:12], "lungs"):
+        assert store.run(name) == one
+    assert store.run("lungs-") == two
+    with pytest.raises(
+        NotFoundError, match=r"several runs are called “lu”; give more of its digest: lungs-2 .*, lungs"
+    ):
+        store.run("lu")
+    with pytest.raises(NotFoundError, match=r"there is no run “heart%”; name one of these: lungs-2"):
+        store.run("heart%")
+
+
+def test_a_record_keeps_state_events_and_sums(store: Store, place: ServerFolder) -> None:
+    digest = store.submit(run_named(), "ada").digest
+    record = store.record(digest)
+    assert record.state() is None
+    assert not record.holds_sums
+    record.append({"event": "started"})
+    with record.together():
+        record.write_state(b"two", 1)
+        record.append({"event": "round", "round": 1})
+    total = bytes(range(256)) * (3 << 12)
+    record.write_sum(1, [b"old"])
+    record.write_sum(1, [total[:5], memoryview(total)[5:]])
+    with Store.open(place) as other:
+        again = other.record(digest)
+        assert (again.state(), other.run(digest).released) == (b"two", 1)
+        assert other.events(digest) == [(1, {"event": "started"}), (2, {"event": "round", "round": 1})]
+        assert other.events(digest, after=1, limit=1) == other.events(digest)[1:]
+        assert again.has_sum(1)
+        assert again.read_sum(1) == total
+        again.remove_sum(1)
+    assert not record.has_sum(1)
+
+
+def test_what_belongs_together_is_written_together_or_not_at_all(store: Store) -> None:
+    digest = store.submit(run_named(), "ada").digest
+    record = store.record(digest)
+    with pytest.raises(ZeroDivisionError), record.together():  # noqa: PT012 - what it writes is the test
+        record.write_state(b"state", 1)
+        record.append({"event": "round", "ratio": 1 / 0})
+    assert (record.state(), store.events(digest), store.run(digest).released) == (None, [], 0)
+
+
+def test_who_waits_for_events_hears_of_them(store: Store, place: ServerFolder) -> None:
+    digest = store.submit(run_named(), "ada").digest
+    assert not store.wait_for_events(digest, 0, 0.01)
+    with Store.open(place) as other:
+        for number, writer in enumerate((store, other)):
+            thread = threading.Thread(target=writer.record(digest).append, args=({"event": "waiting"},))
+            thread.start()
+            assert store.wait_for_events(digest, number, 30.0)
+            thread.join()
+
+
+def test_sessions_end_when_they_are_revoked_or_over(store: Store) -> None:
+    sessions = [Session(f"{number:064x}", "ada", "key", 0.0, float(number)) for number in range(4)]
+    for session in sessions:
+        store.sessions.add(session)
+    assert store.sessions.get(sessions[1].token) == sessions[1]
+    assert store.sessions.purge(1.0) == 2
+    assert store.sessions.of("ada") == sessions[2:]
+    assert store.sessions.revoke(sessions[3].token)
+    assert not store.sessions.revoke(sessions[3].token)
+    assert store.sessions.revoke_all("ada") == 1
+    assert store.sessions.get(sessions[2].token) is None
