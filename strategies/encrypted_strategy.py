@@ -116,9 +116,9 @@ class EncryptedStrategy(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
-        members, everybody = self._members, set(self._members.listed) - self._members.expelled.keys()
-        if self.resumed and everybody - members.models.keys():  # an earlier process knew who lacks a sum
-            members.gather(grid, len(everybody), _LAST * self._seconds)
+        members = self._members
+        if self.resumed and members.wanted - members.models.keys():  # an earlier process knew who lacks a sum
+            members.gather(grid, len(members.wanted), _LAST * self._seconds)
         if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
             self._voting.undo(grid, away)
@@ -152,8 +152,7 @@ class EncryptedStrategy(Strategy):
         self._prepare()
         self._members.check_enough(0 if self._memory.open else cohort.minimum)  # an open round may still end
         if self.resumed and server_round == 1:
-            everybody = set(self._members.listed) - self._members.expelled.keys()
-            self._members.gather(grid, len(everybody), min(_RETURN, seconds))
+            self._members.gather(grid, len(self._members.wanted), min(_RETURN, seconds))
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._memory.open:
             self._there, self._sum = present, self._memory.reopen(current, present, seconds, masked=bool(self._masks))

@@ -86,6 +86,11 @@ class Membership:
         self.keys.clear()
         self.pairs.clear()
 
+    @property
+    def wanted(self) -> set[str]:
+        """The sites that may take part."""
+        return set(self.listed) - self.expelled.keys()
+
     def check_enough(self, minimum: int) -> None:
         """Stop a run of which too many sites have left the roster: the others would wait for them in vain.
 

@@ -6,29 +6,28 @@ import logging
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from flwr.app import Context, RecordDict
+from typing import TYPE_CHECKING, cast
 
 from privacy.at_rest import vaults
 from privacy.errors import CloisterError
-from server.app import app as server_app
-from server.settings import read_consortium
+from server.app import serve_run, shared_by_runs
+from server.settings import read_consortium, read_run
 from simulations.attacks.liars import LIARS
 from simulations.attacks.transcript import Run
 from simulations.schedules.agents import Agent
 from simulations.schedules.clock import replaced, virtual_time
 from simulations.schedules.disk import Disk, Killed, watched
 from simulations.schedules.lies import Overheard
+from simulations.schedules.record import MemoryStore
 from simulations.schedules.watch import Broken, Watch
 from simulations.schedules.wire import Wire, WireGrid
-from strategies.run_memory import STATE
-from strategies.run_state import read_state
-from transport.flower import SERVER_NODE, quieten
+from strategies.run_state import state_from
+from transport.flower import quieten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from server.store.store import Store
     from simulations.engine.federation import Federation
     from simulations.schedules.clock import Clock
     from simulations.schedules.consortium import Consortium
@@ -54,19 +53,21 @@ class Outcome:
 class _Play:
     def __init__(self, schedule: Schedule, federation: Federation, clock: Clock) -> None:
         self.schedule, self.federation = schedule, federation
-        place = read_consortium(federation.server)
-        roster = place.roster()
+        self._place = read_consortium(federation.server)
+        self._roster = roster = self._place.roster()
         self.disks = {site: Disk(path) for site, path in federation.paths.items()}
         self.server = Disk(federation.server)
         self.watch = Watch(schedule.shape.minimum, self.disks, schedule.liar)
         self.agents = [
             Agent(site, roster.member(site).node_id, disk, clock, self.watch) for site, disk in self.disks.items()
         ]
-        run = Run.read(federation.manifest.read_bytes(), roster)
-        self.run, self.manifest = run.digest, run.manifest
-        overheard = Overheard(run, {agent.node: agent.name for agent in self.agents})
+        self.run = read_run(federation.manifest, roster)
+        self.store = MemoryStore(self.server)
+        overheard = Overheard(
+            Run.read(self.run.document, roster), {agent.node: agent.name for agent in self.agents}
+        )
         nodes = {agent.node: agent for agent in self.agents}
-        self.wire = Wire(schedule, clock, nodes, self.server, self.watch, overheard)
+        self.wire = Wire(schedule, clock, nodes, self.store.kept, self.watch, overheard)
         self.crashes = 0
         for agent in self.agents:
             agent.plan([fault for fault in schedule.faults if fault.party == agent.name])
@@ -77,14 +78,14 @@ class _Play:
 
     def to_the_end(self) -> None:
         """Serve until the run ends; start the server again whenever it was killed or the run failed."""
-        failures, retry = 0, False
+        failures = 0
         for _ in range(_STARTS):
             try:
-                self._serve(retry=retry)
+                self._serve()
             except Killed:
                 self._crash()
             except CloisterError as error:
-                failures, retry = failures + 1, True
+                failures += 1
                 self.wire.restart()
                 if self.schedule.hostile or (failures > _FAILURES and not self.schedule.calm):
                     return  # a hostile server can keep a run from going on; in other runs all rounds may be over
@@ -93,12 +94,9 @@ class _Play:
                 return
         self.watch.check(holds=False, promise="progress: the run does not end")
 
-    def _serve(self, *, retry: bool) -> None:
-        config: dict[str, bool | float | int | str] = {
-            "consortium": str(self.federation.server), "manifest": str(self.federation.manifest), "retry": retry,
-        }  # fmt: skip
-        run_id = int(self.run[:15], 16)
-        server_app(WireGrid(run_id, self.wire), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
+    def _serve(self) -> None:
+        grid = WireGrid(int(self.run.digest[:15], 16), self.wire)
+        serve_run(self._place, cast("Store", self.store), self.run, grid, self._roster, shared_by_runs(self._place))
 
     def _crash(self) -> None:
         fault = self._cuts.get(self.server.operations)
@@ -116,7 +114,7 @@ class _Play:
         if not (self.wire.calm or schedule.hostile):
             self.wire.calm_down()
             try:
-                self._serve(retry=True)
+                self._serve()
             except CloisterError as error:
                 watch.check(not watch.released, f"progress: the run does not go on: {error}")  # otherwise too few came
         state = self._state()
@@ -131,12 +129,12 @@ class _Play:
             watch.ends(state.model, {agent.name: self._model(agent) for agent in self.agents})
 
     def _state(self) -> RunState | None:
-        (folder,) = (self.federation.server / "runs").iterdir()
-        return read_state(folder / STATE, self.run)
+        state = self.store.kept.state()
+        return None if state is None else state_from(state, self.run.digest, "the store")
 
     def _model(self, agent: Agent) -> str:
         try:
-            return agent.site.checkpoint(self.manifest, self.run).digest
+            return agent.site.checkpoint(self.run.manifest, self.run.digest).digest
         except CloisterError as error:
             return str(error)
 

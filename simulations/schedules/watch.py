@@ -131,15 +131,17 @@ class Watch:
         self._done.add((site.name, plan.round))
         self._sent[header["ciphertexts"]] = numbers(site.name, plan.round, self._trained[site.name, plan.round])
 
-    def planned(self, plan: RoundPlan) -> None:
-        """Check a plan that the server sends."""
+    def planned(self, plan: RoundPlan, state: bytes) -> None:
+        """Check a plan that the server sends, and the run's state on its disk."""
         named = f"round {plan.round}, attempt {plan.attempt}"
         first = self._attempts.setdefault(("server", plan.round, plan.attempt), plan.digest)
         self.check(first == plan.digest, f"same bytes: the server makes two plans for {named}")
+        self.check(plan.to_bytes().decode() == json.loads(state or b"{}").get("plan"), f"kept first: {named} is not kept")
         self.check(plan.minimum_cohort >= self._minimum, f"quorum: {named} is planned below the minimum")
 
-    def summed(self, plan: RoundPlan, contributions: Sequence[Contribution]) -> None:
-        """Check the contributors of a sum that the server sends."""
+    def summed(self, plan: RoundPlan, contributions: Sequence[Contribution], *, kept: bool) -> None:
+        """Check the contributors of a sum that the server sends, and that it is on its disk."""
+        self.check(kept, f"kept first: the sum of round {plan.round} is sent, and is not kept")
         sites = [json.loads(part.header)["site"] for part in contributions]
         self.check(len(sites) >= self._minimum, f"quorum: the server sends round {plan.round} of {len(sites)} sites")
         self.check(len(set(sites)) == len(sites), f"quorum: the server sends round {plan.round} with a site twice")

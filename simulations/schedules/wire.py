@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from simulations.schedules.agents import Agent
     from simulations.schedules.clock import Clock
-    from simulations.schedules.disk import Disk
+    from simulations.schedules.record import MemoryRecord
     from simulations.schedules.faults import Fault, Schedule
     from simulations.schedules.lies import Overheard
     from simulations.schedules.watch import Watch
@@ -44,9 +44,9 @@ _OFFLINE = 0.2  # seconds after which the server notices
 class Wire:
     """What lies between the parties, and what happens there, in order of time."""
 
-    def __init__(self, schedule: Schedule, clock: Clock, agents: dict[int, Agent], server: Disk, watch: Watch,
+    def __init__(self, schedule: Schedule, clock: Clock, agents: dict[int, Agent], kept: MemoryRecord, watch: Watch,
                  overheard: Overheard) -> None:  # fmt: skip
-        self.clock, self.agents, self.watch, self._server = clock, agents, watch, server
+        self.clock, self.agents, self.watch, self._kept = clock, agents, watch, kept
         self.calm, self.steps = False, 0
         self.too_late = False  # whether the last round's plan is a killed server's, and its deadline had passed
         self.trace = sha256()  # of everything that passed
@@ -75,7 +75,7 @@ class Wire:
         """Have nothing go wrong from now on."""
         self.calm = True
         self._faults.clear()
-        self._server.kill_at.clear()
+        self._kept.disk.kill_at.clear()
         for agent in self.agents.values():
             agent.calm_down()
             if agent.away_until > self.clock.now:
@@ -113,13 +113,14 @@ class Wire:
         kind, content = message.metadata.message_type, message.content
         if kind == TRAIN.name:
             plan = read_plan(TRAIN.read(content).plan)
-            self.watch.planned(plan)
+            self.watch.planned(plan, self._kept.state() or b"")
             if plan.round == self._rounds and not self.calm:
                 self.calm_down()
                 self.too_late = plan.deadline < time.time()
         elif kind == EVALUATE.name:
             total = read_sum(content)
-            self.watch.summed(read_plan(total.plan), total.contributions)
+            plan = read_plan(total.plan)
+            self.watch.summed(plan, total.contributions, kept=self._kept.has_sum(plan.round))
 
     def _pass(self, message: Message, go: Callable[[list[Fault], float], None], again: Callable[[], None]) -> None:
         """Let a message or an answer pass, with whatever the schedule has for this place; `again` if it gets lost."""
@@ -128,7 +129,7 @@ class Wire:
         faults, late = self._faults.pop(self._passed, []), 0.0
         for fault in faults:
             if fault.kind in {"kill", "cut"}:
-                self.down, self._server.dead = fault.seconds, True
+                self.down, self._kept.disk.dead = fault.seconds, True
                 raise Killed
             if fault.kind == "leave":
                 self._leave(self.agents[message.metadata.dst_node_id], fault)
