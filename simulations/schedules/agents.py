@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
     from client.site import Site
-    from privacy.run.manifest import SignedRun
     from simulations.schedules.clock import Clock
     from simulations.schedules.disk import Disk
     from simulations.schedules.faults import Fault

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from contextlib import ExitStack, contextmanager
 from textwrap import dedent
-from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from client.round import train_round
@@ -21,6 +20,7 @@ from simulations.schedules.clock import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FunctionType, ModuleType
 
 
 class Edit(NamedTuple):

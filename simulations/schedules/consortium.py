@@ -1,4 +1,4 @@
-"""The consortium that the schedules are played with: real keys, made once, and folders that are new in every schedule."""
+"""The consortium that schedules are played with: real keys, made once, and folders that are new in every schedule."""
 
 from __future__ import annotations
 
@@ -96,5 +96,7 @@ def _share_keys(sites: list[Site]) -> None:
     for site in others:
         accept_letter(site, leader.name, letters[site.name])
     for site in sites:
-        letters_to = {other.name: other.keyring.own_letters(keys).get(site.name) for other in sites if other is not site}
+        letters_to = {
+            other.name: other.keyring.own_letters(keys).get(site.name) for other in sites if other is not site
+        }
         accept_pairs(site, keys.fingerprint, {name: letter for name, letter in letters_to.items() if letter})

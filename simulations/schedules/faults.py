@@ -1,15 +1,15 @@
 """A schedule: a run's form, what goes wrong in it, and where. One integer decides all of it.
 
-    lose     a connection breaks under a message or an answer: later the site gets the message again
-    delay    it arrives late, perhaps after the round's deadline, and after others that were sent later
-    double   it arrives twice
-    replay   an earlier message to the same site arrives once more
-    alter    something between server and site, or the server itself, puts another in its place (`lies`): only
-             answers, or messages too
-    kill     a party is killed before one of its changes to its disk, or the server between two messages
-    cut      the same, and the power fails: what was not synced is lost, in part or whole
-    leave    a site is offline for a while
-    lie      a member sends something false with all its keys, in one kind of message
+lose     a connection breaks under a message or an answer: later the site gets the message again
+delay    it arrives late, perhaps after the round's deadline, and after others that were sent later
+double   it arrives twice
+replay   an earlier message to the same site arrives once more
+alter    something between server and site, or the server itself, puts another in its place (`lies`): only
+         answers, or messages too
+kill     a party is killed before one of its changes to its disk, or the server between two messages
+cut      the same, and the power fails: what was not synced is lost, in part or whole
+leave    a site is offline for a while
+lie      a member sends something false with all its keys, in one kind of message
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _MESSAGES = {"lose": 4, "delay": 5, "double": 2, "replay": 2, "leave": 2}
 _CRASHES = {"kill": 4, "cut": 3}
 _SHAPES = (
-    (Shape(3, 2, 2, masked=False), 2), (Shape(3, 2, 3, masked=False), 2), (Shape(4, 3, 3, masked=False), 2),
-    (Shape(4, 3, 2, masked=True), 4), (Shape(4, 3, 3, masked=True), 3), (Shape(5, 3, 2, masked=True), 1),
-    (Shape(5, 4, 2, masked=True), 1), (Shape(3, 3, 4, masked=True), 1),
+    (Shape(3, 2, 2, masked=False), 7), (Shape(4, 3, 2, masked=False), 2), (Shape(3, 2, 3, masked=False), 1),
+    (Shape(3, 3, 2, masked=True), 3), (Shape(4, 3, 2, masked=True), 5), (Shape(4, 3, 3, masked=True), 1),
+    (Shape(5, 3, 2, masked=True), 1),
 )  # fmt: skip
 _QUERY, _PLAIN, _MASKED = 2, 4, 8  # messages and answers of a site: to be ready, and in a round
 _CEREMONY = 5
@@ -85,7 +85,7 @@ def draw(seed: int) -> Schedule:
     """Return the schedule of a seed."""
     rng = random.Random(seed)  # noqa: S311 - guards nothing
     (shape,) = rng.choices([shape for shape, _ in _SHAPES], [weight for _, weight in _SHAPES])
-    keys, kind = rng.random() < 4 / 5, rng.choices(("faults", "altered", "hostile", "lying"), (10, 3, 4, 2))[0]
+    keys, kind = rng.random() < 9 / 10, rng.choices(("faults", "altered", "hostile", "lying"), (10, 3, 4, 2))[0]
     if kind == "lying" and not (shape.masked and shape.sites > shape.minimum):
         kind = "faults"
     messages = shape.sites * (_QUERY + shape.rounds * (_MASKED if shape.masked else _PLAIN) + (not keys) * _CEREMONY)
@@ -95,7 +95,7 @@ def draw(seed: int) -> Schedule:
     liar = SITES[rng.randrange(shape.sites)] if kind == "lying" else None
     ordered = tuple(sorted(faults, key=lambda fault: (fault.party, fault.place)))
     lie = rng.choice(_LIES) if liar else ""
-    return Schedule(seed, shape, keys, rng.random() < 2 / 3, ordered, kind == "hostile", liar, lie)
+    return Schedule(seed, shape, keys, rng.random() < 3 / 4, ordered, kind == "hostile", liar, lie)
 
 
 def _fault(rng: random.Random, shape: Shape, messages: int) -> Fault:

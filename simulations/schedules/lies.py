@@ -81,7 +81,7 @@ def altered_question(overheard: Overheard, message: Message, choice: int) -> byt
         REVEAL.name: lambda: _other_set(content, rng),
         EVALUATE.name: lambda: _other_sum(overheard, content, rng),
     }
-    if kind in own and rng.random() < 3 / 4:  # noqa: PLR2004
+    if kind in own and rng.random() < 3 / 4:
         return _instead(message, own[kind]())
     others = [every[-1] for (other, of), every in overheard.questions.items() if of == kind and other != node]
     ways: list[Sequence[bytes]] = [overheard.questions.get((node, kind), []), others]
@@ -140,7 +140,7 @@ def _other_sum(overheard: Overheard, content: RecordDict, rng: random.Random) ->
     sites = list(now.updates)
     if not sites:
         return None
-    if rng.random() < 1 / 3:  # noqa: PLR2004
+    if rng.random() < 1 / 3:
         few = rng.sample(sites, min(len(sites), overheard.run.minimum - 1))
         total = now.sum(now.total(*few), now.contributions(*few))
     else:
@@ -155,7 +155,9 @@ def _other_sum(overheard: Overheard, content: RecordDict, rng: random.Random) ->
 def _transcript(overheard: Overheard, total: EncryptedSum) -> Transcript:
     """Return what the server knows of a sum's round."""
     sent = overheard.updates.get(total.plan, {})
-    parts = {site: part for part in total.contributions for site, update in sent.items() if update.header == part.header}
+    parts = {
+        site: part for part in total.contributions for site, update in sent.items() if update.header == part.header
+    }
     return Transcript(
         overheard.run, read_plan(total.plan), {site: sent[site] for site in parts},
         pairs={site: part.pairs for site, part in parts.items()},

@@ -63,9 +63,7 @@ class _Play:
         ]
         self.run = read_run(federation.manifest, roster)
         self.store = MemoryStore(self.server)
-        overheard = Overheard(
-            Run.read(self.run.document, roster), {agent.node: agent.name for agent in self.agents}
-        )
+        overheard = Overheard(Run.read(self.run.document, roster), {agent.node: agent.name for agent in self.agents})
         nodes = {agent.node: agent for agent in self.agents}
         self.wire = Wire(schedule, clock, nodes, self.store.kept, self.watch, overheard)
         self.crashes = 0

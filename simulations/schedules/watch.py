@@ -1,15 +1,15 @@
 """The promises of the protocol, checked whenever a message passes, a site trains or opens a sum, or a run ends.
 
-    charged     an update leaves a site only after its charge, and the note that it leaves, are on the site's disk
-    once        a site trains once for a round: after an update has left, whatever asks again gets the same one
-    same bytes  one update for a plan, and one plan for an attempt, whoever asks and however often
-    one set     a site signs one set of contributors for a plan, and it has at least as many as the minimum
-    one seed    a site reveals the seed of its own mask for two plans of a round only if the same honest sites are in both
-    quorum      no sum is sent or opened that has fewer contributors than the minimum, or one of them twice
-    exact       an opened sum is the mean of the updates that its contributors sent for this very plan, each once
-    one model   whoever opens a round's sum reaches the same model
-    kept first  no plan and no sum is sent before the server has it on disk
-    no slander  no honest site is called a liar
+charged     an update leaves a site only after its charge, and the note that it leaves, are on the site's disk
+once        a site trains once for a round: after an update has left, whatever asks again gets the same one
+same bytes  one update for a plan, and one plan for an attempt, whoever asks and however often
+one set     a site signs one set of contributors for a plan, and it has at least as many as the minimum
+one seed    a site reveals the seed of its own mask for two plans of a round only if the same honest sites are in both
+quorum      no sum is sent or opened that has fewer contributors than the minimum, or one of them twice
+exact       an opened sum is the mean of the updates that its contributors sent for this very plan, each once
+one model   whoever opens a round's sum reaches the same model
+kept first  no plan and no sum is sent before the server has it on disk
+no slander  no honest site is called a liar
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from privacy.crypto.agreement import set_digest
 from privacy.run.plan import read_plan
 from simulations.schedules.work import START, numbers
-from transport.messages import AGREE, EVALUATE, REVEAL, TRAIN
+from transport.messages import AGREE, REVEAL, TRAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +109,8 @@ class Watch:
                 honest = headers.keys() - {self.liar}
                 digest, others = self._revealed.setdefault((site.name, plan.round), (plan.digest, honest))
                 self.check(
-                    digest == plan.digest or others == honest, f"one seed: {site.name} reveals two in round {plan.round}"
+                    digest == plan.digest or others == honest,
+                    f"one seed: {site.name} reveals two in round {plan.round}",
                 )
 
     def _update_leaves(self, site: Site, plan: RoundPlan, answer: RecordDict) -> None:
@@ -136,7 +137,9 @@ class Watch:
         named = f"round {plan.round}, attempt {plan.attempt}"
         first = self._attempts.setdefault(("server", plan.round, plan.attempt), plan.digest)
         self.check(first == plan.digest, f"same bytes: the server makes two plans for {named}")
-        self.check(plan.to_bytes().decode() == json.loads(state or b"{}").get("plan"), f"kept first: {named} is not kept")
+        self.check(
+            plan.to_bytes().decode() == json.loads(state or b"{}").get("plan"), f"kept first: {named} is not kept"
+        )
         self.check(plan.minimum_cohort >= self._minimum, f"quorum: {named} is planned below the minimum")
 
     def summed(self, plan: RoundPlan, contributions: Sequence[Contribution], *, kept: bool) -> None:
@@ -159,7 +162,9 @@ class Watch:
         if self.liar not in headers:
             mean = model.vector - self._values[first.base_model]
             expected = np.mean([update for update in updates if update is not None], axis=0)
-            self.check(np.abs(mean - expected).max() < _CLOSE, f"exact: {named} and its mean is not that of the updates")
+            self.check(
+                np.abs(mean - expected).max() < _CLOSE, f"exact: {named} and its mean is not that of the updates"
+            )
         self._values[model.digest] = model.vector.copy()
         self._opened.add(site)
         self.released[first.round] = len(headers)

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from simulations.schedules.agents import Agent
     from simulations.schedules.clock import Clock
-    from simulations.schedules.record import MemoryRecord
     from simulations.schedules.faults import Fault, Schedule
     from simulations.schedules.lies import Overheard
+    from simulations.schedules.record import MemoryRecord
     from simulations.schedules.watch import Watch
 
 _FASTEST, _SLOWEST = 0.001, 0.05  # seconds that a message takes
@@ -159,7 +159,10 @@ class Wire:
             if fault.kind == "replay" and (earlier := self._overheard.earlier(message, fault.choice)):
                 self._at(moment + fault.seconds, lambda earlier=earlier: self._deliver(agent, message, earlier))
             if fault.kind == "alter" and self._hostile:
-                data = altered_question(self._overheard, message, fault.choice) or data
+                other = altered_question(self._overheard, message, fault.choice) or data
+                if fault.choice % 2:  # besides the true one, not instead of it
+                    self._at(moment + fault.seconds / 100, lambda data=data: self._deliver(agent, message, data))
+                data = other
         self._overheard.question(message, data)
         self._at(moment, lambda: self._deliver(agent, message, data))
 
