@@ -49,11 +49,7 @@ class RunMemory:
         elif self._kept.holds_sums:
             msg = f"{self._kept.place}: the run's state is lost, though it has released sums; {ADVICE}"
             raise RunError(msg)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier process began this run."""
-        return bool(self.ended or self.open)
+        self.resumed = bool(self.ended or self.open)  # whether an earlier process began this run
 
     def reopen(
         self, current: OpenRound, present: Collection[str], seconds: float, *, masked: bool
