@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client.data.fitness import load_records
 from client.dpsgd.torchrun import own_place
 from client.state.local_parameters import FOLDER, LocalParameters
 from client.state.personal_models import FOLDER as PERSONAL
@@ -15,9 +16,12 @@ from privacy.errors import DataError, TaskError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.data.own_records import OwnRecords
     from client.data.sources.registry import Source
     from client.dpsgd.process_group import ProcessGroup
     from client.settings import SiteFolder
+    from client.task.probe import Example
+    from client.task.task import Task
 
 
 class SiteContext:
@@ -40,6 +44,19 @@ class SiteContext:
     def source(self) -> Source:
         """The site's records, and how to read them."""
         return self.place.source
+
+    def load(self, task: Task, name: str, example: Example) -> OwnRecords:
+        """Have a task read the site's records.
+
+        Args:
+            task: reads.
+            name: its name.
+            example: the records that it makes up.
+
+        Raises:
+            DataError: if it cannot.
+        """
+        return load_records(task, name, example, self.source, self.settings.data)
 
     def check_count(self, count: int, purpose: str) -> None:
         """Check that a run has records to work on.

@@ -2,7 +2,9 @@
 
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
-federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `CloisterError` to catch errors.
+federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
+server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `EarlyStop`, and the settings
+of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`.
 """
 
 from __future__ import annotations
@@ -21,51 +23,72 @@ if TYPE_CHECKING:
     from client.task.table_task import TableTask
     from client.task.task import Task
     from client.work.survey import Survey
+    from cloister.client import Client
+    from cloister.result import Result
+    from cloister.simulating import EarlyStop, simulate
+    from privacy.run.settings import Encryption, Privacy, Training
+    from simulations.study.run_settings import SimulatedRun
 
 __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Category",
+    "Client",
     "CloisterError",
     "Date",
+    "EarlyStop",
+    "Encryption",
     "Flag",
     "ImageTask",
     "LocalRound",
     "LocalSolver",
     "Mean",
     "Number",
+    "Privacy",
+    "Result",
     "Run",
+    "SimulatedRun",
     "Survey",
     "TableTask",
     "Task",
+    "Training",
     "Update",
     "Values",
     "load_model",
     "load_personal",
     "read_csv",
     "save_frozen",
+    "simulate",
 ]
 
 
 _LAZY = {
     "Category": "client.data.columns",
+    "Client": "cloister.client",
     "Date": "client.data.columns",
+    "EarlyStop": "cloister.simulating",
+    "Encryption": "privacy.run.settings",
     "Flag": "client.data.columns",
     "ImageTask": "client.task.image_task",
     "Number": "client.data.columns",
+    "Privacy": "privacy.run.settings",
+    "Result": "cloister.result",
+    "SimulatedRun": "simulations.study.run_settings",
     "Survey": "client.work.survey",
     "TableTask": "client.task.table_task",
     "Task": "client.task.task",
+    "Training": "privacy.run.settings",
     "load_model": "client.state.model_use",
     "load_personal": "client.state.model_use",
     "read_csv": "client.data.records",
     "save_frozen": "client.state.model_use",
+    "simulate": "cloister.simulating",
 }
-"""Names that only a site needs, and their modules: the server has no torch."""
+"""Names that few programs need, and their modules: the server has no torch, and httpx takes a while."""
 
 
 def __getattr__(name: str) -> object:
-    """Import what only a site needs when it is used."""
+    """Import what few programs need when it is used."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     msg = f"module 'cloister' has no attribute {name!r}"

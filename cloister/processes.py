@@ -92,9 +92,24 @@ class Processes:
 
     def peak_memory(self, name: str) -> int | None:
         """Return a process's peak memory so far, in bytes; None if the system does not report it."""
+        return self._status(name, "VmHWM:")
+
+    def memory(self, name: str) -> int | None:
+        """Return a process's memory now, in bytes; None if the system does not report it."""
+        return self._status(name, "VmRSS:")
+
+    def processor_seconds(self, name: str) -> float | None:
+        """Return the processor time that a process has used so far; None if the system does not report it."""
+        with suppress(OSError):
+            stat = Path(f"/proc/{self._children[name][0].pid}/stat").read_text(encoding="utf-8")
+            user, system = stat.rpartition(")")[2].split()[11:13]  # proc_pid_stat(5)
+            return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return None
+
+    def _status(self, name: str, field: str) -> int | None:
         with suppress(OSError, StopIteration):
             lines = Path(f"/proc/{self._children[name][0].pid}/status").read_text(encoding="utf-8").splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) << 10
+            return int(next(line for line in lines if line.startswith(field)).split()[1]) << 10
         return None
 
     def tail(self, name: str, lines: int = 5) -> str:

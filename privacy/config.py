@@ -25,7 +25,7 @@ from privacy.errors import ConfigError
 from privacy.storage import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -80,6 +80,33 @@ def read_toml(path: Path, into: type[T]) -> T:
         raise ConfigError(_explain(path, text, first, into)) from error
     except ValueError as error:  # Python refuses integers of thousands of digits
         msg = f"{path}: {str(error).partition(';')[0]}; write a smaller number"
+        raise ConfigError(msg) from error
+
+
+def read_mapping(values: Mapping[str, Any], into: type[T], name: str) -> T:
+    """Read settings from a mapping as if they were in a TOML file; values may be settings dataclasses.
+
+    Args:
+        values: the settings.
+        into: their dataclass.
+        name: what to call them in messages.
+
+    Raises:
+        ConfigError: if they do not fit; names the setting.
+    """
+    plain = {
+        key: TypeAdapter(type(value)).dump_python(value, mode="json", exclude_none=True)
+        if dataclasses.is_dataclass(value)
+        else value
+        for key, value in values.items()
+    }
+    try:
+        return TypeAdapter(into).validate_json(json.dumps(plain))
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN)
+        raise ConfigError(_explain(Path(name), "", first, into)) from error
+    except (TypeError, ValueError) as error:
+        msg = f"{name}: {error}; give what a TOML file can hold"
         raise ConfigError(msg) from error
 
 

@@ -8,20 +8,21 @@ decryption key, and it runs without torch or TenSEAL.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError, StorageError, VaultError
 from privacy.folder_locks import folder_in_use
+from privacy.log_fields import about
 from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from server.store.store import Store
 from strategies.encrypted_strategy import EncryptedStrategy
-from strategies.event_log import EventLog
-from strategies.ledger_heads import LedgerHeads
-from strategies.sealed_keys import SealedKeys
+from strategies.event_log import EventLog, label_of
+from strategies.interruption import Interruption, RunInterrupted
+from strategies.shared import Shared
 from transport.grid import StreamingGrid
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from privacy.run.manifest import SignedRun
+    from privacy.run.roster import Roster
     from server.settings import ServerFolder
 
 app = ServerApp()
@@ -49,13 +51,17 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(msg)
     place = read_consortium(Path(consortium))
     kept_server(place).ready()
-    run = read_run(Path(manifest_path), place.roster())
+    roster = place.roster()
+    run = read_run(Path(manifest_path), roster)
     with folder_in_use(place.folder), Store.open(place) as store, store.lead():
-        check_failure(store, run, retry=bool(context.run_config.get("retry")))
-        serve_run(place, store, run, grid, new_epoch=bool(context.run_config.get("new-epoch")))
+        check_failure(place, store, run, retry=bool(context.run_config.get("retry")))
+        store.mark(run.digest, "running")
+        serve_run(
+            place, store, run, grid, roster, shared_by_runs(place), new_epoch=bool(context.run_config.get("new-epoch"))
+        )
 
 
-def check_failure(store: Store, run: SignedRun, *, retry: bool) -> None:
+def check_failure(place: ServerFolder, store: Store, run: SignedRun, *, retry: bool) -> None:
     """Submit a run, unless it was; check that it did not fail before, unless it is to be tried again.
 
     Raises:
@@ -63,36 +69,77 @@ def check_failure(store: Store, run: SignedRun, *, retry: bool) -> None:
             before its first round has cost nothing, and may be started again.
     """
     stored = store.submit(run, run.signer.name)
-    if stored.status == "failed" and not retry and store.record(run.digest).state() is not None:
-        msg = f"this run failed: {stored.reason}; once the cause is corrected, go on with it: cloister server … --retry"
+    begun = store.record(run.digest).state() is not None
+    earlier = place.folder / "runs" / f"{stored.name}-{run.digest[:8]}" / "state.json"
+    if earlier.exists() and not begun:
+        msg = f"{earlier}: an earlier version began this run; finish it with that version, or sign the run again"
         raise RunError(msg)
+    if retry or stored.status not in {"failed", "stopped"} or not begun:
+        return
+    if stored.status == "stopped":
+        msg = f"this run was {stored.reason}; to go on with it: cloister server … --retry"
+        raise RunError(msg)
+    msg = f"this run failed: {stored.reason}; once the cause is corrected, go on with it: cloister server … --retry"
+    raise RunError(msg)
 
 
-def serve_run(place: ServerFolder, store: Store, run: SignedRun, grid: Grid, *, new_epoch: bool = False) -> None:
-    """Run the rounds of a submitted run that no earlier process has ended. This process must lead.
+def shared_by_runs(place: ServerFolder) -> Shared:
+    """Return what all runs of a server share.
+
+    Raises:
+        LedgerError: if the file with the sites' ledger heads is damaged.
+    """
+    return Shared.opened(place.folder / place.settings.epochs, place.folder / place.settings.ledger_heads)
+
+
+def serve_run(
+    place: ServerFolder, store: Store, run: SignedRun, grid: Grid, roster: Roster, shared: Shared, *,
+    new_epoch: bool = False, interruption: Interruption | None = None,
+) -> None:  # fmt: skip
+    """Run the rounds of a submitted run that no earlier process has ended; note in the store how it ended.
+
+    This process must lead.
+
+    Args:
+        place: the server's folder.
+        store: the server's store.
+        run: the run, which the store says goes on.
+        grid: reaches the run's sites.
+        roster: the newest roster, of which the grid tells no news.
+        shared: what all runs of this server share.
+        new_epoch: have the sites make new keys first.
+        interruption: what may ask the run to end.
 
     Raises:
         CloisterError: if the run fails, which the store then says, or if keys, settings or the store cannot be used.
+        RunInterrupted: if the run was asked to end.
     """
-    store.mark(run.digest, "running")
+    interruption, strategy = interruption or Interruption(), None
+    event_log = EventLog(store.record(run.digest), label_of(run))
     try:
-        _serve(place, run, grid, EventLog(store.record(run.digest)), new_epoch=new_epoch)
+        with about(run=run.digest):
+            strategy = EncryptedStrategy(
+                run, roster, event_log, shared, place.tls, new_epoch=new_epoch,
+                newer=StreamingGrid(grid).newer_roster, interruption=interruption,
+            )  # fmt: skip
+            _serve(strategy, run, grid, event_log)
+    except RunInterrupted:
+        if interruption.reason:
+            _end(store, run, event_log, "stopped", interruption.reason, strategy)
+        raise
     except (StorageError, VaultError):  # not the run's failure: it goes on once the store can be used
         raise
     except CloisterError as error:
-        store.mark(run.digest, "failed", str(error))
+        _end(store, run, event_log, "failed", str(error), strategy)
         raise
+    finally:
+        if strategy:
+            strategy.close()
     store.mark(run.digest, "finished")
 
 
-def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog, *, new_epoch: bool) -> None:
-    roster, settings = place.roster(), run.manifest.settings
-    letters = SealedKeys(place.folder / place.settings.epochs)
-    heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
-    grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
-    strategy = EncryptedStrategy(
-        run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch, newer=grid.newer_roster
-    )
+def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: EventLog) -> None:
+    settings = run.manifest.settings
     event_log.record(
         "resumed" if strategy.resumed else "started",
         run=run.digest,
@@ -100,21 +147,23 @@ def _serve(place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog,
         rounds=settings.rounds,
         ended=strategy.ended,
         sites=list(settings.cohort.sizes),
+        minimum=settings.cohort.minimum,
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )
-    try:
-        left, seconds = settings.rounds - strategy.ended, settings.cohort.round_deadline_seconds
-        strategy.start(grid, ArrayRecord(), left, timeout=seconds)
-        strategy.finish(grid)
-        if not strategy.released:
-            msg = "no round had enough sites: nothing was trained and no model was saved"
-            raise RunError(msg)
-    except StorageError:
-        raise
-    except CloisterError as error:
-        event_log.record("failed", reason=str(error), rounds=strategy.released)
-        raise
-    finally:
-        strategy.close()
+    left, seconds = settings.rounds - strategy.ended, settings.cohort.round_deadline_seconds
+    grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
+    strategy.start(grid, ArrayRecord(), left, timeout=seconds)
+    strategy.finish(grid)
+    if not strategy.released:
+        msg = f"no round had enough sites: nothing was trained and no model was saved; {strategy.problems}"
+        raise RunError(msg)
     event_log.record("finished", rounds=strategy.released, model=strategy.model)
+
+
+def _end(
+    store: Store, run: SignedRun, event_log: EventLog, status: Literal["failed", "stopped"], reason: str,
+    strategy: EncryptedStrategy | None,
+) -> None:  # fmt: skip
+    store.mark(run.digest, status, reason)
+    event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)

@@ -52,6 +52,7 @@ def check_server(path: Path) -> Iterator[Finding]:
         *([("joining", partial(_joining, place))] if place.settings.joining else []),
         *([("signature", partial(_signature, place))] if place.settings.signature else []),
         ("disk", partial(_disk, place)),
+        ("store", partial(_store, place)),
         ("clock", _clock),
     ])  # fmt: skip
 
@@ -135,16 +136,23 @@ def _signature(place: ServerFolder) -> str:
     return f"{_port(place, signature.listen)}, for sites whose TLS is ended on the way"
 
 
+def _store(place: ServerFolder) -> str:
+    from server.store.store import Store  # noqa: PLC0415 - SQLAlchemy takes a while to import
+
+    with Store.open(place) as store:
+        waiting = len(store.runs(status="waiting"))
+        return f"{store.database.place} can be used; runs that wait: {waiting}"
+
+
 def _disk(place: ServerFolder) -> str:
-    runs = place.folder / place.settings.runs
-    probe = runs / f".space-{os.getpid()}"
+    probe = place.folder / f".space-{os.getpid()}"
     set_aside(probe, 1)
     probe.unlink()
-    free = shutil.disk_usage(runs).free
+    free = shutil.disk_usage(place.folder).free
     if free < _ROOM:
-        msg = f"{runs}: only {free >> 20} MB are free on its disk; make room for sums and records of runs"
+        msg = f"{place.folder}: only {free >> 20} MB are free on its disk; make room for sums and records of runs"
         raise StorageError(msg)
-    return f"{runs} can be written; {free / 1e9:.1f} GB free"
+    return f"{place.folder} can be written; {free / 1e9:.1f} GB free"
 
 
 def _clock() -> str:

@@ -36,6 +36,7 @@ class _Exchange:
 
     waited: list[Message] = field(default_factory=list)
     pushed: set[str] = field(default_factory=set)
+    began: float = 0.0
     ends: float = 0.0
 
 
@@ -50,6 +51,12 @@ class Attention:
         self._open: dict[str, Message] = {}  # pushed, not answered yet
         self._late: list[tuple[Message, Message]] = []
         self._exchange = _Exchange()
+        self._phases: dict[str, float] = {}
+
+    def phases(self) -> dict[str, float]:
+        """Return how many seconds went by until messages of each kind were answered, since this was last called."""
+        phases, self._phases = self._phases, {}
+        return {kind: round(seconds, 4) for kind, seconds in phases.items()}
 
     def waits_for(self, node: int, kind: str) -> bool:
         """Whether the server waits for a node's reply to a message of this kind."""
@@ -126,7 +133,8 @@ class Attention:
             kind = messages[0].metadata.message_type
             busy = self.unanswered(kind) | {message.metadata.dst_node_id for message in waited}
             pushed = self.push(grid, [message for message in messages if message.metadata.dst_node_id not in busy])
-        self._exchange = _Exchange(waited, pushed, time.monotonic() + self.seconds)
+        now = time.monotonic()
+        self._exchange = _Exchange(waited, pushed, now, now + self.seconds)
         return waited
 
     def hear(self, grid: Grid, replies: Iterable[Message], enough: Callable[[], bool]) -> Iterator[tuple[int, Message]]:
@@ -153,6 +161,8 @@ class Attention:
         for node in by_node.keys() - answered:
             self.silent(node, by_node[node].metadata.message_type)
         yield from self._hear_others(grid, exchange, enough)
+        for kind in {message.metadata.message_type for message in exchange.waited}:
+            self._phases[kind] = self._phases.get(kind, 0.0) + time.monotonic() - exchange.began
 
     def _hear_others(
         self, grid: Grid, exchange: _Exchange, enough: Callable[[], bool]

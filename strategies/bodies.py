@@ -10,6 +10,8 @@ from os import SEEK_END
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING
 
+from transport.memory import trim
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -48,8 +50,9 @@ class Bodies:
         return replace(update, chunks=tuple(self._file.read(size) for size in sizes))
 
     def clear(self) -> None:
-        """Forget all updates."""
+        """Forget all updates, and return what a round's messages took of memory."""
         if self._file is not None:
             self._file.close()
         self._file = None
         self._kept.clear()
+        trim()

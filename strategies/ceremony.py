@@ -7,7 +7,8 @@
     5. hear    a site that is online without these keys leads in turn, once per run: nobody can tell whether its letter
                was false or its complaint is. As each leads at most once, no liar keeps an honest site out
 
-A new epoch is made on command, and for every new roster, because sites have no keys for it yet.
+A new epoch is made on command, and for every new roster, because sites have no keys for it yet. If all sites have the
+same keys, all this is skipped. Otherwise no other run is in a round meanwhile: `strategies.key_turns`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from transport.messages import ACCEPT, LEAD, PAIRS, Keys, Letter, Pairs
 from transport.run_messages import content_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from flwr.serverapp import Grid
 
     from strategies.event_log import EventLog
+    from strategies.key_turns import KeyTurn
     from strategies.membership import Membership
     from strategies.sealed_keys import SealedKeys
     from transport.messages import MessageKind
@@ -58,9 +60,10 @@ class Ceremony:
     """Brings all sites of a round to the same keys."""
 
     def __init__(
-        self, members: Membership, letters: SealedKeys, event_log: EventLog, *, new_epoch: bool, masked: bool
-    ) -> None:
-        self._members, self._letters, self._event_log = members, letters, event_log
+        self, members: Membership, letters: SealedKeys, event_log: EventLog, turn: KeyTurn, *, new_epoch: bool,
+        masked: bool,
+    ) -> None:  # fmt: skip
+        self._members, self._letters, self._event_log, self._turn = members, letters, event_log, turn
         self._masked = masked
         self._wanted = new_epoch
         self._last_epoch = 0
@@ -69,11 +72,40 @@ class Ceremony:
         self._parted: dict[str, int] = {}  # how often a site was left out because a shared secret was missing
 
     def agree(self, grid: Grid, sites: list[str], minimum: int) -> Held:
-        """Bring these sites to the same keys; return epoch, fingerprint, and the sites that have them.
+        """Bring these sites to the same keys, which no other run changes until this one's turn ends.
+
+        Returns:
+            Epoch, fingerprint, and the sites that have them; no sites if fewer than the minimum are there.
 
         Raises:
             RunError: if no site could make keys that enough others accepted.
         """
+        while len(sites) >= minimum:
+            if self._settled(sites):
+                held = self._largest(sites)
+            else:
+                with self._turn.alone() as known:
+                    held = self._bring(grid, sites, minimum) if known else (0, "", [])
+            if held[2] and self._turn.begin():
+                return held
+            sites = self._ask_again(grid, sites, minimum)  # another run has had keys made since
+        return 0, "", []
+
+    def _settled(self, sites: Sequence[str]) -> bool:
+        """Whether nothing is to be done: all of these sites have the same keys and, if masked, share secrets."""
+        if self._wanted or set(self._largest(sites)[2]) != set(sites):
+            return False
+        return not self._masked or all({*sites} - {site} <= self._members.pairs[site] for site in sites)
+
+    def _ask_again(self, grid: Grid, sites: list[str], minimum: int) -> list[str]:
+        """Ask sites once more which keys they have; return those that answer."""
+        self._turn.asks_anew()
+        for site in sites:
+            self._members.doubt(site)
+        here = self._members.gather(grid, minimum, self._members.attention.seconds)
+        return [site for site in sites if site in here]
+
+    def _bring(self, grid: Grid, sites: list[str], minimum: int) -> Held:
         held = 0, "", list[str]()
         if not self._wanted:
             self._relay(grid, sites)
@@ -123,7 +155,7 @@ class Ceremony:
         self._event_log.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
         return held
 
-    def _largest(self, sites: list[str]) -> Held:
+    def _largest(self, sites: Sequence[str]) -> Held:
         """Return the keys that most of these sites have (the newest, if tied), and the sites that have them."""
         held: dict[tuple[int, str], list[str]] = {}
         for site in sites:

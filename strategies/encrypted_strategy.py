@@ -20,22 +20,25 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
-from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.errors import ProtocolError, RunError
 from privacy.run.manifest import open_run
 from privacy.run.plan import read_plan
 from strategies.adding import Adder
 from strategies.attention import Attention
 from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
+from strategies.interruption import Interruption
 from strategies.judging import LiarFinder
+from strategies.key_turns import KeyTurn
+from strategies.ledger_heads import RunHeads
 from strategies.masking import Masking, next_attempt
-from strategies.membership import UNOPENED, Membership
+from strategies.membership import Membership
 from strategies.metrics import averaged
 from strategies.open_round import OpenRound, first_attempt
+from strategies.outcomes import hear_outcomes
 from strategies.run_memory import RunMemory
 from strategies.selection import Selection
 from strategies.voting import Decision, Voting
-from transport.mask_messages import Refusal
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
 
@@ -49,10 +52,10 @@ if TYPE_CHECKING:
     from privacy.run.plan import RoundPlan
     from privacy.run.roster import Roster
     from strategies.event_log import EventLog
-    from strategies.ledger_heads import LedgerHeads
-    from strategies.membership import Standing
-    from strategies.sealed_keys import SealedKeys
+    from strategies.outcomes import Outcomes
+    from strategies.shared import Shared
     from transport.channel import TlsFiles
+    from transport.mask_messages import Refusal
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
@@ -65,20 +68,22 @@ class EncryptedStrategy(Strategy):
     """Federated averaging over ciphertexts, weighted by the sizes that the manifest declares."""
 
     def __init__(
-        self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,
-        tls: TlsFiles, *, new_epoch: bool, newer: Callable[[], Roster | None] = lambda: None,
+        self, run: SignedRun, roster: Roster, event_log: EventLog, shared: Shared, tls: TlsFiles, *, new_epoch: bool,
+        newer: Callable[[], Roster | None] = lambda: None, interruption: Interruption | None = None,
     ) -> None:  # fmt: skip
         """Take a function that returns the roster under which the next rounds go on, if there is a newer one."""
+        self._interruption = interruption or Interruption()
+        self._turn = KeyTurn(shared.turns, self._interruption.check)
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._newer_roster, self._event_log, self._tls = newer, event_log, tls
         settings = self._manifest.settings
         cohort, colluding, masked = settings.cohort, settings.colluding_sites, settings.encryption.collusion_resistant
         self._attention = Attention(cohort.round_deadline_seconds)
         self._members = members = Membership(
-            run.document, run.digest, roster, event_log, heads, self._attention, tuple(cohort.sizes),
-            liars=colluding if masked else 0,
+            run.document, run.digest, roster, event_log, RunHeads(shared.heads, held_out=settings.kind.held_out),
+            self._attention, tuple(cohort.sizes), liars=colluding if masked else 0,
         )  # fmt: skip
-        self._ceremony = Ceremony(members, letters, event_log, new_epoch=new_epoch, masked=masked)
+        self._ceremony = Ceremony(members, shared.letters, event_log, self._turn, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(members, cohort.minimum, colluding)
         members.use_roster(roster)  # it may lack sites that have left since the run was signed
         self._voting = Voting(members, settings)
@@ -104,6 +109,11 @@ class EncryptedStrategy(Strategy):
         """Digest of the model that the sites have."""
         return self._members.model
 
+    @property
+    def problems(self) -> str:
+        """The last round's problems, phrased for a message."""
+        return self._round.listed
+
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
         members = self._members
@@ -117,6 +127,7 @@ class EncryptedStrategy(Strategy):
     def close(self) -> None:
         """Forget the open round."""
         self._bodies.clear()
+        self._turn.end()
 
     def summary(self) -> None:
         """Do nothing: Flower asks strategies to log their settings here; ours are in the manifest."""
@@ -138,10 +149,7 @@ class EncryptedStrategy(Strategy):
             raise RunError(msg)
         self._before, self._round = self._round, (current := OpenRound(self.ended + server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
-        if roster := self._newer_roster():
-            open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
-            self._members.use_roster(roster)
-            self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
+        self._prepare()
         self._members.check_enough(0 if self._memory.open else cohort.minimum)  # an open round may still end
         if self.resumed and server_round == 1:
             everybody = set(self._members.listed) - self._members.expelled.keys()
@@ -163,9 +171,9 @@ class EncryptedStrategy(Strategy):
             return []
         self._there = present
         present = self._selection.choose(present, current.number, current.problems)
+        epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         if len(present) < cohort.minimum:
             return []
-        epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         size = self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES
         self._event_log.check_room((2 + (len(present) if self._masks else 0)) * size)
         current.plan = plan = first_attempt(
@@ -173,6 +181,16 @@ class EncryptedStrategy(Strategy):
         )
         self._keep(is_open=True)
         return self._ask_to_train(grid, plan, present)
+
+    def _prepare(self) -> None:
+        """Keep the keys of a round that an earlier process left open; before any other, take a newer roster."""
+        if self._memory.open:
+            self._turn.go_on()
+        elif roster := self._newer_roster():
+            open_run(self._document, roster)  # sites refuse it as soon as whoever signed it is revoked
+            self._members.use_roster(roster)
+            self._turn.asks_anew()
+            self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
 
     def _ask_to_train(self, grid: Grid, plan: RoundPlan, sites: Sequence[str]) -> list[Message]:
         messages = []
@@ -273,6 +291,7 @@ class EncryptedStrategy(Strategy):
         return {**figures, "reason": reason, "found": excluded}
 
     def _release(self, result: EncryptedSum) -> None:
+        self._interruption.delivering = True
         self._event_log.release(result)
         self._round.released = True
 
@@ -290,30 +309,9 @@ class EncryptedStrategy(Strategy):
             receipt = make_receipt(self._tls, current.plan.digest, site, reason)
         return self._message(site, EVALUATE, Delivery(self._document, [total], receipt))
 
-    def _hear(self, replies: Iterable[Message]) -> tuple[dict[str, Standing], dict[str, Mapping[str, float]],
-                                                         dict[str, Refusal]]:  # fmt: skip
-        """Return the models that sites arrived at with a sum, their metrics, and refusals to open it."""
-        current, names = self._round, self._members.names()
-        models: dict[str, Standing] = {}
-        reports: dict[str, Mapping[str, float]] = {}
-        refusals: dict[str, Refusal] = {}
-        plan = current.plan.to_bytes() if current.plan else b""
-        for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models or refusals)):
-            if (site := names[node]) in models.keys() | refusals.keys():
-                continue
-            try:
-                outcome = self._members.read_outcome(site, plan, reply)
-                if isinstance(outcome, Refusal):
-                    current.problems[site] = UNOPENED
-                    if self._masks:
-                        refusals[site] = outcome
-                    continue
-                models[site] = outcome.opened.model, outcome.opened.update_bound
-                reports[site] = current.hear(site, outcome.metrics)
-                self._voting.hear(site, outcome.vote)
-            except CloisterError as error:
-                current.problems[site] = str(error)
-        return models, reports, refusals
+    def _hear(self, replies: Iterable[Message]) -> Outcomes:
+        masked = self._masks is not None
+        return hear_outcomes(self._grid, self._members, self._voting, self._round, replies, masked=masked)
 
     def _repeat(self, refusals: Mapping[str, Refusal]) -> EncryptedSum | None:
         """Find the liars behind a sum that does not open, and add up the other updates again.
@@ -382,7 +380,7 @@ class EncryptedStrategy(Strategy):
         self._memory.keep(self._round, self.released, is_open=is_open, asked=asked)
 
     def _order(self, site: str, plan: RoundPlan, sums: Sequence[EncryptedSum]) -> Message:
-        """Return the message that asks a site to train. By its ledger head, the site notices a restored old ledger."""
+        """Return the order to train. By its ledger head, a site notices a restored old ledger."""
         return self._message(site, TRAIN, Order(self._document, plan.to_bytes(), sums, self._members.heads.of(site)))
 
     def _message(self, site: str, kind: MessageKind[Q, Any], content: Q) -> Message:
@@ -397,4 +395,6 @@ class EncryptedStrategy(Strategy):
         self._bodies.clear()
         with self._event_log.together():
             self._keep(is_open=False)
-            self._event_log.record("round", **self._round.summary(), **details)
+            self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)
+        self._turn.end()
+        self._interruption.delivering = False

@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from privacy.crypto.summation import EncryptedSum
+    from privacy.run.manifest import SignedRun
     from privacy.run.plan import RoundPlan
     from strategies.run_record import RunRecord
 
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
 _LONGEST = 2000  # characters of one text
+
+
+def label_of(run: SignedRun) -> str:
+    """Return the short name by which people tell a run from others, as its model's file is called."""
+    return f"{run.manifest.settings.name}-{run.digest[:8]}"
 
 
 class Undone(NamedTuple):
@@ -45,8 +51,9 @@ class Undone(NamedTuple):
 class EventLog:
     """The events of one run, and its sums: which of them count, and which were undone."""
 
-    def __init__(self, kept: RunRecord) -> None:
-        self.kept = kept
+    def __init__(self, kept: RunRecord, label: str = "") -> None:
+        """Take the run's record, and how displays of several runs call it."""
+        self.kept, self._label = kept, label
         self._steps: list[ReleasedSum] = []
         self._undone: dict[str, Undone] = {}  # by the resulting model
 
@@ -58,7 +65,7 @@ class EventLog:
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         self.kept.append(entry)
-        log.info("%s", event, extra={"entry": entry})
+        log.info("%s", event, extra={"entry": entry, "run": self._label})
 
     def check_room(self, size: int) -> None:
         """Check that there is room for `size` bytes of sums and updates, before sites are charged.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from privacy.codec.header import UpdateHeader
     from privacy.run.roster import Roster
     from strategies.event_log import EventLog
-    from strategies.ledger_heads import LedgerHeads
+    from strategies.ledger_heads import RunHeads
 
 READINESS = "readiness"
 APART = "it reached a different model than most sites, and is left out until it has theirs"
@@ -53,7 +53,7 @@ class Membership:
     run: str
     roster: Roster
     event_log: EventLog
-    heads: LedgerHeads
+    heads: RunHeads
     attention: Attention
     listed: tuple[str, ...]  # the sites in the manifest
     liars: int = 0  # that the run must tolerate: this many sites' claims decide no round

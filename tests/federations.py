@@ -205,8 +205,7 @@ def run_with(
 def events_at(server: Path) -> list[dict[str, Any]]:
     """The events of the newest run in a server's folder."""
     with Store.open(read_consortium(server)) as store:
-        (run,) = store.runs(limit=1)
-        return [event for _, event in store.events(run.digest, limit=10_000)]
+        return [event for _, event in store.events(store.newest().digest, limit=10_000)]
 
 
 def sums_of(federation: Federation) -> list[EncryptedSum]:

@@ -199,6 +199,14 @@ def test_a_message_has_the_id_that_is_written_to_its_metadata(monkeypatch: pytes
         assert Message(content, reply_to=message).metadata.reply_to_message_id == "chosen"
 
 
+def test_a_message_belongs_to_the_run_that_is_written_to_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    message = Message(RecordDict(), 12, "train")
+    message.metadata.__dict__["_run_id"] = 8
+    assert message.metadata.run_id == 8
+
+
 def test_a_run_is_described_by_its_number() -> None:
     assert Run.create_empty(7).run_id == 7
 

@@ -55,6 +55,14 @@ OWNERS = {
     "pydicom": {"client/data/sources/dicom.py", "simulations/tasks/chest.py"},
     "nibabel": {"client/data/sources/nifti.py"},
     "matplotlib": {"cloister/views/plots.py"},
+    "fastapi": {"server/api/"},
+    "starlette": {"server/api/"},
+    "sse_starlette": {"server/api/"},
+    "uvicorn": {"server/api/"},
+    "h11": {"server/api/"},
+    "joserfc": {"server/api/oidc.py"},
+    "authlib": {"cloister/browser_login.py"},
+    "httpx": {"server/api/oidc.py", "cloister/api_session.py", "cloister/browser_login.py"},
     "grpc": {
         "transport/channel.py",
         "server/hub/hub.py",
@@ -65,6 +73,9 @@ OWNERS = {
         "client/session.py",
         "client/asking_grpc.py",
     },
+    "prometheus_client": {"transport/operations/", "server/operations/", "client/operations/"},
+    "starlette": {"transport/operations/"},
+    "uvicorn": {"transport/operations/"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }

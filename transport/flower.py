@@ -1,8 +1,9 @@
 """Wrap Flower's internals, which no other module touches; docs/internals.md lists them.
 
-A `Message` reads run and node from the process-wide `TaskIdentity` when it is created, and gets its id by a write to
-its metadata; a grid describes its run as Flower's `Run`. Everything else in Cloister uses Flower's public API.
-tests/test_internals.py checks these facts, and pyproject.toml pins Flower to a range of minor versions.
+A `Message` reads run and node from the process-wide `TaskIdentity` when it is created, and gets its id, and the run of
+the grid that sends it, by writes to its metadata; a grid describes its run as Flower's `Run`. Everything else in
+Cloister uses Flower's public API. tests/test_internals.py checks these facts, and pyproject.toml pins Flower to a range
+of minor versions.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ def describe_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
-def stamp(message: Message, message_id: str | None = None) -> str:
-    """Set a message's id, by default a new one, and return it."""
+def stamp(message: Message, message_id: str | None = None, run_id: int | None = None) -> str:
+    """Set a message's id, by default a new one, and return it; with `run_id`, set its run, too."""
     chosen = message_id or uuid.uuid4().hex
     message.metadata.__dict__["_message_id"] = chosen
+    if run_id is not None:  # this process may serve several runs
+        message.metadata.__dict__["_run_id"] = run_id
     return chosen
 
 

@@ -51,6 +51,9 @@ class ReplyGrid(Grid):
     def _send(self, message: Message) -> None:
         """Take a message for delivery."""
 
+    def _expect(self, message_id: str) -> None:
+        """Note that the reply to this message, which is sent next, will be awaited, and not just looked for."""
+
     @abstractmethod
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
         """Return the next reply to one of these messages, or None after `seconds`.
@@ -88,10 +91,15 @@ class ReplyGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and return their ids; if one cannot be sent, withdraw all and raise."""
+        return self._push(messages)
+
+    def _push(self, messages: Iterable[Message], *, awaited: bool = False) -> list[str]:
         ids: list[str] = []
         try:
             for message in messages:
-                ids.append(stamp(message))
+                ids.append(stamp(message, run_id=self._run.run_id))
+                if awaited:
+                    self._expect(ids[-1])
                 self._send(message)
         except Exception:
             self._withdraw(set(ids))
@@ -113,7 +121,7 @@ class ReplyGrid(Grid):
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
         """Send messages at once; yield each reply as it arrives, without keeping it."""
         deadline = time.monotonic() + (DEFAULT_TIMEOUT if timeout is None else timeout)
-        return self._replies(set(self.push_messages(messages)), deadline)
+        return self._replies(set(self._push(messages, awaited=True)), deadline)
 
     def _replies(self, waiting: set[str], deadline: float) -> Replies:
         try:

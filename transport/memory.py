@@ -13,3 +13,9 @@ def return_memory() -> None:
     """Have freed memory returned to the system."""
     with suppress(AttributeError, OSError):  # other C libraries lack this option
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
+
+
+def trim() -> None:
+    """Return freed memory to the system that smaller objects between it would keep here."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from client.data.fitness import Fitness, example_of, load_records
+from client.data.fitness import Fitness, example_of
 from client.data.inputs import call, tensors
 from client.data.site_records import InMemory
 from client.dpsgd.training_steps import train, way_to_train
@@ -309,9 +309,8 @@ class Study:
 
     @cached_property
     def _sides(self) -> tuple[Side, Side]:
-        data = self._site.settings.data
-        own = load_records(self.task, self.name, self._example, self._site.source, data)
-        return own.divided(data, self._site.device)
+        own = self._site.load(self.task, self.name, self._example)
+        return own.divided(self._site.settings.data, self._site.device)
 
     @cached_property
     def metrics(self) -> frozenset[str]:

@@ -89,13 +89,13 @@ def in_turn(
         f"{' and '.join(kinds)} in turn, each with {WARM_UP} warm-up rounds, then {' and '.join(map(str, blocks))}: "
         f"{parameters:,} parameters, {sites} agents"
     )
-    with TemporaryDirectory(prefix="cloister-bench-") as folder, _variable(PARAMETERS, parameters):
+    with TemporaryDirectory(prefix="cloister-bench-") as folder, environment_variable(PARAMETERS, parameters):
         total = len(kinds) * sum(size + WARM_UP for size in blocks)
         with ExitStack() as stack:
             key_file = Path(folder) / "sites.key"
             write_atomically(key_file, os.urandom(32))
-            stack.enter_context(_variable(KEY_FILE_VARIABLE, key_file))
-            advance = stack.enter_context(_bar(console, total))
+            stack.enter_context(environment_variable(KEY_FILE_VARIABLE, key_file))
+            advance = stack.enter_context(bar(console, total))
             benches = {
                 encrypted: _Bench(
                     _prepare(Path(folder) / str(encrypted), sites, encrypted=encrypted),
@@ -165,7 +165,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
+def bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar of finished rounds."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -174,7 +174,7 @@ def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _variable(name: str, value: object) -> Iterator[None]:
+def environment_variable(name: str, value: object) -> Iterator[None]:
     """Set a variable of the environment for agents that start within this context."""
     before = os.environ.get(name)
     os.environ[name] = str(value)

@@ -30,6 +30,22 @@ def bench_round(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("scale", epilog="Example:  cloister bench scale --sites 200 --rounds 20 --json")
+def bench_scale(
+    parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds to measure.")] = 20,
+    sites: Annotated[int, typer.Option(min=3, help="Sites.")] = 200,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that the agents of all sites share.")] = 2,
+    masks: Annotated[bool, typer.Option(help="With masks, or without.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure rounds of many sites, whose agents share processes: seconds, processor time, memory by round."""
+    from cloister.benchmarks.scale import measure, table  # noqa: PLC0415
+
+    report = measure(parameters, rounds, sites, processes, masked=masks)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
 def bench_encryption(
     parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 1_000_000,

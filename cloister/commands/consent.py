@@ -1,4 +1,4 @@
-"""`cloister run show` and `cloister approve`: see what a run would do at a site, and decide whether it takes part."""
+"""`cloister run` and `cloister approve`: see what a run would do at a site, and did; decide whether it takes part."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from privacy.errors import ConfigError
 
 Run = Annotated[Path, typer.Argument(help="A signed run, or the first 8 digits of one that the site keeps.")]
 
-run = typer.Typer(help="See what a run would do.", no_args_is_help=True)
+run = typer.Typer(help="See what a run would do, and what happened in it.", no_args_is_help=True)
 
 
 @run.callback()
 def about() -> None:
-    """See what a run would do."""
+    """See what a run would do, and what happened in it."""
 
 
 @run.command("show", epilog="Example:  cloister run show run.manifest north")
@@ -46,6 +46,28 @@ def show(
             typer.echo(line)
     if not report["allowed"]:
         raise typer.Exit(1)
+
+
+@run.command("events", epilog="Example:  cloister run events server | tail")
+def events(
+    server: Annotated[Path, typer.Argument(help="consortium.toml, or its folder.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="What the run's digest or name begins with; or the newest.")
+    ] = None,
+) -> None:
+    """Print a run's events from the server's store, one JSON object per line, the oldest first."""
+    from server.protection import kept_server  # noqa: PLC0415
+    from server.settings import read_consortium  # noqa: PLC0415
+    from server.store.store import Store  # noqa: PLC0415
+
+    place = read_consortium(server)
+    kept_server(place).ready()
+    with Store.open(place) as store:
+        digest, shown = store.newest().digest if name is None else store.run(name).digest, 0
+        while more := store.events(digest, after=shown):
+            shown, _ = more[-1]
+            for _, event in more:
+                typer.echo(json.dumps(event))
 
 
 def approve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from cloister.audit.checks import CONFIDENCE
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -100,6 +101,39 @@ def draw_utility(report: dict[str, Any], path: Path) -> None:
         axes.set_title(f"{name}, {own[0]['sites']} sites")
         axes.legend()
     _save(figure, path)
+
+
+def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | None) -> Figure:
+    """Draw a simulation: loss and metrics by round, and the first metric against ε, if there is noise, and bytes."""
+    measured = [row for row in rows if "loss" in row]
+    if not measured:
+        msg = "no round was measured, so there is nothing to draw; simulate at least one round"
+        raise ConfigError(msg)
+    names = [
+        name for name in measured[0] if name not in _NO_METRICS and not math.isnan(measured[-1].get(name, math.nan))
+    ]
+    against = [("round", "round")]
+    if all(math.isfinite(row["epsilon"]) for row in measured):
+        against.append(("epsilon", "ε spent"))
+    against.append(("bytes", "MB sent by all sites"))
+    figure = Figure(figsize=(4.4 * len(against), 3.6), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left")
+    for place, (key, label) in enumerate(against, start=1):
+        axes = figure.add_subplot(1, len(against), place)
+        across = [row[key] / (1e6 if key == "bytes" else 1) for row in measured]
+        for name in names if key == "round" else names[1:2] or names[:1]:
+            axes.plot(across, [row[name] for row in measured], marker="o", markersize=3, label=name)
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+    if path is not None:
+        _save(figure, path)
+    else:
+        FigureCanvasAgg(figure)
+    return figure
+
+
+_NO_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
 
 
 def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float64], name: str, colour: str) -> None:

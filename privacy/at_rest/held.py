@@ -16,15 +16,12 @@ FOLDERS = frozenset({
 MADE_AGAIN = frozenset({"cache"})
 """Folders that a backup leaves out, because what is in them can be made again."""
 
-FILES = frozenset({"refused-tasks.json", "audit.json"})
+FILES = frozenset({"refused-tasks.json", "audit.json", "session.json"})
 RESTORING, RESTORED = ".restoring", ".restored"
 """A backup while it is unpacked beside the files of a site, and once it is complete."""
 
-EVENTS = "events.jsonl"
-"""A server's log of one run."""
-
 _PUBLIC = "models", "public"
-_SPACE, _LOCK = ".space", ".server"
+_SPACE = ".space"
 
 
 def holds(relative: str) -> bool:
@@ -38,12 +35,12 @@ def holds(relative: str) -> bool:
 def is_empty(relative: str) -> bool:
     """Return whether this is disk space that was reserved, or a lock: neither has content."""
     name = PurePosixPath(relative).name
-    return name == _LOCK or name.startswith(_SPACE)  # checks add the number of their process
+    return name.startswith(_SPACE)  # checks add the number of their process
 
 
 def is_log(relative: str) -> bool:
     """Return whether entries are appended to this file, so that it is encrypted entry by entry."""
     path = PurePosixPath(relative)
-    if path.name == EVENTS or path.parent.as_posix() == "ledger":
+    if path.parent.as_posix() == "ledger":
         return True
     return path.parts[:1] in {("outbox",), ("metrics",)} and path.suffix in {".commitments", ".jsonl"}

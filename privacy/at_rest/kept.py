@@ -30,15 +30,20 @@ class KeptFolder:
         files: files and folders to encrypt, relative to it, beside the usual ones of `privacy.at_rest.held`.
         outside: secrets that its settings keep elsewhere; they stay as they are.
         alone: keeps other processes from using the folder; raises a `VaultError` if one does.
+        values: encrypts or decrypts what is not in files.
     """
 
     folder: Path
     files: tuple[str, ...]
     outside: tuple[Path, ...]
     alone: Callable[[], AbstractContextManager[None]]
+    values: protection.Values = protection.no_values
 
     @classmethod
-    def of(cls, folder: Path, paths: Iterable[Path], alone: Callable[[], AbstractContextManager[None]]) -> Self:
+    def of(
+        cls, folder: Path, paths: Iterable[Path], alone: Callable[[], AbstractContextManager[None]],
+        values: protection.Values = protection.no_values,
+    ) -> Self:  # fmt: skip
         """Return a folder whose settings name these files and folders, relative to it or absolute."""
         within, outside = list[str](), list[Path]()
         for each in paths:
@@ -47,10 +52,10 @@ class KeptFolder:
                 within.append(path.relative_to(folder).as_posix())
             else:
                 outside.append(path)
-        return cls(folder, tuple(within), tuple(outside), alone)
+        return cls(folder, tuple(within), tuple(outside), alone, values)
 
     def protect(self, secret: Secret | None) -> int:
-        """Encrypt the folder, or change what opens it; return how many files were encrypted.
+        """Encrypt the folder, or change what opens it; return how many files and values were encrypted.
 
         Args:
             secret: what opens it from now on; None to leave that as it is.
@@ -59,16 +64,16 @@ class KeptFolder:
             VaultError: if another process uses the folder, or the present secret is missing or wrong.
         """
         with self.alone():
-            return protection.protect(self.folder, secret, self.files)
+            return protection.protect(self.folder, secret, self.files, self.values)
 
     def unprotect(self) -> int:
-        """Decrypt the folder; return how many files were decrypted.
+        """Decrypt the folder; return how many files and values were decrypted.
 
         Raises:
             VaultError: as `protect`.
         """
         with self.alone():
-            return protection.unprotect(self.folder)
+            return protection.unprotect(self.folder, self.values)
 
     def ready(self) -> None:
         """Open the folder, if it is encrypted; finish its encryption, if that was interrupted.
@@ -80,7 +85,7 @@ class KeptFolder:
             return
         if header_of(self.folder).state != "encrypted" or unfinished(self.folder / FILE):
             with self.alone():
-                protection.finish(self.folder)
+                protection.finish(self.folder, self.values)
         if not is_protected(self.folder):
             return
         header = header_of(self.folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,20 +39,29 @@ if TYPE_CHECKING:
 
     from privacy.at_rest.vault import Secret
 
+Values = Callable[[], int]
+"""Encrypts or decrypts, as the folder's vault says, what a folder keeps elsewhere than in files; returns how much."""
+
 _STEP = 1 << 18  # bytes read at a time
 _ENTRIES = 1 << 16  # bytes of entries that become one record
 
 
-def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
+def no_values() -> int:
+    """Encrypt nothing: everything is in files."""
+    return 0
+
+
+def protect(folder: Path, secret: Secret | None, files: tuple[str, ...], values: Values = no_values) -> int:
     """Encrypt a folder, or change what opens it; finish what an earlier call began.
 
     Args:
         folder: the folder; nobody else may use it meanwhile.
         secret: what opens it from now on; None to leave that as it is.
         files: further files and folders to encrypt, relative to the folder.
+        values: encrypts what is not in files, too.
 
     Returns:
-        How many files were encrypted.
+        How many files and values were encrypted.
 
     Raises:
         OSError, VaultError: if a file cannot be read or written, or the present secret is missing or wrong.
@@ -67,22 +77,22 @@ def protect(folder: Path, secret: Secret | None, files: tuple[str, ...]) -> int:
     else:
         return 0
     _keep(vault.with_state("encrypting", files))
-    return finish(folder)
+    return finish(folder, values)
 
 
-def unprotect(folder: Path) -> int:
-    """Decrypt a folder; return how many files were decrypted.
+def unprotect(folder: Path, values: Values = no_values) -> int:
+    """Decrypt a folder; return how many files and values were decrypted.
 
     Raises:
         OSError, VaultError: as `protect`.
     """
     vault = opened(folder)
     _keep(vault.with_state("decrypting", vault.header.files))
-    return finish(folder)
+    return finish(folder, values)
 
 
-def finish(folder: Path) -> int:
-    """Finish what was begun, if anything was; return how many files were encrypted or decrypted.
+def finish(folder: Path, values: Values = no_values) -> int:
+    """Finish what was begun, if anything was; return how many files and values were encrypted or decrypted.
 
     Raises:
         OSError, VaultError: as `protect`.
@@ -99,6 +109,7 @@ def finish(folder: Path) -> int:
         _remove(path)
     for path in (each for each in found if each not in lefts):
         done += _encrypt(vault, path) if state == "encrypting" else _decrypt(vault, path)
+    done += values()
     if state == "encrypting":
         _keep(vault.with_state("encrypted", vault.header.files))
     else:
@@ -112,7 +123,7 @@ def finish(folder: Path) -> int:
 
 def _keep(vault: Vault) -> None:
     path = vault.folder / FILE
-    with _overwritten(path):  # the data key must not stay on disk under an old passphrase
+    with overwritten(path):  # the data key must not stay on disk under an old passphrase
         replace_file(path, [vault.header.to_bytes()])
     remember(vault)
 
@@ -166,7 +177,7 @@ def _encrypt(vault: Vault, path: Path) -> bool:
             return False
         kind = LOG if is_log(relative) else WHOLE
         key = FileKey(vault.data_key, bytes.fromhex(vault.header.id), relative, kind, os.urandom(SALT_BYTES), path)
-        with _overwritten(path):
+        with overwritten(path):
             _replace(path, _as_log(key, file.read()) if kind == LOG else sealed_parts(key, _read(file)))
     return True
 
@@ -215,7 +226,7 @@ def _alone(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _overwritten(path: Path) -> Iterator[None]:
+def overwritten(path: Path) -> Iterator[None]:
     """Overwrite a file's content with zeros once it has been replaced; until then, it has a temporary name too."""
     path = Path(os.path.realpath(path))
     old = path.with_name(f".{path.name}.old.new")

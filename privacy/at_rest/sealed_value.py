@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from privacy.at_rest.sealed import HEAD_BYTES, ID_BYTES, MAGIC, SALT_BYTES, TAG_BYTES, VALUE, FileKey
+from privacy.at_rest.sealed import HEAD_BYTES, MAGIC, SALT_BYTES, VALUE, FileKey
 from privacy.at_rest.vaults import header_of, is_protected, opened
 from privacy.errors import VaultError
 
@@ -60,15 +60,16 @@ def open_value(folder: Path, place: str, stored: bytes) -> bytes:
             raise VaultError(msg)
         return stored
     vault = opened(folder)
+    own = bytes.fromhex(vault.header.id)
     if not sealed:
         if vault.header.state == "encrypted":
             msg = f"{folder / place}: this value is not encrypted, though its folder is; restore it from a backup"
             raise VaultError(msg)
         return stored
-    start = len(MAGIC) + 2
-    own = stored[start : start + ID_BYTES]
-    salt = stored[start + ID_BYTES : HEAD_BYTES]
+    salt = stored[HEAD_BYTES - SALT_BYTES : HEAD_BYTES]
     key = FileKey(vault.data_key, own, place, VALUE, salt, vault.folder / place)
-    if len(stored) < HEAD_BYTES + TAG_BYTES or own.hex() != vault.header.id:
-        raise key.altered()
-    return key.open(_NONCE, stored[HEAD_BYTES:])
+    try:
+        return key.open(_NONCE, stored[HEAD_BYTES:])
+    except VaultError as error:
+        msg = f"{key.path}: this encrypted value was altered, or belongs at another place; restore it from a backup"
+        raise VaultError(msg) from error

@@ -303,10 +303,10 @@ def _shifted(
 ) -> Iterator[NDArray[np.uint64]]:
     """Add and subtract streams modulo t, in place; a word holds the sum of up to 2^15 residues of 48 bits."""
     for block in blocks:
-        part = block[:, :_MASKED]
-        for stream in added:
-            part += stream.residues(part.size, PLAIN_MODULUS).reshape(part.shape)
-        for stream in removed:
-            part += _T - stream.residues(part.size, PLAIN_MODULUS).reshape(part.shape)
-        part %= _T
+        for row in block[:, :_MASKED]:  # a row and a stream's part for it stay in the processor's cache
+            for stream in added:
+                row += stream.residues(row.size, PLAIN_MODULUS)  # noqa: PLW2901 - in place
+            for stream in removed:
+                row += _T - stream.residues(row.size, PLAIN_MODULUS)  # noqa: PLW2901 - in place
+            row %= _T  # noqa: PLW2901 - in place
         yield block

@@ -17,24 +17,74 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count as from_zero
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
+    from cryptography.hazmat.primitives.ciphers import CipherContext
     from numpy.typing import NDArray
 
 _KEY_BYTES = 32
 _BLOCK = 1 << 16  # values drawn at a time
-_SPARE = 16  # bytes that the cipher requires behind its output: one AES block
+_AES_BLOCK, _NONCE = 16, 12  # bytes
+_BY_CTR = 2 * _AES_BLOCK  # bytes of each nonce's blocks that GCM keeps for itself
+_BY_GCM = (1 << 36) - _BY_CTR  # the rest: as many as GCM encrypts under a nonce
 _ZEROS = memoryview(bytes(8 * _BLOCK))
+
+
+class _Keystream:
+    """The output of AES-256 in counter mode from a zero block, over zeros.
+
+    OpenSSL computes GCM twice as fast as counter mode alone, although GCM encrypts in counter mode, too (NIST SP
+    800-38D): its counter's first 12 bytes are the nonce, the others count from 2. So GCM computes all but two of every
+    2³² blocks; its tag is not needed.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._ciphers = self._in_order(AES(key))
+        self._cipher, self._left = next(self._ciphers)
+
+    @staticmethod
+    def _in_order(key: AES) -> Iterator[tuple[CipherContext, int]]:
+        """Yield ciphers, each with the number of bytes that are to be taken from it."""
+        for number in from_zero():
+            nonce = number.to_bytes(_NONCE, "big")
+            yield Cipher(key, CTR(nonce + bytes(_AES_BLOCK - _NONCE))).encryptor(), _BY_CTR
+            yield Cipher(key, GCM(nonce)).encryptor(), _BY_GCM
+
+    def _next(self, most: int) -> tuple[CipherContext, int]:
+        """Return the cipher of the next bytes, and how many to take from it."""
+        if not self._left:
+            self._cipher, self._left = next(self._ciphers)
+        taken = min(most, self._left)
+        self._left -= taken
+        return self._cipher, taken
+
+    def update(self, zeros: bytes) -> bytes:
+        """Return the next bytes, as many as there are zeros."""
+        parts = list[bytes]()
+        while zeros:
+            cipher, taken = self._next(len(zeros))
+            parts.append(cipher.update(zeros[:taken]))
+            zeros = zeros[taken:]
+        return b"".join(parts)
+
+    def update_into(self, zeros: memoryview, into: memoryview) -> None:
+        """Write the next bytes, as many as there are zeros; `into` is longer by a block, as the ciphers require."""
+        while zeros:
+            cipher, taken = self._next(len(zeros))
+            cipher.update_into(zeros[:taken], into)
+            zeros, into = zeros[taken:], into[taken:]
 
 
 @dataclass(frozen=True)
@@ -48,7 +98,7 @@ class _Room:
     @classmethod
     def of(cls, number: type[np.float32 | np.float64], pairs: int) -> Self:
         numbers: Any = np.empty((3, pairs), number)  # the type of numbers is one of two
-        return cls(np.empty(pairs * (8 + numbers.itemsize) + _SPARE, np.uint8), np.empty(pairs), numbers)
+        return cls(np.empty(pairs * (8 + numbers.itemsize) + _AES_BLOCK, np.uint8), np.empty(pairs), numbers)
 
     def part(self, pairs: int) -> _Room:
         """Return the part of it that fewer pairs need."""
@@ -70,7 +120,7 @@ class Randomness:
     """A stream of random numbers. Not safe to share between threads."""
 
     def __init__(self, key: bytes) -> None:
-        self._stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
+        self._stream = _Keystream(key)
         self._kept: _Room | None = None
 
     @classmethod
@@ -97,7 +147,8 @@ class Randomness:
         shift, residues = np.uint64(64 - modulus.bit_length()), np.empty(0, dtype=np.uint64)
         while residues.size < count:
             words = np.frombuffer(self.bytes(8 * (count - residues.size)), dtype="<u8") >> shift
-            words = words[words < modulus]
+            if words.max() >= modulus:
+                words = words[words < modulus]
             residues = np.concatenate([residues, words]) if residues.size else words
         return residues
 
@@ -129,8 +180,8 @@ class Randomness:
         takes only one vectorised function.
 
         The work is block by block, in memory that is kept from call to call: the system takes longer to provide new
-        memory than the processor takes to draw. On an AMD EPYC (Zen 4), a million samples in single precision take
-        2.8 ms, of which 0.7 ms are the cipher's.
+        memory than the processor takes to draw. On an AMD EPYC (Zen 5), a million samples in single precision take
+        1.7 ms, of which 0.3 ms are the cipher's.
         """
         number = drawn.dtype.type
         for start in range(0, drawn.size, _BLOCK):

@@ -27,6 +27,16 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
     Raises:
         ConfigError: if no noise reaches the requested ε, or the packing has no room for a share of the noise.
     """
+    manifest = make_manifest(settings, roster_version=roster_version)
+    return SignedDocument.make(key, KIND, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+
+
+def make_manifest(settings: RunSettings, *, roster_version: int) -> Manifest:
+    """Calibrate σ over the whole run.
+
+    Raises:
+        ConfigError: as `sign_manifest` does.
+    """
     now = datetime.now(UTC)
     manifest = Manifest(
         settings=settings,
@@ -38,8 +48,7 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
     )
     if settings.shares_noise:
         share_of(manifest, 1, 0.0)  # raises if not even the smallest model would work
-    payload = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
-    return SignedDocument.make(key, KIND, payload)
+    return manifest
 
 
 def _sigma(settings: RunSettings) -> float:

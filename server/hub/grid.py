@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Error
 
 from privacy.failpoints import failpoint
+from strategies.interruption import Interruption
 from transport.flower import GONE, LEFT, reply
 from transport.grid import ReplyGrid
 from transport.parcel import encode
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from privacy.run.roster import Roster
     from server.hub.mailboxes import Mailboxes
 
-_GRACE = 2.0  # seconds after an agent's last call during which it still counts as online
+GRACE = 2.0
+"""Seconds after an agent's last call during which it still counts as online."""
 
 
 class GrpcGrid(ReplyGrid):
-    """Sends through mailboxes that agents pull from."""
+    """Sends one run's messages through mailboxes that agents pull from, and that other runs use, too."""
 
     def __init__(
         self,
@@ -33,30 +35,48 @@ class GrpcGrid(ReplyGrid):
         mailboxes: Mailboxes,
         nodes: AbstractSet[int] | None = None,
         newer: Callable[[], Roster | None] = lambda: None,
+        interruption: Interruption | None = None,
     ) -> None:
-        """Take the nodes of the run's roster, None for every node that comes; and what tells a newer roster."""
+        """Take what a run needs to know.
+
+        Args:
+            run_id: Flower's number for the run.
+            mailboxes: where messages wait for sites.
+            nodes: the run's nodes; None for every node that comes.
+            newer: returns a newer roster, if there is one.
+            interruption: what may ask the run to end.
+        """
         super().__init__(run_id)
         self._newer = newer
         self._nodes = nodes
         self._mailboxes = mailboxes
+        self._interruption = interruption or Interruption()
         self._sent: dict[str, Message] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the sites that are online."""
-        online = self._mailboxes.online(_GRACE)
+        self._interruption.check()
+        online = self._mailboxes.online(GRACE)
         return sorted(online if self._nodes is None else online & self._nodes)
 
     def newer_roster(self) -> Roster | None:
         """Return a newer roster, which is offered to the agents before their next message."""
         return self._newer()
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids. Withdraw earlier messages that have expired."""
+    def close(self) -> None:
+        """Withdraw every message that no site has answered: the run has ended."""
+        self._withdraw(set(self._sent))
+
+    def _push(self, messages: Iterable[Message], *, awaited: bool = False) -> list[str]:
+        self._interruption.check()
         sent, now = self._sent, time.time()
         self._withdraw(
             {name for name, message in sent.items() if message.metadata.created_at + message.metadata.ttl < now}
         )
-        return super().push_messages(messages)
+        return super()._push(messages, awaited=awaited)
+
+    def _expect(self, message_id: str) -> None:
+        self._mailboxes.expect(message_id)
 
     def _send(self, message: Message) -> None:
         message_id = message.metadata.message_id
@@ -65,9 +85,15 @@ class GrpcGrid(ReplyGrid):
         failpoint("message-sent")
 
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        taken = self._mailboxes.take(waiting, seconds)
-        if taken is None:
-            return None
+        deadline = time.monotonic() + seconds
+        while True:
+            self._interruption.check()
+            left = deadline - time.monotonic()
+            taken = self._mailboxes.take(waiting, min(left, Interruption.SECONDS))
+            if taken is not None:
+                break
+            if left <= Interruption.SECONDS:
+                return None
         message_id, data = taken
         message = self._sent.pop(message_id)
         if data is None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
-_OTHERS = 2  # replies held while others are awaited: fewer than the bodies that the hub takes at a time
+_OTHERS = (
+    2  # replies held that nobody awaits, while others are awaited: fewer than the bodies that the hub takes at a time
+)
 _REMEMBERED = 4096  # answered messages whose receipts are still available
 
 
@@ -46,6 +48,7 @@ class Mailboxes:
         self._left = set[int]()  # sites that were members
         self._replies: dict[str, tuple[bytes | bytearray | None, Callable[[], None]]] = {}
         self._answered: OrderedDict[str, bytes] = OrderedDict()
+        self._awaited = set[str]()  # messages whose replies some run awaits
 
     def admit(self, nodes: AbstractSet[int]) -> None:
         """Have a mailbox for these sites, and nothing in any other; what was in it has None as its reply."""
@@ -59,6 +62,11 @@ class Mailboxes:
                 box.waiting.clear()
                 box.seen = 0.0
             self._changed.notify_all()
+
+    def expect(self, message_id: str) -> None:
+        """Hold the reply to this message until it is taken, or the message withdrawn, whatever other runs await."""
+        with self._changed:
+            self._awaited.add(message_id)
 
     def put(self, node: int, message_id: str, parts: tuple[bytes, ...]) -> None:
         """Leave a message for a site; one that has left is answered at once.
@@ -134,7 +142,7 @@ class Mailboxes:
         """Wait up to `seconds` for a reply to any of these messages; return its message's id and the reply, or None.
 
         The reply is None if the site has left, and none will come.
-        Meanwhile only a few replies to other messages are held, so that awaited replies find room. The rest are
+        Meanwhile only a few replies that nobody awaits are held, so that awaited replies find room. The rest are
         replaced with empty ones, as a record that they came.
         """
         deadline = time.monotonic() + seconds
@@ -143,14 +151,14 @@ class Mailboxes:
                 message_id = next((reply for reply in self._replies if reply in message_ids), None)
                 if message_id is not None:
                     data, free = self._replies.pop(message_id)
+                    self._awaited.discard(message_id)
                     free()
                     return message_id, data
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
-                others = [
-                    name for name, (data, _) in self._replies.items() if data is not None and name not in message_ids
-                ]
+                awaited = self._awaited | message_ids
+                others = [name for name, (data, _) in self._replies.items() if data is not None and name not in awaited]
                 for other in others[_OTHERS:]:
                     self._replies[other][1]()
                     self._replies[other] = b"", _nothing
@@ -159,6 +167,7 @@ class Mailboxes:
     def withdraw(self, message_ids: AbstractSet[str]) -> None:
         """Forget messages that nobody waits for any more."""
         with self._changed:
+            self._awaited -= message_ids
             for message_id in message_ids:
                 if message_id in self._replies:
                     self._replies.pop(message_id)[1]()

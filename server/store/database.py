@@ -46,7 +46,8 @@ _SQLITE = {
     sqlite3.SQLITE_IOERR: "its disk fails; check the disk, and the room on it",
     sqlite3.SQLITE_BUSY: "another process uses it for too long; end that process",
 }
-_LOST = ("08", "57P", "53300", "40001", "40P01")  # SQLSTATEs, or how they start, after which another try may succeed
+_LOST = ("08", "57P", "53300", "40001", "40P01", "23505")
+"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, and conflicts with others."""
 
 
 class Database:
@@ -61,7 +62,6 @@ class Database:
 
         Raises:
             ConfigError: if the URL is not one of SQLite or PostgreSQL, or contains a password.
-            StorageError: if the SQLite file cannot be made.
         """
         parsed = _parsed(url)
         self.file: Path | None = None
@@ -129,7 +129,7 @@ class Database:
             code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
             msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
         elif self.is_postgres:
-            said = plain(str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__, 200)
+            said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
             advice = "check that PostgreSQL runs and has room, and the network"
             if "password" in said or "authentication" in said:
                 advice = f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
@@ -171,14 +171,13 @@ def _parsed(url: str) -> URL:
 
 
 def _sqlite(file: Path) -> Engine:
-    try:
-        make_folder(file.parent)
-        os.close(private(str(file), os.O_RDWR | os.O_CREAT))  # only its owner may read it
-    except OSError as error:
-        msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
-        raise StorageError(msg) from error
-
     def connect() -> sqlite3.Connection:
+        try:
+            make_folder(file.parent)
+            os.close(private(str(file), os.O_RDWR | os.O_CREAT))  # only its owner may read it
+        except OSError as error:
+            msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
+            raise StorageError(msg) from error
         connection = sqlite3.connect(file, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             connection.executescript(
@@ -190,7 +189,7 @@ def _sqlite(file: Path) -> Engine:
             raise
         return connection
 
-    engine = sa.create_engine(f"sqlite:///{file}", creator=connect, hide_parameters=True)
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), creator=connect, hide_parameters=True)
 
     def begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get(_READS)

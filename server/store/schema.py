@@ -37,7 +37,7 @@ def _version(connection: Connection) -> str | None:
     return found
 
 
-def _migrate(connection: Connection, place: str, to: str = NEWEST) -> None:
+def _migrate(connection: Connection, place: str) -> None:
     from alembic import command  # noqa: PLC0415 - it takes a while to import, and is rarely needed
     from alembic.config import Config  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
@@ -52,4 +52,4 @@ def _migrate(connection: Connection, place: str, to: str = NEWEST) -> None:
     if version is not None and version not in known:
         msg = f"{place}: a newer version of Cloister has written this store; use that version, or a newer one"
         raise StorageError(msg)
-    command.upgrade(config, to)
+    command.upgrade(config, NEWEST)

@@ -83,6 +83,12 @@ class Store:
         database.be_patient()
         return cls(database, place)
 
+    @staticmethod
+    def exists(place: ServerFolder) -> bool:
+        """Whether there is a database; for PostgreSQL, whether one is named."""
+        database = Database(place.settings.store.url, place.folder)
+        return database.file is None or database.file.exists()
+
     def close(self) -> None:
         """Close the store."""
         self.database.close()
@@ -146,6 +152,17 @@ class Store:
         how = "give more of its digest" if many else "name one of these"
         msg = f"{'several runs are called' if many else 'there is no run'} {quoted(name)}"
         raise NotFoundError(f"{msg}; {how}: {known}" if known else f"{msg}; submit it first")
+
+    def newest(self) -> StoredRun:
+        """Return the run that was submitted last.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        if found := self.runs(limit=1):
+            return found[0]
+        msg = f"{self.database.place}: there is no run yet; submit one first"
+        raise NotFoundError(msg)
 
     def runs(self, status: Status | None = None, before: str | None = None, limit: int = 100) -> list[StoredRun]:
         """Return runs, the newest first.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
@@ -22,10 +23,12 @@ from transport.grid import ReplyGrid
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
+    from contextlib import AbstractContextManager
 
     from flwr.app import Message
+    from flwr.serverapp import Grid
 
     from simulations.engine.federation import Federation
     from transport.flower import App
@@ -91,12 +94,26 @@ def serve_inline(federation: Federation, nodes: Iterable[int], app: App) -> str:
     Raises:
         CloisterError: if the run failed.
     """
+    return serve_over(federation, lambda run_id: nullcontext(InlineGrid(run_id, contexts_of(run_id, nodes), app)))
+
+
+def contexts_of(run_id: int, nodes: Iterable[int]) -> dict[int, Context]:
+    """Return Flower's context of each node in a run."""
+    return {node: Context(run_id, node, {}, RecordDict(), {}) for node in nodes}
+
+
+def serve_over(federation: Federation, grid: Callable[[int], AbstractContextManager[Grid]]) -> str:
+    """Run the federation's signed manifest over a grid, made for the run's number; return the run's name.
+
+    Raises:
+        CloisterError: if the run failed.
+    """
     quieten()
     run = read_run(federation.manifest, read_consortium(federation.server).roster()).digest
     run_id = int(run[:15], 16)
-    contexts = {node: Context(run_id, node, {}, RecordDict(), {}) for node in nodes}
     config: dict[str, bool | float | int | str] = {
         "consortium": str(federation.server), "manifest": str(federation.manifest)
     }  # fmt: skip
-    server_app(InlineGrid(run_id, contexts, app), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
+    with grid(run_id) as opened:
+        server_app(opened, Context(run_id, SERVER_NODE, {}, RecordDict(), config))
     return run

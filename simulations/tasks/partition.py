@@ -29,14 +29,21 @@ def dirichlet(labels: NDArray[np.int64], sites: int, concentration: float, seed:
     """
     draw = np.random.default_rng(seed)
     for _ in range(_TRIES):
-        parts: list[list[NDArray[np.intp]]] = [[] for _ in range(sites)]
-        for label in np.unique(labels):
-            records = draw.permutation(np.flatnonzero(labels == label))
-            ends = np.cumsum(draw.dirichlet(np.full(sites, concentration)))[:-1] * len(records)
-            for part, some in zip(parts, np.split(records, ends.astype(int)), strict=True):
-                part.append(some)
-        dealt = [draw.permutation(np.concatenate(part)) for part in parts]
+        dealt = dealt_once(labels, sites, concentration, draw)
         if min(map(len, dealt)) >= _LEAST:
             return dealt
     msg = f"{len(labels)} records are too few for {sites} sites with at least {_LEAST} each; use fewer sites"
     raise ConfigError(msg)
+
+
+def dealt_once(
+    labels: NDArray[np.int64], sites: int, concentration: float, draw: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """Return each site's indices, in random order, from one draw; a site may have none."""
+    parts: list[list[NDArray[np.intp]]] = [[] for _ in range(sites)]
+    for label in np.unique(labels):
+        records = draw.permutation(np.flatnonzero(labels == label))
+        ends = np.cumsum(draw.dirichlet(np.full(sites, concentration)))[:-1] * len(records)
+        for part, some in zip(parts, np.split(records, ends.astype(int)), strict=True):
+            part.append(some)
+    return [draw.permutation(np.concatenate(part)) for part in parts]

@@ -111,7 +111,7 @@ class LinearGradients:
         """Return of each linear layer the names of weight and bias, its inputs, and the gradients of its outputs."""
         assert isinstance(inputs, Tensor)  # noqa: S101 - a chain takes one tensor
         sites, several = targets.shape[:2]
-        value, calls, outputs = inputs.flatten(0, 1), [], []
+        value, calls, outputs = inputs.flatten(0, 1), list[tuple[str, str, Tensor]](), list[Tensor]()
         with torch.enable_grad():
             for layer, weight, bias in self._layers:
                 if not weight:

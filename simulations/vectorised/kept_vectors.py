@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -22,19 +22,22 @@ class KeptVectors(Generic[Number]):
     """Vectors of `size` numbers, zero at first; one for each of `sites` sites, numbered from 0."""
 
     def __init__(self, sites: int, size: int, number: type[Number]) -> None:
-        self._shape, self._number = (sites, size), number
-        self._file, self._rows = None, None
-        if sites * size * np.dtype(number).itemsize <= _IN_MEMORY:
-            self._rows: NDArray[Any] | None = np.zeros(self._shape, number)
+        self._shape = sites, size
+        self._number: np.dtype[Any] = np.dtype(number)
+        self._width: int = size * self._number.itemsize
+        self._file: IO[bytes] | None = None
+        self._rows: NDArray[Any] | None = None
+        if sites * self._width <= _IN_MEMORY:
+            self._rows = np.zeros(self._shape, self._number)
         else:
             self._file = TemporaryFile(prefix="cloister-")  # noqa: SIM115 - closed by `close`, or with this object
-            self._file.truncate(sites * size * np.dtype(number).itemsize)
+            self._file.truncate(sites * self._width)
 
     def read(self, sites: NDArray[np.intp]) -> NDArray[Number]:
         """Return a copy of the vectors of these sites, `(len(sites), size)`."""
         if self._rows is not None:
             return self._rows[sites]
-        rows = np.empty((len(sites), self._shape[1]), self._number)
+        rows: NDArray[Any] = np.empty((len(sites), self._shape[1]), self._number)
         for place, first, count in self._runs(sites):
             os.preadv(self._descriptor, [rows[place : place + count].data.cast("B")], first * self._width)
         return rows
@@ -56,10 +59,6 @@ class KeptVectors(Generic[Number]):
     def _descriptor(self) -> int:
         assert self._file is not None  # noqa: S101 - otherwise they are in memory
         return self._file.fileno()
-
-    @property
-    def _width(self) -> int:
-        return self._shape[1] * np.dtype(self._number).itemsize
 
     @staticmethod
     def _runs(sites: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:

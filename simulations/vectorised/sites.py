@@ -117,7 +117,8 @@ class VectorisedSites:
 
     def close(self) -> None:
         """Remove what sites kept."""
-        for kept in (self._residuals, *self._own.values()):
+        self._residuals.close()
+        for kept in self._own.values():
             kept.close()
 
     def round(self, number: int, model: Model, contributors: NDArray[np.intp] | None = None) -> Model:
@@ -221,7 +222,8 @@ class VectorisedSites:
 
     def _split(self, values: Tensor) -> Sequence[Tensor]:
         """Split `(..., parameters)` into the parameters' parts."""
-        return values.split([shape.numel() for shape in self._shapes.values()], -1)
+        parts: Sequence[Tensor] = values.split([shape.numel() for shape in self._shapes.values()], -1)
+        return parts
 
     def _noise(self, sites: int, deviation: float, stream: Randomness, device: torch.device) -> Sequence[Tensor]:
         drawn = np.empty(sites * self._size, np.float32)

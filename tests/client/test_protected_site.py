@@ -1,5 +1,6 @@
 """A site that joined encrypted trains as any other, and copies of its folder and the server's give nothing away."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,13 +26,15 @@ from privacy.run.settings import Encryption
 from privacy.storage import read_file
 from server.founding import create_consortium
 from simulations.engine.federation import Federation
+from simulations.engine.results import opened_store
 from tests import studies
 from tests.federations import NOISY, SITES, TERMS, FederationMaker, rounds_of, run_with, share_keys, task_name
 
 SITE, PHRASE = "north", "correct horse battery staple"
 CANARIES, BYTES = 1000, 12
 OPEN = {"site.toml", "records.csv", FILE, TURN}
-SERVERS_OPEN = {"consortium.toml", "authority.pem", "tls.pem", "roster", "run.manifest", FILE}
+STORE = {"store.sqlite"}  # its values are encrypted one by one
+SERVERS_OPEN = {"consortium.toml", "authority.pem", "tls.pem", "roster", "run.manifest", FILE} | STORE
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
 def contents(folder: Path, clear: set[str] = OPEN) -> dict[str, bytes]:
     """What is in the encrypted files of a folder."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".server"]  # a lock
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
     names = {path.relative_to(folder).as_posix() for path in files} - clear
     return {name: read_log(folder / name) if is_log(name) else read_file(folder / name) for name in sorted(names)}
 
@@ -113,12 +116,19 @@ def test_none_of_a_thousand_canaries_is_in_a_copy_of_the_folder(run: Federation,
 
 def test_none_of_a_thousand_canaries_is_in_a_copy_of_the_servers_folder(run: Federation, tmp_path: Path) -> None:
     kept = contents(run.server, SERVERS_OPEN)
-    assert {name.partition("/")[0] for name in kept} >= {"tls.key", "invitations", "runs", "ledger-heads.json"}
-    canaries, copy = canaries_in(kept), Path(copytree(run.server, tmp_path / "copy"))
+    assert {name.partition("/")[0] for name in kept} >= {"tls.key", "invitations", "ledger-heads.json"}
+    with opened_store(run) as (store, digest):
+        record = store.record(digest)
+        kept["events"] = json.dumps(store.events(digest)).encode()
+        kept["state"] = record.state() or b""
+        kept["sums"] = b"".join(record.read_sum(number) for number in (1, 2, 3))
+    public = run.manifest.read_bytes() + digest.encode()
+    canaries = {each for each in canaries_in(kept) if each not in public}
+    copy = Path(copytree(run.server, tmp_path / "copy"))
     for path in copy.rglob("*"):
-        if path.is_file() and path.relative_to(copy).as_posix() not in SERVERS_OPEN:
+        if path.is_file() and path.relative_to(copy).as_posix() not in SERVERS_OPEN - STORE:
             data = path.read_bytes()
-            assert data.startswith(MAGIC) or not data, path
+            assert data.startswith(MAGIC) or not data or path.name in STORE, path
             assert not [each for each in canaries if each in data], path
     for path in run.folder.joinpath("coordinator").rglob("*"):
         assert not path.is_file() or b"PRIVATE KEY" not in path.read_bytes()

@@ -16,7 +16,6 @@ from client.task.installed import installed_digest
 from cloister.past_runs import read_past_run
 from privacy.errors import AuthenticityError, KeyFileError, PolicyError
 from simulations.engine.inline import InlineGrid
-from simulations.engine.results import read_events
 from tests.client.agent_rounds import QUERY, TRAIN, ask, plan_of, train
 from tests.federations import (
     NOISY,
@@ -24,6 +23,7 @@ from tests.federations import (
     TERMS,
     FederationMaker,
     charges_of,
+    events_at,
     node_of,
     opened_run,
     restart,
@@ -207,7 +207,7 @@ def test_a_run_ends_with_a_reason_once_who_signed_it_is_revoked(make_federation:
 
     with pytest.raises(AuthenticityError, match="nobody in roster 3 of demo signed this run"):
         run_with(federation, make_grid=Watching)
-    events = read_events(federation)
+    events = events_at(federation.server)
     assert [event["released"] for event in events if event["event"] == "round"] == [True]
     assert "nobody in roster 3" in events[-1]["reason"]
     assert [charges_of(federation, site) for site in SITES] == [1] * len(SITES)

@@ -181,7 +181,7 @@ def test_the_report_has_one_line_per_check(lungs: Federation) -> None:
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
     assert [line.split()[1] for line in output.splitlines()] == [
-        "keys", "roster", "validity", "name", "port", "disk", "clock",
+        "keys", "roster", "validity", "name", "port", "disk", "store", "clock",
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.views.run import LineFormatter
+from cloister.views.log import LineFormatter
 from tests.cloister.commands.consortium_at_work import Case, Consortium
 from tests.cloister.commands.network_troubles import unknown_name
 from tests.cloister.commands.site_troubles import windows

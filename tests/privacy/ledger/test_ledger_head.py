@@ -11,7 +11,7 @@ from privacy.crypto.signing import sign
 from privacy.errors import LedgerError
 from privacy.ledger.ledger import Budget, Ledger, Release
 from privacy.ledger.ledger_head import SignedHead
-from strategies.ledger_heads import LedgerHeads
+from strategies.ledger_heads import LedgerHeads, RunHeads
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def test_a_head_that_this_site_did_not_sign_for_this_lineage_proves_nothing(tmp_
 def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Path) -> None:
     path = tmp_path / "server" / "heads.json"
     one, two = SignedHead("1" * 64, bytes(64)), SignedHead("2" * 64, b"s" * 64)
-    heads = LedgerHeads(path)
+    heads = RunHeads(LedgerHeads(path))
     assert heads.of("north") is None
     assert heads.of(None) is None
     heads.note("north", one)
@@ -91,7 +91,7 @@ def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Pat
     heads.note("north", two)
     heads.note("south", None)
     heads.save()
-    again = LedgerHeads(path)
+    again = RunHeads(LedgerHeads(path))
     assert (again.of("north"), again.of("south"), again.of("east")) == (two, one, None)
 
 

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from privacy.noise import randomness
 from privacy.noise.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
 
@@ -54,6 +58,36 @@ def test_a_stream_does_not_repeat_itself() -> None:
 def test_a_stream_does_not_depend_on_the_sizes_of_reads(counts: list[int]) -> None:
     one, parts = Randomness.seeded(4), Randomness.seeded(4)
     assert b"".join(parts.bytes(count) for count in counts) == one.bytes(sum(counts))
+
+
+def counter_mode(key: bytes, block: int, count: int) -> bytes:
+    """Return so many bytes of AES-256 in counter mode, from the given block on."""
+    return Cipher(AES(key), CTR(block.to_bytes(16, "big"))).encryptor().update(bytes(count))
+
+
+def test_a_stream_is_that_of_counter_mode_from_a_zero_block() -> None:
+    key, sizes = bytes(range(32)), (8, 24, 1, 15, 40, 4_096, 7)
+    stream = Randomness(key)
+    assert b"".join(stream.bytes(size) for size in sizes) == counter_mode(key, 0, sum(sizes))
+
+
+def test_a_stream_goes_on_under_the_next_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(randomness, "_BY_GCM", 50)
+    key, drawn = bytes(range(32)), np.empty(200 + 16, np.uint8)
+    stream = Randomness(key)
+    stream._stream.update_into(memoryview(bytes(200)), drawn.data)
+    expected = b"".join(counter_mode(key, number << 32, 32 + 50) for number in range(3))
+    assert drawn[:200].tobytes() + stream.bytes(46) == expected
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_stream_does_not_end_after_64_gib() -> None:
+    key, zeros, drawn = bytes(range(32)), bytes(1 << 24), np.empty((1 << 24) + 16, np.uint8)
+    stream = Randomness(key)
+    for _ in range(1 << 12):
+        stream._stream.update_into(memoryview(zeros), drawn.data)
+    assert drawn[(1 << 24) - 64 : 1 << 24].tobytes() + stream.bytes(64) == counter_mode(key, (1 << 32) - 4, 128)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4_096, 4_097, _BLOCK - 1, _BLOCK + 1])

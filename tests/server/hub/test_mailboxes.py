@@ -176,3 +176,16 @@ def test_a_site_that_has_just_replied_is_online_however_long_it_worked(boxes: Ma
     assert boxes.online(GRACE) == set()
     boxes.answer(NORTH, "m", b"done", unnoticed)
     assert boxes.online(GRACE) == {NORTH}
+
+
+def test_a_run_that_awaits_replies_takes_nothing_from_another_that_does(boxes: Mailboxes) -> None:
+    own = [f"own {number}" for number in range(4)]
+    for name in own:
+        boxes.expect(name)
+    for name in [*own, *(f"late {number}" for number in range(4))]:
+        boxes.put(NORTH, name, ())
+        assert boxes.answer(NORTH, name, name.encode(), unnoticed)
+    assert boxes.take({"another run's"}, 0.01) is None
+    assert [boxes.take({name}, 0) for name in own] == [(name, name.encode()) for name in own]
+    late = [boxes.take({f"late {number}"}, 0) for number in range(4)]
+    assert [bool(reply and reply[1]) for reply in late] == [True, True, False, False]

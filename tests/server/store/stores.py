@@ -6,9 +6,12 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from privacy.run.manifest import Manifest, SignedRun
 from privacy.run.people import Person
 from server.settings import ConsortiumSettings, ServerFolder, StoreSettings
+from tests.client.data.sources.databases import PASSWORD
 from tests.federations import SETTINGS
 
 if TYPE_CHECKING:
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 def place_in(folder: Path, url: str = "sqlite:///store.sqlite") -> ServerFolder:
     """Return a server's folder with a store at this URL."""
     return ServerFolder(folder, ConsortiumSettings("Test", "localhost:0", store=StoreSettings(url)))
+
+
+def connected(url: str) -> psycopg.Connection:
+    """Connect to a PostgreSQL that tests started."""
+    return psycopg.connect(url.replace("+psycopg", ""), password=PASSWORD, autocommit=True)
 
 
 def run_named(name: str = "lungs") -> SignedRun:

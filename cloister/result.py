@@ -1,0 +1,171 @@
+"""What came out of a simulation: figures by round, models, ε; to plot, save, report, and run with real sites."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privacy.errors import ConfigError
+from privacy.storage import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from simulations.study.runner import Outcome
+
+_NOT_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A simulation's result.
+
+    Attributes:
+        rows: one for each round: `round`, `sites` that took part, the loss and metrics on the test records, `epsilon`
+            of the sites that took part most often (infinite without noise), `bytes` that all sites have sent so far,
+            `seconds` so far, whether the sum was `released`, and `problems`.
+        engine: which engine played it.
+        why: why it was chosen.
+        stopped: why it ended before its last round; empty if it did not.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    engine: str
+    why: str
+    stopped: str
+    _outcome: Outcome
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The loss and metrics of the last model."""
+        last: Mapping[str, Any] = next((row for row in reversed(self.rows) if "loss" in row), {})
+        return {name: value for name, value in last.items() if name not in _NOT_METRICS}
+
+    @property
+    def epsilon(self) -> float:
+        """The ε that the site that took part most often has spent on each of its people; infinite without noise."""
+        return float(self.rows[-1]["epsilon"]) if self.rows else 0.0
+
+    @property
+    def delta(self) -> float:
+        """The δ that belongs to `epsilon`."""
+        return self._outcome.study.simulation.settings.privacy.delta
+
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """Each site's ε, by name."""
+        return self._outcome.epsilons
+
+    @property
+    def history(self) -> Any:  # noqa: ANN401 - a pandas.DataFrame; pandas is an extra
+        """The rows as a data frame.
+
+        Raises:
+            ConfigError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            msg = "a data frame needs pandas: pip install 'cloister[simulation]'; `rows` has the same figures"
+            raise ConfigError(msg) from error
+        return pd.DataFrame.from_records(list(self.rows), index="round" if self.rows else None)
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - a torch module; this room does not load torch
+        """The shared model, in evaluation mode."""
+        return self.models[-1]
+
+    @property
+    def models(self) -> list[Any]:
+        """The untrained model and those after each round, if `keep_models` was set; otherwise only the last one."""
+        return self._outcome.modules()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the shared model: equal for models that are equal bit for bit."""
+        return self._outcome.model.digest
+
+    def plot(self, path: Path | str | None = None) -> Any:  # noqa: ANN401 - a matplotlib figure
+        """Draw metrics by round, and one against ε and against bytes; return the figure, and write it to `path`."""
+        from cloister.views.plots import draw_history  # noqa: PLC0415 - loads matplotlib
+
+        return draw_history(self.rows, self._title, Path(path) if path else None)
+
+    def to_run(self, path: Path | str) -> Path:
+        """Write the run that was simulated as run.toml, ready for `cloister sign`.
+
+        With a run without noise and its seed, real sites of the same names and records arrive at the same model: bit
+        for bit after `inline` and `processes`, within rounding after `vectorised`.
+        """
+        out = Path(path)
+        note = f"# As simulated by the engine {self.engine}" + (
+            ": real sites arrive at the same model within rounding.\n" if self.engine == "vectorised" else ".\n"
+        )
+        write_atomically(out, (note + self.toml).encode())
+        return out
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the result to a folder: run.toml, history.csv, result.json, model.safetensors, a plot and a report."""
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        self.to_run(out / "run.toml")
+        write_atomically(out / "history.csv", self._csv().encode())
+        write_atomically(out / "result.json", (json.dumps(self.summary()) + "\n").encode())
+        self._outcome.write_model(out / "model.safetensors")
+        self.plot(out / "plot.svg")
+        self.report(out / "report.html")
+        return out
+
+    def report(self, path: Path | str) -> Path:
+        """Write one page of HTML with the settings, the figures and the plot; it loads nothing from elsewhere."""
+        from cloister.views.simulation_page import page  # noqa: PLC0415
+
+        out = Path(path)
+        write_atomically(out, page(self).encode())
+        return out
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result for JSON, with null for an infinite ε."""
+        epsilon = self.epsilon if math.isfinite(self.epsilon) else None
+        return {
+            "engine": self.engine,
+            "why": self.why,
+            "stopped": self.stopped,
+            "rounds": len(self.rows),
+            **self.metrics,
+            "epsilon": epsilon,
+            "delta": self.delta if epsilon is not None else None,
+            "model": self.digest,
+            "rows": [
+                {name: value if not isinstance(value, float) or math.isfinite(value) else None
+                 for name, value in row.items()} for row in self.rows
+            ],
+        }  # fmt: skip
+
+    @property
+    def toml(self) -> str:
+        """The run's settings as run.toml has them."""
+        return self._outcome.toml
+
+    @property
+    def _title(self) -> str:
+        simulation = self._outcome.study.simulation
+        return f"{simulation.task_name.partition(':')[2]}, {len(simulation.sites)} sites, {self.engine}"
+
+    def _csv(self) -> str:
+        text = StringIO()
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        cost = f"ε {self.epsilon:.2f}" if math.isfinite(self.epsilon) else "no privacy"
+        return f"<Result: {len(self.rows)} rounds, {figures}, {cost}; engine {self.engine}>"

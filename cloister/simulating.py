@@ -1,0 +1,168 @@
+"""`cloister.simulate`: a study on this machine, in one call."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cloister.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    Callback = Callable[[Mapping[str, Any]], object]
+
+_SHOWN = 2  # metrics beside the progress bar
+
+
+class EarlyStop:
+    """Ends a simulation when a metric has not improved for some rounds. Give it as one of `callbacks`.
+
+    The decision looks at test records, which no ε covers: it is for simulations, not for real runs.
+    """
+
+    def __init__(self, metric: str = "loss", patience: int = 3, *, larger_is_better: bool | None = None) -> None:
+        """Watch a metric; by default, only a loss is better if it is smaller."""
+        self.metric, self.patience = metric, patience
+        self._sign = 1 if (metric != "loss" if larger_is_better is None else larger_is_better) else -1
+        self._best, self._since = -math.inf, 0
+
+    def __call__(self, row: Mapping[str, Any]) -> str | None:
+        """Return why the simulation ends, or None."""
+        if self.metric not in row:
+            return None
+        value = self._sign * float(row[self.metric])
+        self._since = 0 if value > self._best else self._since + 1
+        self._best = max(self._best, value)
+        return f"no better {self.metric} for {self.patience} rounds" if self._since >= self.patience else None
+
+
+def simulate(
+    task: Any,  # noqa: ANN401 - a Task, which only rooms with torch know
+    records: Any,  # noqa: ANN401 - see below
+    run: Any = None,  # noqa: ANN401 - see below
+    *,
+    sites: int | None = None,
+    partition: Any = "iid",  # noqa: ANN401 - a text or a Partition
+    participation: Any = 1.0,  # noqa: ANN401 - a number, a text or a Participation
+    test: Any = 0.2,  # noqa: ANN401 - a fraction, or records
+    engine: str = "auto",
+    callbacks: Iterable[Callback] = (),
+    keep_models: bool = False,
+    measure_every: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    processes: int | None = None,
+    folder: Path | str | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Simulate a federated run over many sites on this machine.
+
+    Args:
+        task: a class derived from `Task`, at the top of a file or notebook, or its name `module:Class`.
+        records: `(inputs, targets)` as arrays or tensors, a data frame, a map-style data set, or a path that the task's
+            `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
+        run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
+            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3.
+        sites: how many; 10 if neither the records nor the run name them.
+        partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
+            `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
+        participation: the fraction of sites in a round, or `poisson:0.1`, `available`, or a `Participation`.
+        test: the fraction of records, or records, on which the model is measured; no site trains on them.
+        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; `vectorised` trains
+            all sites together, with the same codec and arithmetic; `auto` chooses, and the result says why.
+        callbacks: called with each round's row; one that returns a text ends the run for that reason.
+        keep_models: whether the result has the model after every round.
+        measure_every: in which rounds the model is measured.
+        seed: decides the partition, the test records, and who takes part. Noise and sampling are fresh, unless the run
+            has a seed itself, which needs `noise_multiplier = 0`.
+        device: where `vectorised` trains: `cpu` or `cuda`.
+        processes: how many `processes` may use; by default, as many as this machine has cores.
+        folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
+        progress: whether a bar is shown; by default, in a terminal.
+
+    Raises:
+        CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
+    """
+    options: dict[str, Any] = {
+        "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
+        "seed": seed, "device": device, "processes": processes,
+    }  # fmt: skip
+    with _shown(progress) as view:
+        return play_study(
+            task, records, run, options, view, callbacks=tuple(callbacks), keep_models=keep_models,
+            measure_every=measure_every, folder=Path(folder) if folder else None,
+        )  # fmt: skip
+
+
+class View(Protocol):
+    """Shows a simulation while it runs."""
+
+    def begin(self, sites: int, rounds: int, engine: str, why: str) -> None:
+        """Show what is simulated."""
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show a round."""
+
+
+def play_study(
+    task: Any, records: Any, run: Any, options: Mapping[str, Any], view: View, *, callbacks: Sequence[Callback] = (),  # noqa: ANN401 - as for `simulate`
+    keep_models: bool = False, measure_every: int = 1, folder: Path | None = None,
+) -> Result:  # fmt: skip
+    """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
+    from simulations.study.runner import play, prepare  # noqa: PLC0415 - loads torch
+
+    with TemporaryDirectory(prefix="cloister-") as temporary:
+        study = prepare(task, records, run, **options, folder=folder or Path(temporary, "federation"))
+        rounds, outcome = study.simulation.settings.rounds, None
+        view.begin(len(study.simulation.sites), rounds, study.engine.name, study.engine.why)
+        with closing(play(study, every=measure_every, keep_models=keep_models)) as played:  # type: ignore[type-var]  # a generator
+            for outcome, row in played:
+                view.show(row)
+                reasons = [reason for callback in callbacks if isinstance(reason := callback(row), str) and reason]
+                if reasons and row["round"] < rounds:
+                    outcome.stopped = "; ".join(reasons)
+                    break
+        assert outcome is not None  # noqa: S101 - a run has at least one round
+        return Result(tuple(outcome.rows), study.engine.name, study.engine.why, outcome.stopped, outcome)
+
+
+class _Bar:
+    """A progress bar alone: a notebook or script shows its own results."""
+
+    def __init__(self, *, visible: bool | None) -> None:
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not (console.is_terminal if visible is None else visible),
+        )  # fmt: skip
+        self._task = self.progress.add_task("reading records", total=None)
+
+    def begin(self, sites: int, rounds: int, engine: str, why: str) -> None:
+        """Show what is simulated."""
+        del why
+        self.progress.update(self._task, total=rounds, description=f"{sites} sites, {engine}")
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show a round."""
+        self.progress.update(self._task, advance=1, description=_described(row))
+
+
+@contextmanager
+def _shown(visible: bool | None) -> Iterator[_Bar]:
+    bar = _Bar(visible=visible)
+    with bar.progress:
+        yield bar
+
+
+def _described(row: Mapping[str, Any]) -> str:
+    known = {"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"}
+    figures = [f"{name} {value:.3f}" for name, value in row.items() if name not in known][:_SHOWN]
+    cost = [f"ε {row['epsilon']:.2f}"] if math.isfinite(row["epsilon"]) else []
+    return ", ".join([*figures, *cost])

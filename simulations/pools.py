@@ -1,0 +1,183 @@
+"""Records for a simulation, in whatever form a researcher has them, as one pool of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.data.inputs import Inputs, joined, mapped, rows
+from client.data.own_records import check_loaded
+from client.data.site_records import InMemory
+from client.data.sources.registry import Source
+from client.task.user_code import foreign
+from privacy.errors import DataError
+from simulations.partitions import Described
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from client.task.probe import Example
+    from client.task.task import Task
+
+_FORMS = "(inputs, targets), a data frame, a torch data set, a path to records, or one of these for each site by name"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Records in memory, and what else is known of each."""
+
+    inputs: Inputs  # (n, ...)
+    targets: Tensor  # (n, ...)
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (n,) each
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def subset(self, chosen: NDArray[np.intp]) -> Pool:
+        """Return some of the records, by their indices `(k,)`."""
+        places = torch.from_numpy(np.asarray(chosen, np.int64))
+        return Pool(
+            rows(self.inputs, places),
+            self.targets[places],
+            {name: column[chosen] for name, column in self.columns.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pool]) -> Pool:
+        """Return the records of several pools as one, with the columns that all have."""
+        names = set.intersection(*(set(part.columns) for part in parts))
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in sorted(names)}
+        return cls(joined([part.inputs for part in parts]), torch.cat([part.targets for part in parts]), columns)
+
+    @property
+    def records(self) -> InMemory:
+        """The records as a site has them."""
+        return InMemory(self.inputs, self.targets)
+
+    @property
+    def described(self) -> Described:
+        """What a partition may know of them. Targets that are many numbers are divided into ten bands."""
+        targets = self.targets.reshape(len(self), -1)[:, 0].numpy()
+        values, labels = np.unique(targets, return_inverse=True)
+        if len(values) > max(_MOST_LABELS, len(self) // 10) and np.issubdtype(targets.dtype, np.floating):
+            labels = np.searchsorted(np.quantile(targets, np.arange(0.1, 1, 0.1)), targets)
+        return Described(labels.astype(np.int64), self.columns)
+
+    def shifted(self, parts: list[NDArray[np.intp]], sigma: float, seed: int) -> Pool:
+        """Return records to whose inputs site i of n adds noise of variance σ·i/n; whole numbers stay as they are."""
+        draw = torch.Generator().manual_seed(seed)
+        scales = torch.zeros(len(self))
+        for place, part in enumerate(parts, start=1):
+            scales[torch.from_numpy(part)] = (sigma * place / len(parts)) ** 0.5
+
+        def noisy(values: Tensor) -> Tensor:
+            if not values.is_floating_point():
+                return values
+            noise = torch.randn(values.shape, generator=draw, dtype=values.dtype)
+            return values + noise * scales.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
+
+        return replace(self, inputs=mapped(noisy, self.inputs))
+
+
+_MOST_LABELS = 100
+
+
+def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  # noqa: ANN401 - whatever a user has
+    """Return records as a pool, in the form that the task trains on.
+
+    Args:
+        task: reads files and data frames.
+        name: its name, for messages.
+        example: the records that it makes up, whose form all records have.
+        records: inputs and targets as arrays or tensors, a data frame, a map-style data set, or a path.
+
+    Raises:
+        DataError: if they are anything else, or the task cannot use them.
+    """
+    if isinstance(records, Pool):
+        return records
+    columns: Mapping[str, NDArray[Any]] = {}
+    path = Path("records")
+    if _is_frame(records):
+        columns = {str(column): records[column].to_numpy() for column in records.columns}
+        loaded = _of_frame(task, name, records)
+    elif isinstance(records, str | Path):
+        path = Path(records)
+        if not path.exists():
+            msg = f"{path}: there is no such file or folder; check the path to the records"
+            raise DataError(msg)
+        with foreign(name, f"load() of {path}", DataError):
+            loaded = task.load_from(Source(path))
+        columns = _columns(path)
+    elif isinstance(records, tuple | list) and len(records) == 2:  # noqa: PLR2004 - inputs and targets
+        inputs, targets = records
+        loaded = _tensors(inputs, example.inputs), _tensors(targets, example.targets)
+    elif hasattr(records, "__getitem__") and hasattr(records, "__len__") and not isinstance(records, Mapping):
+        loaded = torch.utils.data.Subset(records, range(len(records)))
+    else:
+        msg = f"records are a {type(records).__name__}; give {_FORMS}"
+        raise DataError(msg)
+    own = check_loaded(loaded, name, example, path)
+    if own.people is not None:
+        msg = f"{path}: {name} names the persons of its records, who may have several; simulate with one record each"
+        raise DataError(msg)
+    inputs, targets = own.records.whole()
+    known = {column: values for column, values in columns.items() if len(values) == len(targets)}
+    return Pool(inputs, targets, known)
+
+
+def _is_frame(records: object) -> bool:
+    return type(records).__name__ == "DataFrame" and hasattr(records, "columns")
+
+
+def _of_frame(task: Task, name: str, frame: Any) -> Any:  # noqa: ANN401 - of pandas, which is an extra
+    """Have a task read a data frame: as the Parquet or CSV file that a site would have."""
+    with TemporaryDirectory(prefix="cloister-") as folder:
+        path = Path(folder, "records.csv")
+        frame.to_csv(path, index=False)
+        with foreign(name, "load() of a data frame, which it read as a CSV file", DataError):
+            return task.load_from(Source(path))
+
+
+def _columns(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the columns of a table, if pandas is there to read it: partitions may go by them."""
+    try:
+        import pandas as pd  # noqa: PLC0415 - an extra
+    except ImportError:
+        return {}
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        return {}
+    try:
+        frame = reader(path)
+    except (ValueError, OSError, UnicodeError):  # in a dialect that only the task knows
+        return {}
+    return {str(column): frame[column].to_numpy() for column in frame.columns}
+
+
+def _tensors(values: Any, like: Inputs) -> Any:  # noqa: ANN401 - arrays in any of the three forms of inputs
+    """Return arrays as tensors of the types that the task's made-up records have."""
+    if isinstance(values, Mapping) and isinstance(like, dict):
+        return {key: _tensors(value, like.get(key, torch.empty(0))) for key, value in values.items()}
+    if isinstance(values, tuple) and isinstance(like, tuple):
+        return tuple(_tensors(value, part) for value, part in zip(values, like, strict=False))
+    wanted = like if isinstance(like, Tensor) else torch.empty(0)
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    except TypeError as error:
+        msg = f"the records cannot be read as numbers ({error}); give arrays of numbers"
+        raise DataError(msg) from error
+    tensor = tensor.detach().cpu()
+    if tensor.dim() == 1 and wanted.dim() == 2 and wanted.shape[1] == 1:  # noqa: PLR2004 - a column, as many losses want
+        tensor = tensor.unsqueeze(1)
+    return tensor.to(wanted.dtype)

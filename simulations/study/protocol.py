@@ -1,0 +1,167 @@
+"""The engines `inline` and `processes`: the whole protocol, with keys, ledgers, encryption and every message."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from math import inf
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from client.app import make_app
+from client.data.own_records import OwnRecords
+from client.settings import read_site
+from client.site import Site
+from server.settings import read_consortium, read_run
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.inline import InlineGrid, contexts_of, serve_over
+from simulations.engine.pool import PoolGrid
+from simulations.study.simulation import Played
+from strategies.interruption import RunInterrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flwr.serverapp import Grid
+
+    from client.settings import SiteFolder
+    from client.task.probe import Example
+    from client.task.task import Task
+    from privacy.run.settings import RunSettings
+    from simulations.pools import Pool
+    from simulations.study.simulation import Simulation
+
+log = logging.getLogger("cloister.run")
+
+_ALIVE = 0.2  # seconds between two looks whether the run's thread has ended
+
+
+class HeldSite(Site):
+    """A site whose records are in memory already."""
+
+    def __init__(self, place: SiteFolder, pool: Pool) -> None:
+        super().__init__(place)
+        self._pool = pool
+
+    @override
+    def load(self, task: Task, name: str, example: Example) -> OwnRecords:
+        return OwnRecords(self._pool.records)
+
+
+def terms_for(settings: RunSettings) -> SiteTerms:
+    """Return the terms of sites that allow what a run asks for, and hold no records out."""
+    return SiteTerms(
+        (settings.task,), epsilon=inf, delta=settings.privacy.delta, maximum_epsilon=inf, minimum_noise_multiplier=0.0,
+        minimum_cohort=2, held_out=0.0, collusion_resistant=False, shared_noise=True, colluding_sites=0,
+        vote_epsilon=inf, strategies=(str(settings.strategy["name"]),), file="records", device="cpu",
+    )  # fmt: skip
+
+
+class WholeProtocol:
+    """Plays rounds by Flower's apps, server and sites on this machine."""
+
+    def __init__(self, name: str, why: str = "you asked for it") -> None:
+        self.name, self.why = name, why
+
+    def play(self, simulation: Simulation) -> Iterator[Played]:
+        """Yield each round once it is over."""
+        federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
+        federation.sign(simulation.settings)
+        terms = terms_for(simulation.settings)
+        for site in simulation.sites:
+            federation.write_settings(site, "localhost:1", terms)
+        roster = read_consortium(federation.server).roster()
+        run = read_run(federation.manifest, roster)
+        nodes = {
+            roster.member(site).node_id: HeldSite(read_site(path), simulation.records[site])
+            for site, path in federation.paths.items()
+        }
+        first = next(iter(nodes.values()))
+        first.check_records()  # the same task everywhere: what is wrong with it is said once, and before the run
+        app = make_app(lambda context: nodes[context.node_id])
+
+        def grid(run_id: int) -> AbstractContextManager[Grid]:
+            contexts = contexts_of(run_id, nodes)
+            if self.name == "inline":
+                return nullcontext(InlineGrid(run_id, contexts, app))
+            return PoolGrid(run_id, contexts, app, min(simulation.processes, len(nodes)))
+
+        model = simulation.start()
+        with _Rounds(federation, grid) as rounds:
+            for event in rounds:
+                if event["released"]:
+                    model = first.checkpoint(run.manifest, run.digest).model
+                yield Played(
+                    event["round"], replace(model, vector=model.vector.copy()), tuple(event["sites"]),
+                    bool(event["released"]), int(event["bytes_up"]), float(event["seconds"]), event["problems"],
+                )  # fmt: skip
+
+
+class _Rounds(logging.Handler):
+    """The rounds of a run that a thread serves; it waits after each until the next one is asked for."""
+
+    def __init__(self, federation: Federation, grid: Any) -> None:  # noqa: ANN401 - a function of the run's number
+        super().__init__()
+        self._events: Queue[dict[str, Any]] = Queue()
+        self._go_on, self._ended, self._error = Event(), False, list[BaseException]()
+        self._thread = Thread(target=partial(self._serve, federation, grid), daemon=True, name="simulated server")
+
+    def __enter__(self) -> Iterator[dict[str, Any]]:
+        log.addHandler(self)
+        self._level, self._spreads = log.level, log.propagate
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        self._thread.start()
+        return self._rounds()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._go_on.set()
+        self._thread.join()
+        log.removeHandler(self)
+        log.setLevel(self._level)
+        log.propagate = self._spreads
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a round over, and wait.
+
+        Raises:
+            RunInterrupted: if no further round is wanted.
+        """
+        entry: dict[str, Any] | None = getattr(record, "entry", None)
+        if record.thread != self._thread.ident or entry is None or entry["event"] != "round":
+            return
+        self._go_on.clear()
+        if self._ended:
+            raise RunInterrupted
+        self._events.put(entry)
+        self._go_on.wait()
+        if self._ended:
+            raise RunInterrupted
+
+    def _rounds(self) -> Iterator[dict[str, Any]]:
+        while True:
+            try:
+                event = self._events.get(timeout=_ALIVE)
+            except Empty:
+                if self._thread.is_alive():
+                    continue
+                break
+            yield event
+            self._go_on.set()
+        if self._error:
+            raise self._error[0]
+
+    def _serve(self, federation: Federation, grid: Any) -> None:  # noqa: ANN401 - see above
+        try:
+            serve_over(federation, grid)
+        except RunInterrupted:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised where the rounds are read
+            self._error.append(error)

@@ -1,0 +1,222 @@
+"""Play a study: records to sites, a run over them, and what came out of each round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from client.data.fitness import Fitness
+from client.state.model_parts import set_tensors
+from client.task.guard import check_task
+from client.task.task import Task, import_task
+from privacy.errors import ConfigError, TaskError
+from privacy.run.new_manifest import make_manifest
+from simulations.partitions import FeatureShift, divide, read_partition
+from simulations.pools import Pool, read_pool
+from simulations.study.engines import choose, processes_here
+from simulations.study.participation import read_participation
+from simulations.study.run_settings import as_toml, checked_names, named_sites, read_run_settings
+from simulations.study.scoring import score
+from simulations.study.simulation import Simulation, Spent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from client.task.probe import Example
+    from privacy.codec.update import Model
+    from privacy.run.manifest import Manifest
+    from simulations.partitions import Partition
+    from simulations.study.simulation import Engine
+
+_TEST = 0.2  # of the records, that no site trains on
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is simulated."""
+
+    simulation: Simulation
+    manifest: Manifest
+    engine: Engine
+    test: Pool
+
+
+@dataclass
+class Outcome:
+    """What came out of a study: a row for each round, and models."""
+
+    study: Study
+    spent: Spent
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)  # after each round, if they are kept; else the last
+    stopped: str = ""  # why it ended before its last round
+
+    @property
+    def model(self) -> Model:
+        """The shared model at the end."""
+        return self.models[-1]
+
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """Each site's ε, by name."""
+        return {site: self.spent.of(site) for site in self.study.simulation.sites}
+
+    @property
+    def toml(self) -> str:
+        """The run's settings as run.toml has them."""
+        return as_toml(self.study.simulation.settings)
+
+    def modules(self) -> list[nn.Module]:
+        """Return the kept models, in evaluation mode."""
+        return [self.study.simulation.loaded(model).eval() for model in self.models]
+
+    def write_model(self, path: Path) -> None:
+        """Write the shared model, as a site would, into a safetensors file."""
+        save_file(self.study.simulation.loaded(self.model).state_dict(), path)
+
+
+def prepare(
+    task: type[Task] | Task | str,
+    records: Any,  # noqa: ANN401 - see `simulations.pools`
+    run: Any = None,  # noqa: ANN401 - see `read_run_settings`
+    *,
+    sites: int | None = None,
+    partition: str | Partition = "iid",
+    participation: object = 1.0,
+    test: Any = _TEST,  # noqa: ANN401 - a fraction, or records
+    engine: str = "auto",
+    seed: int = 0,
+    device: str = "cpu",
+    processes: int | None = None,
+    folder: Path,
+) -> Study:
+    """Read records, divide them among sites, and choose the engine.
+
+    Raises:
+        CloisterError: if anything is wrong, before any round is played.
+    """
+    own, name = named_task(task)
+    wanted = read_run_settings(run)
+    with torch.random.fork_rng(devices=[]):
+        example = check_task(own, name)
+    pools, tested = _pools(own, name, example, records, test, seed)
+    if len(pools) == 1 and "" in pools:
+        count = sites or (len(wanted.cohort.sizes) if wanted.cohort else 10)
+        names = list(wanted.cohort.sizes) if wanted.cohort and len(wanted.cohort.sizes) == count else named_sites(count)
+        pools = _divided(pools[""], names, partition, seed)
+    elif sites not in {None, len(pools)}:
+        msg = f"the records name {len(pools)} sites; leave sites = {sites} out"
+        raise ConfigError(msg)
+    settings = wanted.completed(name, {site: len(pool) for site, pool in pools.items()})
+    Fitness(own, name, own.model()).check(tested.records, range(1, len(tested) + 1), Path("the test records"))
+    manifest = make_manifest(settings, roster_version=1)
+    simulation = Simulation(
+        own, name, settings, pools, read_participation(participation), seed, torch.device(device), folder,
+        processes or processes_here(),
+    )  # fmt: skip
+    chosen = choose(
+        engine, own, manifest, simulation.start().layout.size, simulation.participation, simulation.processes
+    )
+    return Study(simulation, manifest, chosen, tested)
+
+
+def play(study: Study, *, every: int = 1, keep_models: bool = False) -> Iterator[tuple[Outcome, dict[str, Any]]]:
+    """Play a study's rounds; yield what there is so far, and the last round's row. Closing the generator ends the run.
+
+    Args:
+        study: by `prepare`.
+        every: in which rounds the model is measured on the test records: every one, every second, and so on.
+        keep_models: whether the model after every round is kept.
+    """
+    simulation, spent = study.simulation, Spent(study.manifest)
+    module, records = simulation.module().to(simulation.device), study.test.records.to(simulation.device)
+    outcome = Outcome(study, spent, models=[simulation.start()])
+    bytes_up, seconds = 0, 0.0
+    with closing(study.engine.play(simulation)) as rounds:  # type: ignore[type-var]  # engines are generators
+        for played in rounds:
+            if played.released:
+                spent.add(played.sites)
+            bytes_up, seconds = bytes_up + played.bytes_up, seconds + played.seconds
+            metrics = {}
+            if played.number % every == 0 or played.number == simulation.settings.rounds:
+                set_tensors(module.cpu(), played.model)
+                metrics = score(simulation.task, simulation.task_name, module.to(simulation.device), records)
+            row = {
+                "round": played.number, "sites": len(played.sites), **metrics, "epsilon": spent.highest,
+                "bytes": bytes_up, "seconds": seconds, "released": played.released,
+                "problems": "; ".join(f"{site}: {why}" for site, why in played.problems.items()),
+            }  # fmt: skip
+            outcome.rows.append(row)
+            if keep_models:
+                outcome.models.append(played.model)
+            else:
+                outcome.models[-1] = played.model
+            yield outcome, row
+
+
+def named_task(task: type[Task] | Task | str) -> tuple[Task, str]:
+    """Return a task and the name by which sites import it.
+
+    Raises:
+        TaskError: if it cannot be imported by a name, or is no task.
+    """
+    if isinstance(task, str):
+        return import_task(task), task
+    kind: type[Any] = task if isinstance(task, type) else type(task)
+    if not issubclass(kind, Task):
+        msg = f"{kind.__name__} is not a task; derive it from cloister.Task"
+        raise TaskError(msg)
+    if "." in kind.__qualname__:
+        msg = f"{kind.__qualname__} is defined inside something else; define the class at the top of a file or notebook"
+        raise TaskError(msg)
+    name = f"{kind.__module__}:{kind.__name__}"
+    return import_task(name), name
+
+
+def _pools(
+    task: Task,
+    name: str,
+    example: Example,
+    records: Any,  # noqa: ANN401 - see `prepare`
+    test: Any,  # noqa: ANN401
+    seed: int,
+) -> tuple[dict[str, Pool], Pool]:
+    """Return the records of each site, or of all under no name; and those to test on."""
+    if isinstance(records, Mapping) and not isinstance(example.inputs, dict):
+        named = {site: read_pool(task, name, example, own) for site, own in records.items()}
+        checked_names(list(named))
+    else:
+        named = {"": read_pool(task, name, example, records)}
+    if not isinstance(test, int | float):
+        return named, read_pool(task, name, example, test)
+    if not 0 < test < 1:
+        msg = f"test = {test:g} must be between 0 and 1: the fraction of records on which models are measured"
+        raise ConfigError(msg)
+    draw, kept, tested = np.random.default_rng(seed), dict[str, Pool](), list[Pool]()
+    for site, pool in named.items():
+        order = draw.permutation(len(pool))
+        some = max(1, round(test * len(pool)))
+        if some == len(pool):
+            whose = f" of {site}" if site else ""
+            msg = f"{len(pool)} records{whose} are too few to test on some; add records, or give test records"
+            raise ConfigError(msg)
+        tested.append(pool.subset(np.sort(order[:some])))
+        kept[site] = pool.subset(np.sort(order[some:]))
+    return kept, Pool.joined(tested)
+
+
+def _divided(pool: Pool, names: list[str], partition: str | Partition, seed: int) -> dict[str, Pool]:
+    chosen = read_partition(partition) if isinstance(partition, str) else partition
+    parts = divide(chosen, pool.described, len(names), seed)
+    if isinstance(chosen, FeatureShift):
+        pool = pool.shifted(parts, chosen.sigma, seed)
+    return {name: pool.subset(part) for name, part in zip(names, parts, strict=True)}

@@ -1,0 +1,55 @@
+"""Measure a model on records that no site trains on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.data.inputs import call
+from client.task.probe import one_a_record
+from client.task.scoring import prediction_of
+from client.task.user_code import foreign
+from client.work.scored import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from client.data.site_records import Records
+    from client.task.task import Task
+
+_AT_ONCE = 1024
+
+
+def score(task: Task, name: str, module: nn.Module, records: Records) -> dict[str, float]:
+    """Return the mean loss and metrics of a model, and the metrics that the task names.
+
+    Args:
+        task: gives loss and metrics.
+        name: its name, for messages.
+        module: the model, on the device of the records.
+        records: at least one.
+
+    Raises:
+        TaskError: if loss or metrics fail.
+    """
+    scores, sums = Scores(task), dict[str, float]()
+    outputs = torch.empty(0)
+    module.eval()
+    with torch.no_grad(), foreign(name, "loss() or metrics() of test records"):
+        for _, (inputs, targets) in records.in_order(_AT_ONCE):
+            outputs = call(module, inputs)
+            for metric, value in _of_batch(task, outputs, targets).items():
+                sums[metric] = sums.get(metric, 0.0) + value
+            scores.add(outputs, targets)
+    means = {metric: value / len(records) for metric, value in sums.items()}
+    if not task.named_metrics:
+        return means
+    *_, (_, targets) = (batch for _, batch in records.in_order(_AT_ONCE))
+    return means | scores.numbers(prediction_of(task, outputs, targets)) | means
+
+
+def _of_batch(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    metrics = one_a_record(task.metrics(outputs, targets), len(targets))
+    loss = float(task.loss(outputs, targets)) * len(targets)
+    return {"loss": loss} | {name: float(metric.sum()) for name, metric in metrics.items()}

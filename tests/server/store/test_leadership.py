@@ -1,0 +1,117 @@
+"""Of several servers on one store, one leads, and another takes over if it is killed: processes, a real PostgreSQL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from privacy.errors import StorageError
+from server.store import leadership
+from server.store.store import Store
+from tests.server.store.stores import connected, place_in, run_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from server.settings import ServerFolder
+
+pytestmark = [pytest.mark.xdist_group("databases"), pytest.mark.timeout(120)]
+
+LONG = 30.0  # seconds, within which another server must take over
+LEADS = """
+import sys, time
+from pathlib import Path
+from server.settings import ConsortiumSettings, ServerFolder, StoreSettings
+from server.store.store import Store
+settings = ConsortiumSettings("Test", "localhost:0", store=StoreSettings(sys.argv[2]))
+with Store.open(ServerFolder(Path(sys.argv[1]), settings)) as store, store.lead():
+    print("leads", flush=True)
+    time.sleep(600)
+"""
+
+
+class GivenUpError(Exception):
+    """Ends a wait."""
+
+
+@contextmanager
+def leader(place: ServerFolder) -> Iterator[subprocess.Popen[str]]:
+    """A process that leads on a store."""
+    command = [sys.executable, "-c", LEADS, str(place.folder), place.settings.store.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "leads\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def give_up() -> None:
+    raise GivenUpError
+
+
+def test_on_one_sqlite_file_a_second_server_refuses_until_the_first_is_killed(tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    with Store.open(place) as store:
+        with leader(place) as first:
+            with (
+                pytest.raises(StorageError, match="another process serves the runs in this store; stop it"),
+                store.lead(),
+            ):
+                pass
+            first.kill()
+            first.wait()
+        with store.lead() as leads:
+            leads.check()
+
+
+def test_on_one_postgresql_a_second_server_takes_over_from_one_that_is_killed(tmp_path: Path, database: str) -> None:
+    place = place_in(tmp_path, database)
+    with leader(place) as first, Store.open(place) as store:
+        with pytest.raises(GivenUpError), store.lead(give_up):
+            pass
+        first.kill()
+        killed = time.monotonic()
+        with store.lead() as leads:
+            assert time.monotonic() - killed < LONG
+            leads.check()
+            store.submit(run_named(), "ada")
+
+
+def test_a_server_that_led_and_does_not_know_that_another_does_writes_nothing(tmp_path: Path, database: str) -> None:
+    place = place_in(tmp_path, database)
+    with Store.open(place) as old, Store.open(place) as new, old.lead() as led:
+        digest = old.submit(run_named(), "ada").digest
+        with connected(database) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        with new.lead():
+            with pytest.raises(StorageError, match="this server leads no longer"):
+                old.record(digest).append({"event": "late"})
+            assert led.lost.wait(LONG)
+            new.record(digest).append({"event": "in time"})
+        assert [event["event"] for _, event in new.events(digest)] == ["in time"]
+
+
+def test_a_leader_whose_connection_is_lost_leads_on_if_nobody_took_over(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leadership, "_LOOK", 0.05)
+    place = place_in(tmp_path, database)
+    with Store.open(place) as store, store.lead() as leads, connected(database) as connection:
+        holds = "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
+        (before,) = connection.execute(holds).fetchall()
+        connection.execute(f"SELECT pg_terminate_backend({before[0]})")
+        deadline = time.monotonic() + LONG
+        while (after := connection.execute(holds).fetchall()) in ([], [before]) and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+        assert len(after) == 1
+        assert not leads.lost.is_set()
+        store.submit(run_named(), "ada")

@@ -1,0 +1,169 @@
+"""What goes wrong with a database is said in one sentence, and nothing is lost."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from privacy.errors import ConfigError, StorageError
+from server.store import database as databases
+from server.store.database import PASSWORD_VARIABLE
+from server.store.store import Store
+from tests.client.data.sources.databases import PASSWORD
+from tests.ports import unused_port
+from tests.server.store.stores import connected, place_in, run_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.xdist_group("databases")
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `size` bytes: as on a full disk, writes fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_sum_for_which_there_is_no_room_leaves_the_one_before(tmp_path: Path) -> None:
+    with Store.open(place_in(tmp_path)) as store:
+        digest = store.submit(run_named(), "ada").digest
+        record = store.record(digest)
+        record.write_sum(1, [b"first"])
+        with no_room(1 << 20):
+            with pytest.raises(StorageError, match=r"store\.sqlite: .*(full; make room|fails; check the disk)"):
+                record.write_sum(1, [bytes(4 << 20)])
+            with pytest.raises(StorageError, match=r"file too large; raise this account's limit"):
+                record.check_room(4 << 20)
+        assert record.read_sum(1) == b"first"
+        record.write_sum(1, [b"second"])
+        assert record.read_sum(1) == b"second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store.sqlite"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageError, match=r"/sys/store\.sqlite: .*; let this account read and write this file and its"
+    ):
+        Store.open(place_in(tmp_path, "sqlite:////sys/store.sqlite"))  # where not even root may
+
+
+@pytest.mark.parametrize("damage", ["head", "middle"])
+def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path: Path, damage: str) -> None:
+    with Store.open(place_in(tmp_path)) as store:
+        record = store.record(store.submit(run_named(), "ada").digest)
+        record.write_sum(1, [bytes(range(256)) * (1 << 12)])
+    file = tmp_path / "store.sqlite"
+    data = bytearray(file.read_bytes())
+    start = 0 if damage == "head" else 1 << 14
+    data[start : start + (1 << 15)] = b"\xff" * (1 << 15)
+    file.write_bytes(data)
+    with (
+        pytest.raises(StorageError, match=r"store\.sqlite: this database is damaged; restore it from the server's"),
+        Store.open(place_in(tmp_path)) as store,
+    ):
+        store.runs()
+    assert file.read_bytes() == bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("store.sqlite", "url in [store] names no database that Cloister can use; write sqlite:///store.sqlite, or"),
+        ("sqlite://", "url in [store] names no database that Cloister can use"),
+        ("mysql://me@db/store", "url in [store] names no database that Cloister can use"),
+        ("postgresql+psycopg://me@db/store?options=-csearch_path=x", "names no database that Cloister can use"),
+        ("postgresql+psycopg://me:secret@db/store", "contains a password; remove it, and set the environment variable"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(tmp_path: Path, url: str, said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Store.open(place_in(tmp_path, url))
+    assert said in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_away_or_refuses_the_password_is_named(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = f"postgresql+psycopg://owner@127.0.0.1:{unused_port()}/postgres"
+    with pytest.raises(StorageError, match=r"PostgreSQL cannot be used \(.*refused.*\); check that PostgreSQL runs"):
+        Store.open(place_in(tmp_path, away))
+    for password in ("", "wrong"):
+        monkeypatch.setenv(PASSWORD_VARIABLE, password)
+        with pytest.raises(StorageError, match=rf"password.*; set the environment variable {PASSWORD_VARIABLE}"):
+            Store.open(place_in(tmp_path, database))
+
+
+def end_connections(url: str) -> int:
+    """End every connection to the database but this one."""
+    with connected(url) as connection:
+        ended = connection.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        ).fetchone()
+    assert ended
+    return int(ended[0])
+
+
+def test_connections_that_are_lost_again_and_again_lose_no_event_and_repeat_none(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "_PAUSE", 0.01)
+    with Store.open(place_in(tmp_path, database)) as store:
+        digest = store.submit(run_named(), "ada").digest
+        record = store.record(digest)
+        done = threading.Event()
+        ended = list[int]()
+
+        def disturb() -> None:
+            while not done.wait(0.005):
+                ended.append(end_connections(database))
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            for number in range(30):
+                with record.together():
+                    record.append({"event": "round", "round": number})
+                    record.write_state(str(number).encode(), number)
+        finally:
+            done.set()
+            thread.join()
+        assert sum(ended) > 2
+        assert [event["round"] for _, event in store.events(digest)] == list(range(30))
+        assert record.state() == b"29"
+
+
+def test_a_database_that_stays_away_ends_in_a_sentence(tmp_path: Path, database: str) -> None:
+    with Store.open(place_in(tmp_path, database)) as store:
+        digest = store.submit(run_named(), "ada").digest
+        store.database.patience = 0.1
+        with connected(database) as connection:
+            connection.execute("CREATE ROLE spare SUPERUSER LOGIN PASSWORD 'not-a-secret'")
+            connection.execute("ALTER ROLE owner NOLOGIN")
+        try:
+            with psycopg.connect(
+                database.replace("+psycopg", "").replace("owner@", "spare@"), password=PASSWORD, autocommit=True
+            ) as spare:
+                spare.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'owner'")
+                with pytest.raises(StorageError, match=r"PostgreSQL cannot be used .*not permitted to log in"):
+                    store.record(digest).append({"event": "lost"})
+                spare.execute("ALTER ROLE owner LOGIN")
+        finally:
+            store.database.patience = 1.0
+        assert store.events(digest) == []
+        store.record(digest).append({"event": "there"})
+        assert len(store.events(digest)) == 1

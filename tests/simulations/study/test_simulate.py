@@ -1,0 +1,199 @@
+"""A study in one call: records in any form, any partition, the same model by every engine."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+import cloister
+from client.data.records import read_csv
+from cloister import CloisterError, EarlyStop, Privacy, SimulatedRun, Task, Training, simulate
+from simulations.partitions import FlowerPartition
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_DRAW = np.random.default_rng(3)
+INPUTS = _DRAW.normal(size=(300, 4)).astype(np.float32)
+TARGETS = (INPUTS @ np.array([1.0, -2.0, 0.5, 0.0]) > 0).astype(np.float32)
+PLAIN: dict[str, Any] = {
+    "rounds": 3,
+    "seed": 1,
+    "privacy": {"noise_multiplier": 0.0, "max_grad_norm": 1.0},
+    "training": {"sample_rate": 0.5, "steps_per_round": 2, "learning_rate": 0.5},
+}
+
+
+class Sign(Task):
+    """Whether a sum is above 0."""
+
+    def model(self) -> nn.Module:
+        return nn.Linear(4, 1)
+
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        values, targets = read_csv(path, features=["a", "b", "c", "d"], target="positive")
+        return torch.from_numpy(values).float(), torch.from_numpy(targets).float()[:, None]
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        return torch.randn(6, 4), torch.tensor([[0.0], [1.0]] * 3)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
+
+
+def _frame() -> pd.DataFrame:
+    frame = pd.DataFrame(INPUTS, columns=["a", "b", "c", "d"])
+    frame["positive"] = TARGETS.astype(int)
+    frame["ward"] = [f"ward {place % 4}" for place in range(len(frame))]
+    return frame
+
+
+def test_every_engine_arrives_at_the_same_model() -> None:
+    results = [
+        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine=engine, processes=2)
+        for engine in ("inline", "processes", "vectorised")
+    ]
+    assert results[0].digest == results[1].digest
+    for name, values in results[0].model.state_dict().items():
+        torch.testing.assert_close(values, results[2].model.state_dict()[name], atol=1e-4, rtol=0)
+    assert [row["sites"] for row in results[0].rows] == [4, 4, 4]
+    assert results[0].metrics["accuracy"] == pytest.approx(results[2].metrics["accuracy"], abs=0.02)
+
+
+@pytest.mark.parametrize("form", ["arrays", "tensors", "frame", "data set", "file", "sites"])
+def test_records_come_in_any_form(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "records.csv"
+    _frame().to_csv(path, index=False)
+    tensors = torch.from_numpy(INPUTS), torch.from_numpy(TARGETS)[:, None]
+    half = len(INPUTS) // 2
+    records: dict[str, Any] = {
+        "arrays": (INPUTS.astype(np.float64), TARGETS.astype(int)),
+        "tensors": tensors,
+        "frame": _frame(),
+        "data set": TensorDataset(*tensors),
+        "file": path,
+        "sites": {
+            "north": (INPUTS[:half], TARGETS[:half]), "south": (INPUTS[half:], TARGETS[half:]), "west": _frame()
+        },
+    }  # fmt: skip
+    result = simulate(Sign, records[form], PLAIN, sites=None if form == "sites" else 5)
+    assert result.engine == ("inline" if form == "sites" else "vectorised")
+    assert result.rows[-1]["sites"] == (3 if form == "sites" else 5)
+    assert result.metrics["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize(
+    "partition", ["iid", "dirichlet:0.3", "shards:2", "quantity_skew:0.5", "feature_shift:0.5", "by_column:ward"]
+)
+def test_records_are_divided_in_any_way(partition: str) -> None:
+    result = simulate(Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=partition, engine="vectorised")
+    assert result.rows[-1]["sites"] == 4
+
+
+def test_epsilon_is_that_of_the_rounds_a_site_took_part_in() -> None:
+    run = SimulatedRun(rounds=4, privacy=Privacy(epsilon=3.0, max_grad_norm=1.0))
+    everybody = simulate(Sign, (INPUTS, TARGETS), run, sites=8)
+    assert everybody.epsilon == pytest.approx(3.0, rel=0.02)
+    assert set(everybody.epsilons.values()) == {everybody.epsilon}
+    some = simulate(Sign, (INPUTS, TARGETS), run, sites=8, participation=0.5)
+    assert min(some.epsilons.values()) <= some.epsilon <= 3.0 * 1.02
+    assert [row["sites"] for row in some.rows] == [4] * 4
+    assert math.isinf(simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=8).epsilon)
+
+
+def test_a_callback_sees_every_round_and_may_end_the_run() -> None:
+    rows: list[Any] = []
+    for engine in ("inline", "vectorised"):
+        stop = EarlyStop("accuracy", patience=1, larger_is_better=False)
+        result = simulate(
+            Sign, (INPUTS, TARGETS), PLAIN | {"rounds": 30}, sites=3, engine=engine, callbacks=[rows.append, stop],
+            keep_models=True,
+        )  # fmt: skip
+        assert "no better accuracy" in result.stopped
+        assert len(result.rows) < 30
+        assert rows[-len(result.rows) :] == list(result.rows)
+        assert len(result.models) == 1 + len(result.rows)
+
+
+def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
+    result = simulate(Sign, (INPUTS, TARGETS), SimulatedRun(rounds=2), sites=6)
+    assert list(result.history["accuracy"]) == [row["accuracy"] for row in result.rows]
+    folder = result.save(tmp_path / "result")
+    assert {file.name for file in folder.iterdir()} == {
+        "history.csv", "model.safetensors", "plot.svg", "report.html", "result.json", "run.toml",
+    }  # fmt: skip
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in report
+    assert "accuracy" in report
+    again = simulate(Sign, (INPUTS, TARGETS), folder / "run.toml", engine="vectorised")
+    assert len(again.rows) == 2
+    assert again.rows[0]["sites"] == 6
+    assert "accuracy" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"engine": "vectorized"}, "did you mean `vectorised`"),
+        ({"partition": "dirichlett"}, "did you mean `dirichlet`"),
+        ({"partition": "dirichlet:x"}, "is not a number"),
+        ({"partition": "by_column:ward"}, "no such column"),
+        ({"sites": 1}, "no federation"),
+        ({"sites": 1000}, "cannot be divided among 1000 sites"),
+        ({"test": 1.5}, "between 0 and 1"),
+        ({"participation": 2.0}, "says no participation"),
+        ({"participation": 0.5, "engine": "inline"}, "only the engine vectorised"),
+        ({"run": {"rouns": 3}}, "did you mean `rounds`"),
+        ({"run": {"rounds": 3, "privacy": {"epsilon": -1.0, "max_grad_norm": 1.0}}}, "greater than 0"),
+        ({"run": PLAIN | {"strategy": "fedprocks"}}, "fedprocks"),
+        ({"records": "nowhere.csv"}, "no such file"),
+        ({"records": 3}, "give \\(inputs, targets\\)"),
+        ({"records": (INPUTS[:, :3], TARGETS)}, "its example has"),
+        ({"records": ([["a"]], [1])}, "numbers"),
+        ({"task": nn.Linear}, "is not a task"),
+        ({"task": "nothing:There"}, "cannot be imported"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_round(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"task": Sign, "records": (INPUTS, TARGETS), "run": PLAIN, "sites": 4} | changed
+    with pytest.raises(CloisterError, match=message):
+        simulate(given.pop("task"), given.pop("records"), given.pop("run"), **given)
+
+
+def test_flower_s_partitioners_divide_records() -> None:
+    from flwr_datasets import partitioner as flower  # noqa: PLC0415 - takes a second to load
+
+    ways = [
+        flower.IidPartitioner(4),
+        flower.DirichletPartitioner(4, "label", alpha=1.0, min_partition_size=5),
+        flower.ShardPartitioner(4, "label", num_shards_per_partition=2),
+        flower.PathologicalPartitioner(4, "label", num_classes_per_partition=1),
+        flower.LinearPartitioner(4),
+        flower.SquarePartitioner(4),
+        flower.ExponentialPartitioner(4),
+        flower.SizePartitioner([60, 60, 60, 60]),
+        flower.NaturalIdPartitioner("ward"),
+        flower.GroupedNaturalIdPartitioner("ward", 1),
+        flower.ContinuousPartitioner(4, "a", strictness=0.5),
+    ]
+    for way in ways:
+        result = simulate(
+            Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=FlowerPartition(way), engine="vectorised"
+        )
+        assert result.rows[0]["sites"] == 4, type(way).__name__
+
+
+def test_names_are_there_for_users() -> None:
+    assert cloister.Training is Training
+    assert set(cloister.__all__) >= {"simulate", "Result", "SimulatedRun"}
