@@ -87,42 +87,40 @@ def full_disk(seed: int, folder: Path) -> Outcome:
     """Fill a site's disk, and then the server's, to the last byte; make room again."""
     del seed  # there is no chance in it
     outcome = Outcome(counts={"rounds lost": 0})
-    with staged(folder, three_suffice()) as stage:
-        with _small(stage.federation.paths[VICTIM]) as fill:
-            stage.start_agents()
-            stage.start_server()
-            stage.await_rounds(2)
-            fill()
-            left = until(lambda: VICTIM not in stage.ended[-1]["sites"], LONG)
-            check(left is not None, f"{VICTIM} still sends updates, on a full disk")
-            check("No space left" in stage.log(VICTIM), f"{VICTIM} does not say why:\n{stage.log(VICTIM)[-2000:]}")
-            stage.await_rounds(stage.rounds + 2)
-            _check_charged(stage)
-            fill.free()
-            _await_return(stage)
-            _check_charged(stage)
-            outcome.tries += 1
-            for site in SITES:
-                stage.kill(site)
-            stage.kill("server")
-    with staged(folder / "server", plain(30)) as stage:
-        with _small(stage.federation.server) as fill:
-            stage.start_agents()
-            server = stage.start_server()
-            stage.await_rounds(3)
-            fill()
-            ended = until(lambda: server.poll() is not None, LONG)
-            check(ended is not None and server.poll() == 1, f"the server did not end:\n{stage.log('server')[-2000:]}")
-            check("Traceback" not in stage.log("server"), f"a traceback:\n{stage.log('server')}")
-            check("room" in stage.log("server") or "full" in stage.log("server"), stage.log("server")[-500:])
-            fill.free()
-            stage.start_server()
-            stage.await_end()
-            stage.check_whole(extra=0)
-            outcome.tries += 1
-            stage.close()
-            for site in SITES:
-                stage.kill(site)
+    with staged(folder, three_suffice()) as stage, _small(stage.federation.paths[VICTIM]) as fill:
+        stage.start_agents()
+        stage.start_server()
+        stage.await_rounds(2)
+        fill()
+        left = until(lambda: VICTIM not in stage.ended[-1]["sites"], LONG)
+        check(left is not None, f"{VICTIM} still sends updates, on a full disk")
+        check("No space left" in stage.log(VICTIM), f"{VICTIM} does not say why:\n{stage.log(VICTIM)[-2000:]}")
+        stage.await_rounds(stage.rounds + 2)
+        _check_charged(stage)
+        fill.free()
+        _await_return(stage)
+        _check_charged(stage)
+        outcome.tries += 1
+        for site in SITES:
+            stage.kill(site)
+        stage.kill("server")
+    with staged(folder / "server", plain(30)) as stage, _small(stage.federation.server) as fill:
+        stage.start_agents()
+        server = stage.start_server()
+        stage.await_rounds(3)
+        fill()
+        ended = until(lambda: server.poll() is not None, LONG)
+        check(ended is not None and server.poll() == 1, f"the server did not end:\n{stage.log('server')[-2000:]}")
+        check("Traceback" not in stage.log("server"), f"a traceback:\n{stage.log('server')}")
+        check("room" in stage.log("server") or "full" in stage.log("server"), stage.log("server")[-500:])
+        fill.free()
+        stage.start_server()
+        stage.await_end()
+        stage.check_whole(extra=0)
+        outcome.tries += 1
+        stage.close()
+        for site in SITES:
+            stage.kill(site)
     return outcome
 
 
