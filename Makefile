@@ -66,11 +66,20 @@ fuzz: setup  ## search ten minutes for bytes that break a parser (less: ARGS='--
 proto: setup  ## regenerate transport/cloister_pb2.* from transport/cloister.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transport/cloister.proto
 
-lock: setup  ## write requirements/lock.txt anew (newer versions: ARGS=--upgrade)
+# Which of the locked packages an image has: see deploy/container.
+NAMES := $(BIN)/uv pip compile --universal --python-version 3.11 --constraints requirements/lock.txt --no-annotate \
+	--no-header --quiet
+CUT := sed -n 's/==.*//p'
+
+lock: setup  ## write requirements/lock.txt anew, and what images have of it (newer versions: ARGS=--upgrade)
 	$(BIN)/uv pip compile pyproject.toml requirements/torch.txt --output-file requirements/lock.txt \
 		--all-extras --universal --python-version 3.11 --generate-hashes \
 		--excludes requirements/not-locked.txt --no-emit-package torch \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS)
+	$(NAMES) pyproject.toml --extra sql --extra oidc --extra tracking | $(CUT) > deploy/container/server.names
+	$(NAMES) pyproject.toml requirements/torch.txt --no-emit-package torch --excludes requirements/not-locked.txt \
+		--extra client --extra imaging --extra sql --extra tracking | $(CUT) > deploy/container/agent.names
+	echo hatchling | $(NAMES) - | $(CUT) > deploy/container/build.names
 
 clean:  ## remove caches, builds and the demo's folder; .venv stays
 	test ! -e demo/.cloister-demo || rm -rf demo

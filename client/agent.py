@@ -22,12 +22,15 @@ from flwr.app import Context, RecordDict
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange, reach
 from client.identity import check_certificate, check_keys, check_room, check_secrecy
+from client.operations.watched import watched
 from client.protection import ready
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
 from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
+from privacy.failpoints import failpoint
 from privacy.locks import locked
+from privacy.log_fields import about
 from privacy.parallel import in_processes
 from transport.flower import answer
 from transport.memory import return_memory
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from client.site import Site
+    from client.watch import Watch
     from transport.flower import App
 
 log = logging.getLogger("cloister.agent")
@@ -50,36 +54,51 @@ _REFUSED_DELAY = 2.0  # seconds after the server refuses a reply
 _ALONE = nullcontext()  # a process with one site waits for nobody
 
 
-def attend(path: Path, stop: Event) -> None:
-    """Serve as the agent of the site in this folder until `stop` is set.
+def attend(path: Path, stop: Event, started: Callable[[], None] = lambda: None) -> None:
+    """Serve as the agent of the site in this folder until `stop` is set; call `started` once it could take part.
 
     Raises:
         CloisterError: if the site's own settings, keys or records are wrong, the server refuses the site, or a process
             of the group is lost.
     """
     place = read_site(path)
-    ready(place)
-    if own_place().rank:
-        from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
+    with about(site=place.settings.site):
+        ready(place)
+        if own_place().rank:
+            from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
 
-        assist(place)
-        return
-    attend_site(place, stop)
+            assist(place)
+            return
+    attend_site(place, stop, started=started)
 
 
-def attend_site(place: SiteFolder, stop: Event, turns: AbstractContextManager[Any] = _ALONE) -> None:
+def attend_site(
+    place: SiteFolder,
+    stop: Event,
+    turns: AbstractContextManager[Any] = _ALONE,
+    started: Callable[[], None] = lambda: None,
+) -> None:
     """Serve as the agent of an opened site until `stop` is set.
 
     Args:
         place: the site.
         stop: ends this.
         turns: entered for all work with torch, where several sites share a process.
+        started: called once it could take part.
 
     Raises:
         CloisterError: as `attend` does.
     """
-    _look_first(place)
-    line = _Line(place)
+    with about(site=place.settings.site):
+        _look_first(place)
+        with watched(place) as watch:
+            _take_part(place, watch, stop, turns, started)
+
+
+def _take_part(
+    place: SiteFolder, watch: Watch, stop: Event, turns: AbstractContextManager[Any], started: Callable[[], None]
+) -> None:
+    line = _Line(place, watch)
     line.check()
     return_memory()
     # Torch reads this when it loads. Otherwise its idle threads would spin, and slow down everything else here.
@@ -92,13 +111,13 @@ def attend_site(place: SiteFolder, stop: Event, turns: AbstractContextManager[An
         from client.work.personal_training import go_on  # noqa: PLC0415
 
         site, waiting = Site(place), list["Callable[[], None]"]()
-    site.later = waiting.append
+    site.later, site.watch = waiting.append, watch
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
         log.warning(
             "`disclose` lists %s: sent after every round without noise, and not covered by ε", ", ".join(metrics)
         )
-    with gather(site.device, stop.set) as group:
+    with gather(site.device, stop.set) as group, site.tracking:
         site.group = group
         log.info("reading and checking records for %s", ", ".join(site.settings.policy.tasks) or "no task")
         with turns:
@@ -108,6 +127,7 @@ def attend_site(place: SiteFolder, stop: Event, turns: AbstractContextManager[An
             group.compare(site.records_digest())
             log.info("%d processes train together, this one on %s", group.size, site.device)
         site.later(lambda: go_on(site))
+        started()
         _serve(site, line, make_app(lambda _: site), stop, waiting, turns)
     if group and group.lost:
         msg = f"{site.name} lost another of its processes and ended; to come back, run the same command"
@@ -157,8 +177,8 @@ def _serve(
 class _Line:
     """The connection's state: whether the server can be reached. It logs changes, not every attempt."""
 
-    def __init__(self, place: SiteFolder) -> None:
-        self._place = place
+    def __init__(self, place: SiteFolder, watch: Watch) -> None:
+        self._place, self._watch = place, watch
         self.status = ""  # logged when the connection is up
         self._said = ""  # why it is down, without numbers and quotations
         self._delay = _FIRST_DELAY
@@ -180,7 +200,7 @@ class _Line:
         """Log that the connection is up. It may not last, so the delay is not reset."""
         way = f" through {proxy}" if (proxy := self._place.proxy) else ""
         log.info("online at %s%s; %s", self._place.settings.server, way, self.status)
-        self._said = ""
+        self._said = self._watch.trouble = ""
 
     def works(self) -> None:
         """Note that a message got through: if the connection breaks now, the delay starts over."""
@@ -190,7 +210,7 @@ class _Line:
         """Log why the connection is down, once for each cause."""
         if self._said != (said := re.sub(r"\d|“.*?”", "", str(error))):
             log.warning("%s; retrying until it answers", error)
-        self._said = said
+        self._said, self._watch.trouble = said, str(error)
 
     def delay(self) -> float:
         """Return how many seconds to wait: longer each time, and randomised per agent."""
@@ -234,8 +254,10 @@ def answer_all(
             look()
         else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
+            failpoint("agent-asked")
             with turns:
                 reply = encode(answer(app, message, context))
+            failpoint("agent-answers")
             _deliver(exchange, reply, message.metadata.message_id, stop)
             del message, reply
         while waiting and not stop.is_set():
@@ -251,6 +273,7 @@ def _deliver(exchange: Exchange, reply: tuple[bytes, ...], reply_to: str, stop: 
         # If the connection breaks here, the server offers the message again, and the outbox has the same update.
         if not exchange.push(reply, reply_to):
             log.info("a reply came too late: the round had closed")
+        failpoint("agent-answered")
     except ProtocolError as error:
         # The server offers the message again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)

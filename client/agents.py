@@ -21,7 +21,7 @@ from privacy.errors import ConfigError
 from privacy.failures import sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from threading import Event
 
     from client.settings import SiteFolder
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 
-def attend_all(paths: Iterable[Path], stop: Event) -> None:
+def attend_all(paths: Iterable[Path], stop: Event, started: Callable[[], None] = lambda: None) -> None:
     """Serve as the agents of these sites until `stop` is set, each in a daemon thread that is named after its site.
 
-    A site that cannot start, or not go on, is logged, and the others go on.
+    Calls `started` once for each site that could take part. A site that cannot start, or not go on, is logged, and the
+    others go on.
 
     Raises:
         ConfigError: if the sites cannot share a process, or none of them is left.
@@ -43,7 +44,7 @@ def attend_all(paths: Iterable[Path], stop: Event) -> None:
     turns = threading.Lock()
     threading.main_thread().name = "cloister"  # as logs name it
     agents = [
-        threading.Thread(target=_attend, args=(place, stop, turns), name=place.settings.site, daemon=True)
+        threading.Thread(target=_attend, args=(place, stop, turns, started), name=place.settings.site, daemon=True)
         for place in _places(paths)
     ]
     for agent in agents:
@@ -85,9 +86,9 @@ def _place(path: Path) -> SiteFolder:
     return place
 
 
-def _attend(place: SiteFolder, stop: Event, turns: threading.Lock) -> None:
+def _attend(place: SiteFolder, stop: Event, turns: threading.Lock, started: Callable[[], None]) -> None:
     try:
-        attend_site(place, stop, turns)
+        attend_site(place, stop, turns, started)
     except Exception as error:  # noqa: BLE001 - the other sites go on
         _complain(error)
 

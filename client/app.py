@@ -26,6 +26,7 @@ from client.work.progress import look, shared
 from client.work.subgroup_report import compare_later
 from privacy.errors import CloisterError, DeviceError, StorageError
 from privacy.failures import sentence
+from privacy.log_fields import about, note
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question
 from transport.flower import ENDED, FAILED, REFUSED, reply
@@ -100,6 +101,7 @@ def _answering(
 ) -> Callable[[Message, Context], Message]:
     """Turn errors into replies that tell the server only what may leave the site."""
 
+    @about()
     def answered(message: Message, context: Context) -> Message:
         site = None
         try:
@@ -131,12 +133,24 @@ def _of_site(kind: MessageKind[Q, R], answer: Callable[[Site, Q], R]) -> Callabl
 
 def _of_run(kind: MessageKind[Q, R], answer: Callable[[AdmittedRun, Q], R]) -> Callable[[Site, Message], R]:
     """Answer a message of a run, which is admitted before anything else is read."""
-    return lambda site, message: answer(admit(site, read_manifest(message.content)), kind.read(message.content))
+
+    def answer_admitted(site: Site, message: Message) -> R:
+        admitted = admit(site, read_manifest(message.content))
+        note(run=admitted.run)
+        return answer(admitted, kind.read(message.content))
+
+    return answer_admitted
 
 
 def _of_round(kind: MessageKind[P, R], answer: Callable[[Round, P], R]) -> Callable[[Site, Message], R]:
     """Answer a message about a plan, whose run is admitted before anything else is read."""
-    return _of_run(kind, lambda admitted, request: answer(admitted.round(read_plan(request.plan)), request))
+
+    def answer_planned(admitted: AdmittedRun, request: P) -> R:
+        plan = read_plan(request.plan)
+        note(round=plan.round)
+        return answer(admitted.round(plan), request)
+
+    return _of_run(kind, answer_planned)
 
 
 def _log(site: Site | None, message: Message, error: BaseException) -> None:
@@ -146,6 +160,7 @@ def _log(site: Site | None, message: Message, error: BaseException) -> None:
     if re.sub(r"\d", "", before) != re.sub(r"\d", "", text):
         log.warning("%s: %s", kind, text)
     if site:
+        site.watch.note_refusal(error)
         site.last_errors[kind] = text
     log.debug("%s", kind, exc_info=error)
 
@@ -199,12 +214,14 @@ def train(current: Round, order: Order) -> Trained:
     """Train a round and return the signed, encrypted update."""
     current.ledger.check_head(order.head)
     update = train_round(current, order.sums)
+    current.site.watch.note_training(current.plan.round)
     return Trained(update, _report(current), current.ledger.sign_head())
 
 
 def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> RoundOutcome | Refusal:
     """Open a round's sum, keep the model, sign its digest and vote; if a masked sum does not open, say why."""
     site, plan = admitted.site, delivery.sums[0].plan
+    note(round=read_plan(plan).round)
     try:
         checkpoint = open_sum(admitted, delivery.sums.pop())
     except UnopenedError as error:

@@ -23,9 +23,11 @@ from privacy.run.policy import Policy
 from privacy.run.settings import RunKind, SiteName
 from transport.address import Dialled, read_address
 from transport.channel import TlsFiles, system_bundle
+from transport.operations.settings import Operations
 from transport.pki import read_roster, read_signing_key
 from transport.proxies import check_setting, proxy_for
 from transport.sign_in import Signer
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -178,6 +180,8 @@ class SiteSettings:
     training: Computing = field(default_factory=Computing)
     personal: Personal | None = None  # None: no model of the site's own
     network: Network = field(default_factory=Network)
+    operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: metrics stay in the folder
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one per core
 

@@ -15,6 +15,7 @@ from client.state.models import Models
 from client.state.outbox import Outbox
 from client.state.own_vectors import Own
 from client.state.residuals import Residuals
+from client.watch import Watch
 from client.work.works import Works
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import KeyFileError
@@ -25,6 +26,7 @@ from privacy.storage import read_file
 from strategies.advance import State
 from strategies.registry import algorithm_of
 from transport.pki import read_authority_key, read_signing_key
+from transport.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,8 @@ class Site(Works):
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
         self.later: Callable[[Callable[[], None]], object] = _at_once  # an agent answers the server first
+        self.watch = Watch()  # an agent has its own
+        self.tracking = Tracking(self.settings.report, place.folder)
         self.last_errors: dict[str, str] = {}  # the last error for each kind of message
         self._older: dict[int, Roster] = {}
         self.use_roster(place.roster())

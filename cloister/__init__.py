@@ -2,9 +2,9 @@
 
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
-federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `CloisterError` to catch errors;
-and `simulate` with its `Result`, `EarlyStop`, and the settings of a run: `SimulatedRun`, `Training`, `Privacy`,
-`Encryption`.
+federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
+server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `EarlyStop`, and the settings
+of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from client.task.table_task import TableTask
     from client.task.task import Task
     from client.work.survey import Survey
+    from cloister.client import Client
     from cloister.result import Result
     from cloister.simulating import EarlyStop, simulate
     from privacy.run.settings import Encryption, Privacy, Training
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Category",
+    "Client",
     "CloisterError",
     "Date",
     "EarlyStop",
@@ -62,6 +64,7 @@ __all__ = [
 
 _LAZY = {
     "Category": "client.data.columns",
+    "Client": "cloister.client",
     "Date": "client.data.columns",
     "EarlyStop": "cloister.simulating",
     "Encryption": "privacy.run.settings",
@@ -81,11 +84,11 @@ _LAZY = {
     "save_frozen": "client.state.model_use",
     "simulate": "cloister.simulating",
 }
-"""Names that load torch or are seldom needed, and their modules: the server has no torch."""
+"""Names that few programs need, and their modules: the server has no torch, and httpx takes a while."""
 
 
 def __getattr__(name: str) -> object:
-    """Import a lazy name when it is used."""
+    """Import what few programs need when it is used."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     msg = f"module 'cloister' has no attribute {name!r}"

@@ -9,14 +9,15 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import typer
 import typer.core
 
-from cloister import __version__
+from cloister import __version__, service_manager
 from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.backup import backup, restore
@@ -29,8 +30,11 @@ from cloister.commands.ledger import ledger
 from cloister.commands.person import person
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
+from cloister.commands.runs import login, retry, runs, stop, submit, watch
+from cloister.commands.simulating import simulate
+from cloister.views.log import LogForm, show_log
 from cloister.views.patience import patience
-from cloister.views.run import RoundTable, listening, make_console, show_log
+from cloister.views.run import RoundTable, listening, make_console
 from cloister.views.terminal import (
     ask_secretly,
     complain,
@@ -42,7 +46,12 @@ from cloister.views.terminal import (
 from privacy.at_rest.secrets import Asking
 from privacy.failures import sentence
 
+log = logging.getLogger("cloister")
+
 _STOPPED = 130  # exit code: Ctrl-C or SIGTERM
+_LEFT = "left; nothing is lost, and what was charged stays charged. To come back, run the same command"
+
+Log = Annotated[LogForm, typer.Option("--log", help="How to write the log: json is one object a line.")]
 
 typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets, and the escapes are shown
 
@@ -72,7 +81,18 @@ app.command(epilog="Example:  cloister check north    (or: cloister check --serv
 app.command(epilog="Example:  cloister approve run.manifest north    (or, to see what waits: cloister approve north)")(
     approve
 )
+app.command(epilog="Example:  cloister login --as ana --api fed.example.org:9442")(login)
+app.command(epilog="Example:  cloister submit run.manifest --as ana --watch")(submit)
+app.command(epilog="Example:  cloister runs --as ana --status running    (or one run: cloister runs lungs)")(runs)
+app.command(epilog="Example:  cloister watch lungs --as ana    (or, for the newest run: cloister watch --as ana)")(
+    watch
+)
+app.command(epilog='Example:  cloister stop lungs --as ana --reason "wrong task"')(stop)
+app.command(epilog="Example:  cloister retry lungs --as ana")(retry)
 app.command(epilog="Example:  cloister protect north")(protect)
+app.command(
+    epilog="Example:  cloister simulate study.toml --records patients.csv --sites 100 --partition dirichlet:0.3"
+)(simulate)
 app.command(epilog="Example:  cloister backup north north.backup")(backup)
 app.command(epilog="Example:  cloister restore north.backup north")(restore)
 app.command(epilog="Example:  cloister export north models/lungs-1a2b3c4d.safetensors lungs.safetensors")(export)
@@ -93,11 +113,36 @@ def options(
 ) -> None:
     """Handle the options that all commands share."""
     del version
-    _Debug.on = debug
+    _Output.debug, _Output.log = debug, LogForm.TEXT
 
 
-class _Debug:
-    on = False
+class _Output:
+    """How this process speaks."""
+
+    debug = False
+    log = LogForm.TEXT
+
+    @classmethod
+    def show_log(cls, form: LogForm, *, by_thread: bool = False) -> None:
+        """Write the log to standard error, and in JSON nothing else."""
+        cls.log = form
+        show_log(form, by_thread=by_thread)
+
+    @classmethod
+    def say(cls, text: str) -> None:
+        """Say what nobody needs to act on."""
+        if cls.log is LogForm.JSON:
+            log.info("%s", text)
+        else:
+            typer.echo(text)
+
+    @classmethod
+    def complain(cls, mark: str, text: str) -> None:
+        """Say why the process ends."""
+        if cls.log is LogForm.JSON:
+            log.error("%s", text)
+        else:
+            complain(mark + text)
 
 
 @app.command(epilog="Example:  cloister demo --folder /tmp/demo")
@@ -136,83 +181,80 @@ def sign(
         rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
-        show(report)
+        from cloister.views.observers import table  # noqa: PLC0415
+
+        for line in table(report):
+            typer.echo(line)
         if report["delta_warning"]:
             typer.echo(f"! {report['delta_warning']}")
         typer.echo(f"next: cloister server server {out}")
 
 
-@app.command(
-    epilog="Example:  cloister server server run.manifest    (or, before there is a run: cloister server server)"
-)
+@app.command(epilog="Example:  cloister server server    (or, for one run alone: cloister server server run.manifest)")
 def server(
     consortium: Annotated[Path, typer.Argument(help="consortium.toml, or its folder.")],
     manifest: Annotated[
-        Path | None, typer.Argument(help="The signed run; without one, sites may join, and agents connect and wait.")
+        Path | None, typer.Argument(help="A signed run: serve it alone, to its end; without one, serve the queue.")
     ] = None,
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Go on with a run that failed.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Go on with a run that failed or was stopped.")] = False,
+    log_form: Log = LogForm.TEXT,
 ) -> None:
-    """Run the aggregation server until the run is over. It holds no decryption key."""
-    from server.process import serve, wait_for_run  # noqa: PLC0415 - sites need no server
+    """Run the aggregation server: it takes signed runs, and serves them. It holds no decryption key."""
+    from server.process import serve, serve_one  # noqa: PLC0415 - sites need no server
 
-    show_log()
-    if manifest is None:
-        wait_for_run(consortium, typer.echo, threading.Event())
-        return
-    with RoundTable(make_console(json=False)) as table, listening(table):
-        serve(
-            consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch, retry=retry
-        )
-    typer.echo("✓ the run has ended; every site has the result in its own folder")
+    _Output.show_log(log_form)
+    ready = threading.Event()
+
+    def started(text: str) -> None:
+        _Output.say(text)
+        if not ready.is_set():
+            ready.set()
+            service_manager.ready()
+
+    with ExitStack() as stack:
+        stack.enter_context(service_manager.watched())
+        if manifest is None:
+            if new_epoch or retry:
+                msg = "--new-epoch and --retry belong to one run; name its file: cloister server server run.manifest"
+                raise click.UsageError(msg)
+            try:
+                serve(consortium, started, threading.Event())
+            except KeyboardInterrupt:
+                _Output.complain("", "stopped; runs that were going on are taken up again by the same command")
+                raise typer.Exit(_STOPPED) from None
+            return
+        if log_form is LogForm.TEXT:
+            stack.enter_context(listening(stack.enter_context(RoundTable(make_console(json=False)))))
+        serve_one(consortium, manifest, started, threading.Event(), new_epoch=new_epoch, retry=retry)
+    _Output.say("✓ the run has ended; every site has the result in its own folder")
 
 
 @app.command(epilog="Example:  cloister agent north")
 def agent(
     sites: Annotated[list[Path], typer.Argument(help="site.toml, or its folder; several share one process.")],
+    log_form: Log = LogForm.TEXT,
 ) -> None:
     """Run a site's agent, or those of several sites. Ctrl-C stops it safely."""
-    show_log(by_thread=len(sites) > 1)
-    if _Debug.on:
+    _Output.show_log(log_form, by_thread=len(sites) > 1)
+    if _Output.debug:
         logging.getLogger("cloister").setLevel(logging.DEBUG)
     try:
-        if len(sites) == 1:
-            from client.agent import attend  # noqa: PLC0415 - a server needs no agent
+        with service_manager.watched():
+            if len(sites) == 1:
+                from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
-            attend(sites[0], threading.Event())
-        else:
-            from client.agents import attend_all  # noqa: PLC0415
+                attend(sites[0], threading.Event(), service_manager.ready)
+            else:
+                from client.agents import attend_all  # noqa: PLC0415
 
-            attend_all(sites, threading.Event())
+                attend_all(sites, threading.Event(), service_manager.ready)
     except KeyboardInterrupt:
-        typer.echo(
-            "left; nothing is lost, and what was charged stays charged. To come back, run the same command", err=True
-        )
+        _Output.complain("", _LEFT)
         if len(sites) > 1:
             flush_output()
             os._exit(_STOPPED)  # Python would wait for threads that train, or break those that hold torch's locks
         raise typer.Exit(_STOPPED) from None
-
-
-@app.command(epilog="Example:  cloister simulate study.toml")
-def simulate(
-    run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference study's.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for the files of the simulated hospitals.")] = Path("simulation"),
-    personal: Annotated[
-        Path | None,
-        typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a study over simulated hospitals in this process: the same apps and bytes, no network, no policy limits."""
-    from cloister.commands.simulate import simulate as run_simulation  # noqa: PLC0415 - loads torch
-
-    report = run_simulation(run, folder, make_console(json=as_json), personal)
-    if as_json:
-        typer.echo(json.dumps(report))
-    else:
-        typer.echo(f"✓ {report['rounds']} rounds; the model is {next(iter(report['model'].values()))}")
-        show(report)
 
 
 @app.command(epilog="Example:  cloister stats survey.toml --json")
@@ -233,14 +275,6 @@ def stats(
         typer.echo(json.dumps(report))
     else:
         stats.show(report, console)
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print ε against each observer, where it differs, and the cost of votes."""
-    from cloister.views.observers import table  # noqa: PLC0415
-
-    for line in table(report):
-        typer.echo(line)
 
 
 def main() -> None:
@@ -265,7 +299,7 @@ def _run(arguments: list[str]) -> int:
         code = _code(arguments)
     except KeyboardInterrupt:
         code = _STOPPED
-        complain("stopped")
+        _Output.complain("", "stopped")
     except BaseException as raised:  # noqa: BLE001 - all errors end here
         code, error = 1, raised
     unread, unwritten = reader_has_gone(), flush_output()
@@ -274,9 +308,9 @@ def _run(arguments: list[str]) -> int:
         return code
     if isinstance(error, BrokenPipeError) and unread:
         return 1  # as with `| head`: the reader has seen enough and needs no message
-    if _Debug.on:
+    if _Output.debug and _Output.log is LogForm.TEXT:
         traceback.print_exception(error)
-    complain(f"✗ {sentence(error)}")
+    _Output.complain("✗ ", sentence(error))
     return code or 1
 
 

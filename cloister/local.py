@@ -23,7 +23,7 @@ def start_server(processes: Processes, federation: Federation) -> str:
     """Start the server and return the address that agents dial."""
     log = federation.server / "server.log"
     processes.start("server", log, "server", str(federation.server), str(federation.manifest))
-    return "localhost:" + processes.wait_for_line("server", "listening on port ", _START_SECONDS)
+    return "localhost:" + processes.wait_for_line("server", "agents may connect at port ", _START_SECONDS)
 
 
 def start_agents(processes: Processes, federation: Federation, address: str, terms: SiteTerms) -> None:
@@ -59,7 +59,7 @@ def follow(processes: Processes, federation: Federation, show: Callable[[dict[st
             for number, event in store.events(run, after=shown):
                 show(event)
                 shown, last = number, time.monotonic()
-                if event["event"] in {"finished", "failed"}:
+                if event["event"] in {"finished", "failed", "stopped"}:
                     return
             for name in ended:
                 msg = f"{name} ended before the run did; its log ends with:\n{processes.tail(name)}"

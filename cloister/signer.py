@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 class Signer(NamedTuple):
-    """A key, and where the files are that say whose it is."""
+    """A person's key, and what their folder says about them."""
 
     key: Ed25519PrivateKey
     authority: Path
     roster: Path
+    name: str
+    server: str  # host:port, which agents dial
+    folder: Path
 
 
 def read_signer(path: Path) -> Signer:
@@ -36,12 +39,14 @@ def read_signer(path: Path) -> Signer:
     if is_person(path):
         place = read_person(path)
         kept_person(place).ready()
-        return Signer(place.signing_key(), place.authority, place.roster)
+        person = place.settings
+        return Signer(place.signing_key(), place.authority, place.roster, person.name, person.server, place.folder)
     if not path.exists():
         msg = f"{path}: no such folder; name yours with --as: the one that `cloister person join` made, or coordinator/"
         raise ConfigError(msg)
     file = settings_file(path, "coordinator.toml")
-    roster = file.parent / read_toml(file, CoordinatorSettings).roster
+    settings = read_toml(file, CoordinatorSettings)
+    roster = Path(os.path.normpath(file.parent / settings.roster))
     kept_coordinator(file.parent).ready()
     key = read_signing_key(file.parent / SIGNING_KEY)
-    return Signer(key, file.parent / "authority.pem", Path(os.path.normpath(roster)))
+    return Signer(key, file.parent / "authority.pem", roster, settings.person, settings.server, file.parent)

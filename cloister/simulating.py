@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cloister.result import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     Callback = Callable[[Mapping[str, Any]], object]
 
@@ -90,19 +90,41 @@ def simulate(
     Raises:
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
+    options: dict[str, Any] = {
+        "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
+        "seed": seed, "device": device, "processes": processes,
+    }  # fmt: skip
+    with _shown(progress) as view:
+        return play_study(
+            task, records, run, options, view, callbacks=tuple(callbacks), keep_models=keep_models,
+            measure_every=measure_every, folder=Path(folder) if folder else None,
+        )  # fmt: skip
+
+
+class View(Protocol):
+    """Shows a simulation while it runs."""
+
+    def begin(self, sites: int, rounds: int, engine: str, why: str) -> None:
+        """Show what is simulated."""
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show a round."""
+
+
+def play_study(
+    task: Any, records: Any, run: Any, options: Mapping[str, Any], view: View, *, callbacks: Sequence[Callback] = (),  # noqa: ANN401 - as for `simulate`
+    keep_models: bool = False, measure_every: int = 1, folder: Path | None = None,
+) -> Result:  # fmt: skip
+    """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
     from simulations.study.runner import play, prepare  # noqa: PLC0415 - loads torch
 
     with TemporaryDirectory(prefix="cloister-") as temporary:
-        study = prepare(
-            task, records, run, sites=sites, partition=partition, participation=participation, test=test,
-            engine=engine, seed=seed, device=device, processes=processes,
-            folder=Path(folder) if folder else Path(temporary, "federation"),
-        )  # fmt: skip
-        rounds, outcome, callbacks = study.simulation.settings.rounds, None, tuple(callbacks)
-        with _bar(progress) as bar, closing(play(study, every=measure_every, keep_models=keep_models)) as played:  # type: ignore[type-var]  # a generator
-            shown = bar.add_task(f"{len(study.simulation.sites)} sites, {study.engine.name}", total=rounds)
+        study = prepare(task, records, run, **options, folder=folder or Path(temporary, "federation"))
+        rounds, outcome = study.simulation.settings.rounds, None
+        view.begin(len(study.simulation.sites), rounds, study.engine.name, study.engine.why)
+        with closing(play(study, every=measure_every, keep_models=keep_models)) as played:  # type: ignore[type-var]  # a generator
             for outcome, row in played:
-                bar.update(shown, advance=1, description=_described(row))
+                view.show(row)
                 reasons = [reason for callback in callbacks if isinstance(reason := callback(row), str) and reason]
                 if reasons and row["round"] < rounds:
                     outcome.stopped = "; ".join(reasons)
@@ -111,12 +133,32 @@ def simulate(
         return Result(tuple(outcome.rows), study.engine.name, study.engine.why, outcome.stopped, outcome)
 
 
-def _bar(progress: bool | None) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
-        transient=True, disable=not (console.is_terminal if progress is None else progress),
-    )  # fmt: skip
+class _Bar:
+    """A progress bar alone: a notebook or script shows its own results."""
+
+    def __init__(self, *, visible: bool | None) -> None:
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not (console.is_terminal if visible is None else visible),
+        )  # fmt: skip
+        self._task = self.progress.add_task("reading records", total=None)
+
+    def begin(self, sites: int, rounds: int, engine: str, why: str) -> None:
+        """Show what is simulated."""
+        del why
+        self.progress.update(self._task, total=rounds, description=f"{sites} sites, {engine}")
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show a round."""
+        self.progress.update(self._task, advance=1, description=_described(row))
+
+
+@contextmanager
+def _shown(visible: bool | None) -> Iterator[_Bar]:
+    bar = _Bar(visible=visible)
+    with bar.progress:
+        yield bar
 
 
 def _described(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy.errors import CloisterError
+from privacy.errors import CloisterError, DataError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,6 +37,12 @@ _ADVICE = {
 }
 
 
+class Quoting:
+    """Whether a sentence may quote a record. A process whose log leaves the machine sets this to False."""
+
+    records = True
+
+
 def sentence(error: BaseException) -> str:
     """Return one sentence that says what went wrong.
 
@@ -44,6 +50,8 @@ def sentence(error: BaseException) -> str:
     'run.toml: no such file or directory; check the name'
     """
     match error:
+        case DataError() if not Quoting.records:
+            return "a record cannot be used as it is; to see which and why, run: cloister data check"
         case CloisterError():
             return str(error)
         case OSError():

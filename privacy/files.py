@@ -9,6 +9,8 @@ import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from privacy.failpoints import failpoint
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -94,10 +96,14 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, sync: bool 
     make_folder(path.parent)
     beside = temporary(path)
     with created(beside, path) as file:
+        failpoint("file-opened")
         file.writelines(parts)
         file.flush()
+        failpoint("file-written")
         if sync:
             os.fsync(file.fileno())
+        failpoint("file-synced")
         beside.replace(path)
+    failpoint("file-replaced")
     if sync:
         sync_folder(path.parent)

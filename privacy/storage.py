@@ -27,6 +27,7 @@ from privacy.at_rest.sealed import (
 from privacy.at_rest.vault import FILE
 from privacy.at_rest.vaults import is_below_vault, vault_of
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError, VaultError
+from privacy.failpoints import failpoint
 from privacy.failures import reason
 from privacy.files import created, make_folder, naming, private, replace_file, sync_folder, temporary
 
@@ -205,8 +206,10 @@ def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> No
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
+            failpoint("entry-written")
             if sync:
                 os.fsync(descriptor)
+            failpoint("entry-synced")
         except BaseException:
             with suppress(OSError):
                 os.ftruncate(descriptor, size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 MOST = 300  # characters of text from others; Cloister's own sentences are shorter
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # printable but invisible
@@ -55,3 +56,16 @@ def _escaped(character: str) -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def plain_values(value: Any, most: int = 2000) -> Any:  # noqa: ANN401 - whatever JSON holds
+    r"""Return what JSON holds with all text made plain: names, and values of at most `most` characters.
+
+    >>> plain_values({"why": ["\x1b[2J", 3]})
+    {'why': ['\\x1b[2J', 3]}
+    """
+    if isinstance(value, str):
+        return plain(value, most)
+    if isinstance(value, dict):
+        return {plain(str(name)): plain_values(item, most) for name, item in value.items()}
+    return [plain_values(item, most) for item in value] if isinstance(value, list) else value

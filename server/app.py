@@ -8,13 +8,14 @@ decryption key, and it runs without torch or TenSEAL.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError, StorageError, VaultError
 from privacy.folder_locks import folder_in_use
+from privacy.log_fields import about
 from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from server.store.store import Store
@@ -113,32 +114,32 @@ def serve_run(
         CloisterError: if the run fails, which the store then says, or if keys, settings or the store cannot be used.
         RunInterrupted: if the run was asked to end.
     """
-    interruption = interruption or Interruption()
+    interruption, strategy = interruption or Interruption(), None
     event_log = EventLog(store.record(run.digest), label_of(run))
     try:
-        _serve(place, run, grid, event_log, roster, shared, interruption, new_epoch=new_epoch)
+        with about(run=run.digest):
+            strategy = EncryptedStrategy(
+                run, roster, event_log, shared, place.tls, new_epoch=new_epoch,
+                newer=StreamingGrid(grid).newer_roster, interruption=interruption,
+            )  # fmt: skip
+            _serve(strategy, run, grid, event_log)
     except RunInterrupted:
         if interruption.reason:
-            store.mark(run.digest, "stopped", interruption.reason)
+            _end(store, run, event_log, "stopped", interruption.reason, strategy)
         raise
     except (StorageError, VaultError):  # not the run's failure: it goes on once the store can be used
         raise
     except CloisterError as error:
-        store.mark(run.digest, "failed", str(error))
+        _end(store, run, event_log, "failed", str(error), strategy)
         raise
+    finally:
+        if strategy:
+            strategy.close()
     store.mark(run.digest, "finished")
 
 
-def _serve(
-    place: ServerFolder, run: SignedRun, grid: Grid, event_log: EventLog, roster: Roster, shared: Shared,
-    interruption: Interruption, *, new_epoch: bool,
-) -> None:  # fmt: skip
+def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: EventLog) -> None:
     settings = run.manifest.settings
-    grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
-    strategy = EncryptedStrategy(
-        run, roster, event_log, shared, place.tls, new_epoch=new_epoch, newer=grid.newer_roster,
-        interruption=interruption,
-    )  # fmt: skip
     event_log.record(
         "resumed" if strategy.resumed else "started",
         run=run.digest,
@@ -146,25 +147,23 @@ def _serve(
         rounds=settings.rounds,
         ended=strategy.ended,
         sites=list(settings.cohort.sizes),
+        minimum=settings.cohort.minimum,
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )
-    try:
-        left, seconds = settings.rounds - strategy.ended, settings.cohort.round_deadline_seconds
-        strategy.start(grid, ArrayRecord(), left, timeout=seconds)
-        strategy.finish(grid)
-        if not strategy.released:
-            msg = "no round had enough sites: nothing was trained and no model was saved"
-            raise RunError(msg)
-    except RunInterrupted:
-        if interruption.reason:
-            event_log.record("stopped", reason=interruption.reason, rounds=strategy.released)
-        raise
-    except StorageError:
-        raise
-    except CloisterError as error:
-        event_log.record("failed", reason=str(error), rounds=strategy.released)
-        raise
-    finally:
-        strategy.close()
+    grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
+    while left := settings.rounds - strategy.ended:  # a round that waits for its sites has not ended
+        strategy.start(grid, ArrayRecord(), left, timeout=settings.cohort.round_deadline_seconds)
+    strategy.finish(grid)
+    if not strategy.released:
+        msg = f"no round had enough sites: nothing was trained and no model was saved; {strategy.problems}"
+        raise RunError(msg)
     event_log.record("finished", rounds=strategy.released, model=strategy.model)
+
+
+def _end(
+    store: Store, run: SignedRun, event_log: EventLog, status: Literal["failed", "stopped"], reason: str,
+    strategy: EncryptedStrategy | None,
+) -> None:  # fmt: skip
+    event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)
+    store.mark(run.digest, status, reason)

@@ -1,194 +1,152 @@
-"""Run the server's process: open the ports, run one manifest, close the ports."""
+"""Run the server's process: lead, open the ports, serve the queue, close the ports."""
 
 from __future__ import annotations
 
-import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, RecordDict
-
+from privacy.errors import RunError
 from privacy.folder_locks import folder_in_use
-from server.app import app
-from server.hub.grid import GrpcGrid
-from server.hub.hub import Hub
+from server.app import check_failure, shared_by_runs
 from server.hub.listening import check_free
-from server.hub.mailboxes import Mailboxes
-from server.hub.ports import STRANGERS, Port, Ports
-from server.hub.sessions import Sessions
 from server.joining.listener import JoiningPort
-from server.joining.renewals import Renewals
 from server.joining.requests import Requests
-from server.joining.service import JoiningService
+from server.operations.operating import operating
 from server.protection import kept_server
-from server.roster_watch import NewRosters, RosterWatch
+from server.roster_watch import RosterWatch
+from server.service.agents import Agents
+from server.service.service import Service
 from server.settings import read_consortium, read_run
+from server.store.store import Store
 from transport.address import read_address
-from transport.channel import credentials_without_clients
-from transport.flower import SERVER_NODE, quieten
+from transport.flower import quieten
 from transport.memory import return_memory
 from transport.pki import check_server_certificate
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import grpc
+    from privacy.run.manifest import SignedRun
+    from server.settings import ServerFolder
+    from strategies.shared import Shared
 
-    from privacy.run.roster import Roster
-    from server.settings import ServerFolder, Signature
-
-log = logging.getLogger("cloister.server")
+_LOOK = 0.5  # seconds between looks whether this process still leads
 
 
-def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False,
-          retry: bool = False) -> None:  # fmt: skip
-    """Serve one run to its end; call `listening` with the port. Meanwhile sites may join and leave.
+def serve(consortium: Path, say: Callable[[str], None], ended: threading.Event) -> None:
+    """Serve the queue of runs until `ended` is set; meanwhile sites may join and leave. Call `say` for each port.
+
+    Without runs, agents get no work, but take a newer roster, renew their certificates, and can be checked.
 
     Raises:
-        CloisterError: if settings, keys or manifest are wrong, or the run fails.
+        CloisterError: if settings or keys are wrong, a port cannot be opened, or another server leads.
+    """
+    with open_service(read_consortium(consortium), say, ended) as service:
+        while service.leads and not ended.wait(_LOOK):
+            pass
+        service.check_leading()
+
+
+def serve_one(
+    consortium: Path, manifest: Path, say: Callable[[str], None], ended: threading.Event, *, new_epoch: bool = False,
+    retry: bool = False,
+) -> None:  # fmt: skip
+    """Submit a run, and serve it and no other until it has ended, or `ended` is set.
+
+    Args:
+        consortium: the server's folder.
+        manifest: the signed run.
+        say: is called for each port.
+        ended: ends this before the run does.
+        new_epoch: have the sites make new keys first.
+        retry: go on with a run that failed or was stopped.
+
+    Raises:
+        CloisterError: if the run fails, or as `serve` does.
+    """
+    place = read_consortium(consortium)
+    kept_server(place).ready()
+    run = read_run(manifest, place.roster())
+    with open_service(place, say, ended, run, retry=retry, new_epoch=new_epoch) as service:
+        while not ended.is_set():
+            if (stored := service.outcome(_LOOK)) is None:
+                continue
+            if stored.status != "finished":
+                raise RunError(stored.reason)
+            return
+
+
+@contextmanager
+def open_service(
+    place: ServerFolder, say: Callable[[str], None], ended: threading.Event, run: SignedRun | None = None, *,
+    retry: bool = False, new_epoch: bool = False,
+) -> Iterator[Service]:  # fmt: skip
+    """Lead, open the ports, and serve the queue, or one run alone, while this context lasts.
+
+    Raises:
+        CloisterError: if settings or keys are wrong, a port cannot be opened, or another server leads.
     """
     quieten()
     return_memory()
-    place = _ready(consortium)
-    signed = place.signed_roster()
-    roster = signed[0]
-    run_id = int(read_run(manifest, roster).digest[:15], 16)
-    nodes = {member.node_id for member in roster.members}
-    mailboxes = Mailboxes(nodes)
-    renewals = Renewals(place)
-    with ExitStack() as stack:
-        stack.enter_context(folder_in_use(place.folder))
-        requests = Requests(place) if place.settings.joining else None
-        services = _joining_services(place, requests)
-        hub, port = _open_hub(place, signed, mailboxes, renewals, place.settings.signature, services)
-        stack.callback(hub.stop)
-        open_joining_port(place, stack, requests)
-        stack.callback(renewals.stop)
-        renewals.start()
-        rosters = NewRosters(hub)
-        watch = RosterWatch(place, rosters.take, roster.version)
-        stack.callback(watch.stop)
-        watch.start()
-        listening(port)
-        context = Context(
-            run_id=run_id,
-            node_id=SERVER_NODE,
-            node_config={},
-            state=RecordDict(),
-            run_config={
-                "consortium": str(consortium),
-                "manifest": str(manifest),
-                "new-epoch": new_epoch,
-                "retry": retry,
-            },
-        )
-        app(GrpcGrid(run_id, mailboxes, nodes, rosters.next), context)
-
-
-def wait_for_run(consortium: Path, say: Callable[[str], None], ended: threading.Event) -> None:
-    """Let invited sites join and agents connect, without a run, until `ended` is set; call `say` for each port.
-
-    Agents get no work, but take a newer roster, renew their certificates, and can be checked.
-
-    Raises:
-        CloisterError: if settings or keys are wrong, or a port cannot be opened.
-    """
-    quieten()
-    place = _ready(consortium)
+    kept_server(place).ready()
     check_server_certificate(place.tls.certificate, place.tls.authority)
     check_free(read_address(place.settings.listen, listening=True))
-    requests = Requests(place) if place.settings.joining else None
+
+    waiting = list[str]()
+
+    def give_up() -> None:
+        if ended.is_set():
+            raise KeyboardInterrupt
+        if not waiting:
+            waiting.append("another server leads; this one waits to take over")
+            say(waiting[0])
+
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
-        port = open_joining_port(place, stack, requests)
-        agents = AgentsPort(place, requests, say)
-        stack.callback(agents.stop)
-        watch = RosterWatch(place, agents.take)
-        watch.look()
-        agents.let_strangers_join()
-        if port is not None:
-            say(f"sites may join at port {port}")
-        stack.callback(watch.stop)
-        watch.start()
-        ended.wait()
+        store = stack.enter_context(Store.open(place))
+        shown = stack.enter_context(operating(place))
+        leadership = stack.enter_context(store.lead(give_up))
+        if run is not None:
+            check_failure(place, store, run, retry=retry)
+            store.mark(run.digest, "waiting")
+        shared = shared_by_runs(place)
+        agents = _open_ports(stack, place, say, shared)
+        service = Service(place, store, agents, shared, leadership, only=run.digest if run else None)
+        if run and new_epoch:
+            service.new_epoch.add(run.digest)
+        _open_api(stack, place, say, service)
+        stack.callback(service.end)
+        shown.service = service
+        service.start()
+        yield service
 
 
-def _ready(consortium: Path) -> ServerFolder:
-    place = read_consortium(consortium)
-    kept_server(place).ready()
-    return place
+def _open_ports(stack: ExitStack, place: ServerFolder, say: Callable[[str], None], shared: Shared) -> Agents:
+    """Let sites join, and agents connect, until the stack ends."""
+    requests = Requests(place) if place.settings.joining else None
+    port = open_joining_port(place, stack, requests)
+    agents = Agents(place, requests, say, shared.turns)
+    stack.callback(agents.stop)
+    watch = RosterWatch(place, agents.take)
+    watch.look()
+    agents.let_strangers_join()
+    if port is not None:
+        say(f"sites may join at port {port}")
+    stack.callback(watch.stop)
+    watch.start()
+    return agents
 
 
-class AgentsPort:
-    """The ports for agents without a run: they open with the first roster, which the first site's joining makes."""
+def _open_api(stack: ExitStack, place: ServerFolder, say: Callable[[str], None], service: Service) -> None:
+    """Let people submit and follow runs until the stack ends, if the settings have `[api]`."""
+    if place.settings.api:
+        from server.api.listening import start  # noqa: PLC0415 - loads a web server
 
-    def __init__(self, place: ServerFolder, requests: Requests | None, say: Callable[[str], None]) -> None:
-        self._place, self._say, self._signature = place, say, place.settings.signature
-        self._joining = _joining_services(place, requests)
-        self._renewals = Renewals(place)
-        self._strangers: Ports | None = None  # before there is a roster, sites may join where others will sign in
-        self._hub: Hub | None = None
-
-    def let_strangers_join(self) -> None:
-        """Let sites whose TLS is ended on the way join, if there is no roster yet, and thus nobody who could sign in.
-
-        Raises:
-            CloisterError: if the port cannot be opened.
-        """
-        if self._signature and self._hub is None:
-            self._strangers = Ports("joining")
-            credentials = credentials_without_clients(self._place.tls)
-            (number,) = self._strangers.start(Port(self._signature.listen, credentials, self._joining, STRANGERS))
-            log.info("sites whose TLS is ended on the way may join at port %d", number)
-
-    def take(self, roster: Roster, roster_file: bytes) -> None:
-        """Serve a roster's members, and nobody else, from now on.
-
-        Raises:
-            CloisterError: if the port cannot be opened.
-        """
-        if self._hub is not None:
-            self._hub.admit(roster)
-            self._hub.offer(roster.version, roster_file)
-            return
-        signature = None if self._strangers else self._signature
-        mailboxes = Mailboxes({member.node_id for member in roster.members})
-        self._hub, port = _open_hub(
-            self._place, (roster, roster_file), mailboxes, self._renewals, signature, self._joining
-        )
-        self._say(f"agents may connect at port {port}")
-        if self._strangers:
-            log.info("sites whose TLS is ended on the way may sign in once this server is started again")
-        self._renewals.start()
-
-    def stop(self) -> None:
-        """Close the ports."""
-        self._renewals.stop()
-        if self._strangers is not None:
-            self._strangers.stop()
-        if self._hub is not None:
-            self._hub.stop()
-
-
-def _open_hub(
-    place: ServerFolder,
-    signed: tuple[Roster, bytes],
-    mailboxes: Mailboxes,
-    renewals: Renewals,
-    signature: Signature | None,
-    services: list[grpc.GenericRpcHandler],
-) -> tuple[Hub, int]:
-    """Open the port for agents and, with `signature`, that for sites that sign in; return also the first's number."""
-    roster, roster_file = signed
-    sessions = Sessions(place.tls, roster) if signature else None
-    largest = place.settings.max_update_megabytes << 20
-    hub = Hub(roster, mailboxes, largest, roster_file, renewals.certificate, sessions)
-    port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, services)
-    if signature:
-        log.info("sites may sign in at port %d", hub.signature_port)
-    return hub, port
+        api = start(place, service)
+        stack.callback(api.stop)
+        say(f"people may sign in at port {api.port}")
 
 
 def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests | None = None) -> int | None:
@@ -198,7 +156,3 @@ def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests 
     joining = JoiningPort(requests or Requests(place), place.tls)
     stack.callback(joining.stop)
     return joining.start(place.settings.joining.listen)
-
-
-def _joining_services(place: ServerFolder, requests: Requests | None) -> list[grpc.GenericRpcHandler]:
-    return [JoiningService(requests, place.tls).handlers] if requests else []

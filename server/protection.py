@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from privacy.at_rest.kept import KeptFolder
 from privacy.folder_locks import folder_alone
+from transport.api import SESSION_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,5 +45,5 @@ def _convert_store(place: ServerFolder) -> int:
 
 def kept_coordinator(folder: Path) -> KeptFolder:
     """Return a coordinator's folder as one that can be encrypted."""
-    files = AUTHORITY_KEY, SIGNING_KEY, INVITATIONS
+    files = AUTHORITY_KEY, SIGNING_KEY, INVITATIONS, SESSION_FILE
     return KeptFolder(folder, files, (), partial(folder_alone, folder))

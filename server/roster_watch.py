@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from privacy.run.roster import Roster
     from server.hub.hub import Hub
     from server.settings import ServerFolder
+    from strategies.key_turns import KeyTurns
 
 log = logging.getLogger("cloister.roster")
 
@@ -23,11 +24,18 @@ _SECONDS = 0.5  # between two looks at the file
 
 
 class NewRosters:
-    """Hands a newer roster to the hub at once, for who may call, and to the run between two rounds."""
+    """Hands a newer roster to the hub at once, for who may call; to the agents and each run between two rounds."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub, self._lock = hub, threading.Lock()
-        self._newest: tuple[Roster, bytes] | None = None
+    def __init__(self, hub: Hub, roster: Roster, turns: KeyTurns) -> None:
+        """Take the hub, the roster that it has, and what keeps runs out of rounds while agents take a newer one."""
+        self._hub, self._turns, self._lock = hub, turns, threading.Lock()
+        self._newest, self._offered = (roster, b""), roster.version
+
+    @property
+    def newest(self) -> Roster:
+        """The newest roster."""
+        with self._lock:
+            return self._newest[0]
 
     def take(self, roster: Roster, roster_file: bytes) -> None:
         """Serve its members, and nobody else, from now on."""
@@ -35,14 +43,34 @@ class NewRosters:
             self._newest = roster, roster_file
         self._hub.admit(roster)
 
-    def next(self) -> Roster | None:
-        """Return the roster under which the next rounds go on, having offered it to the agents; None if none is new."""
-        with self._lock:
-            newest, self._newest = self._newest, None
-        if newest is None:
+    def after(self, version: int, check: Callable[[], None] = lambda: None) -> Roster | None:
+        """Return the newest roster, offered to the agents; None if it is not newer than `version`.
+
+        Args:
+            version: of the roster with which a run goes on.
+            check: called while other runs are in rounds; whatever it raises ends the wait.
+        """
+        newest = self.newest
+        if newest.version <= version:
             return None
-        self._hub.offer(newest[0].version, newest[1])
-        return newest[0]
+        if newest.version > self._offered:
+            with self._turns.alone(check):
+                self._offer()
+        return newest
+
+    def offer(self) -> None:
+        """Offer the newest roster to the agents, unless a run is in a round: it does so itself, before the next one."""
+        if self.newest.version > self._offered:
+            with self._turns.now_or_never() as now:
+                if now:
+                    self._offer()
+
+    def _offer(self) -> None:
+        with self._lock:
+            roster, roster_file = self._newest
+        if roster.version > self._offered:
+            self._hub.offer(roster.version, roster_file)
+            self._offered = roster.version
 
 
 class RosterWatch:

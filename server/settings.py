@@ -12,11 +12,14 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError
 from privacy.run.manifest import SignedRun, open_run
+from privacy.run.people import PersonName
 from privacy.run.roster import open_roster
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
+from transport.operations.settings import Operations
 from transport.pki import read_authority_key
+from transport.tracking.settings import Report
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
@@ -38,10 +41,37 @@ class Signature:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Accounts:
+    """`[api.oidc]`: accounts of an organisation, with which people sign in to the API (OpenID Connect)."""
+
+    issuer: Annotated[str, Field(pattern=r"^https://[^\s?#]+[^\s?#/]$")]
+    client_id: Annotated[str, Field(min_length=1, max_length=200)]
+    people: dict[str, PersonName]  # people of the roster, by the claim's value
+    claim: Annotated[str, Field(min_length=1, max_length=100)] = "email"
+    ca_bundle: File | None = None  # who issues the provider's certificate; None: whom this system trusts
+
+
+@dataclass(frozen=True, config=STRICT)
+class ApiSettings:
+    """`[api]`: where people and programs submit runs and follow them."""
+
+    listen: ListenedOn
+    oidc: Accounts | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class StoreSettings:
     """`[store]`: the database with the server's runs."""
 
     url: str = "sqlite:///store.sqlite"  # relative to the server's folder; or postgresql+psycopg://USER@HOST/DATABASE
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServiceSettings:
+    """`[service]`: how the server takes runs from its queue."""
+
+    runs_at_once: Annotated[int, Field(ge=1, le=64)] = 1
+    wait_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0  # for enough sites to be online, once it is a run's turn
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,8 +88,12 @@ class ConsortiumSettings:
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
     store: StoreSettings = StoreSettings()
+    service: ServiceSettings = ServiceSettings()
     joining: Joining | None = None
     signature: Signature | None = None  # None: TLS alone shows who a site is
+    operations: Operations | None = None  # None: no port for operators
+    report: Report | None = None  # None: runs show in events and metrics alone
+    api: ApiSettings | None = None  # None: no API
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,6 +6,7 @@ Every record is at exactly one site. With the same version of NumPy, the same se
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -167,10 +168,12 @@ class FlowerPartition:
         place = "place in the pool"
         columns = {"label": records.labels, **records.columns, place: np.arange(len(records.labels))}
         try:
-            self.partitioner.dataset = Dataset.from_dict({name: list(values) for name, values in columns.items()})
-            count = self.partitioner.num_partitions
-            if count == sites:
-                return [np.asarray(self.partitioner.load_partition(site)[place], np.intp) for site in range(sites)]
+            with warnings.catch_warnings():  # about functions that flwr-datasets and its libraries will lose
+                warnings.simplefilter("ignore", FutureWarning)
+                self.partitioner.dataset = Dataset.from_dict({name: list(values) for name, values in columns.items()})
+                count = self.partitioner.num_partitions
+                if count == sites:
+                    return [np.asarray(self.partitioner.load_partition(site)[place], np.intp) for site in range(sites)]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"{type(self.partitioner).__name__} cannot divide these records: {error}"
             raise ConfigError(msg) from error

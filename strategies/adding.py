@@ -9,6 +9,7 @@ from flwr.app import MessageType
 from privacy.codec.envelope import verify_update
 from privacy.crypto.summation import RunningSum
 from privacy.errors import CloisterError
+from privacy.failpoints import failpoint
 from transport.flower import FAILED, REFUSED
 from transport.messages import TRAIN
 from transport.run_messages import content_of
@@ -62,6 +63,7 @@ class Adder:
             try:
                 self._add(total, current, site, reply)
                 added.add(site)
+                failpoint("update-added")
             except CloisterError as error:
                 problems[site] = str(error)
                 if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # the site's, not the engine's

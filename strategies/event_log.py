@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from privacy.crypto.summation import claimed_site
+from privacy.failpoints import failpoint
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question, Vote
 from privacy.untrusted_text import plain
+from strategies.event_lines import line_of
 from strategies.run_state import ReleasedSum, UndoneSum
 from transport.parcel import decode_arrays, encode_arrays
 from transport.run_messages import sum_from_arrays, sum_to_arrays
@@ -64,7 +66,7 @@ class EventLog:
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         self.kept.append(entry)
-        log.info("%s", event, extra={"entry": entry, "run": self._label})
+        log.info("%s", ": ".join(filter(None, (self._label, line_of(entry)))), extra={"entry": entry})
 
     def check_room(self, size: int) -> None:
         """Check that there is room for `size` bytes of sums and updates, before sites are charged.
@@ -77,7 +79,9 @@ class EventLog:
     def release(self, total: EncryptedSum) -> None:
         """Store a sum durably, before any site gets it."""
         plan = read_plan(total.plan)
+        failpoint("sum-added-up")
         self.kept.write_sum(plan.round, encode_arrays(sum_to_arrays(total)))
+        failpoint("sum-stored")
         self._steps.append(ReleasedSum(plan.round, plan.base_model, None))
 
     def withdraw(self) -> None:

@@ -61,6 +61,10 @@ class RunHeads:
         """Return the last head that a site sent, or None."""
         return self._heads.get(site + self._which) if site else None
 
+    def all(self) -> dict[str, SignedHead]:
+        """Return the last head of every ledger, by site; of held-out records, by the site's name and ` held-out`."""
+        return dict(self._heads)
+
     def note(self, site: str, head: SignedHead | None) -> None:
         """Remember a site's head, if it sent one, in place of the previous one."""
         if head is not None:

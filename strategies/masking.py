@@ -22,6 +22,7 @@ from privacy.crypto.agreement import absent_from, check_signed, set_digest, with
 from privacy.crypto.masking import disputes, verify_pairs, verify_seed
 from privacy.crypto.norm_signature import subject_of, verify_proof
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.failpoints import failpoint
 from privacy.run.plan import read_plan
 from transport.messages import AGREE, PROVE, REVEAL, ContributorSet, ProofRequest
 from transport.run_messages import content_of
@@ -89,9 +90,11 @@ class Masking:
                 msg = f"round {current.number}: too few sites are left: {current.listed}"
                 raise ProtocolError(msg)
             total = attempt(next_attempt(total.plan, left, self._members.attention.seconds))
+        failpoint("set-agreed")
         summed = result.total.digest if self._proofs else ""
         result, withheld = add_reveals(grid, self._members, result, total.headers, summed)
         self._note(withheld, current, "mask")
+        failpoint("seeds-shown")
         if self._proofs:
             result, withheld = add_proofs(grid, self._members, result, total.headers)
             self._note(withheld, current, "proof")

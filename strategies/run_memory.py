@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from privacy.errors import MalformedError, ProtocolError, RunError
+from privacy.failpoints import failpoint
 from privacy.run.plan import is_under_way, read_plan
 from strategies.masking import next_attempt
 from strategies.run_state import ADVICE, RunState, state_from, state_to_bytes
@@ -48,11 +49,7 @@ class RunMemory:
         elif self._kept.holds_sums:
             msg = f"{self._kept.place}: the run's state is lost, though it has released sums; {ADVICE}"
             raise RunError(msg)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier process began this run."""
-        return bool(self.ended or self.open)
+        self.resumed = bool(self.ended or self.open)  # whether an earlier process began this run
 
     def reopen(
         self, current: OpenRound, present: Collection[str], seconds: float, *, masked: bool
@@ -104,6 +101,7 @@ class RunMemory:
             conduct=self._selection.conduct(),
         )
         self._kept.write_state(state_to_bytes(state), released)
+        failpoint("state-kept")
 
     def _restore(self, state: RunState) -> None:
         plan = read_plan(state.plan.encode()) if state.plan else None

@@ -20,6 +20,7 @@ from privacy.crypto.masking import open_pairs, open_seed, unmask_sum, verify_pai
 from privacy.crypto.signing import digest, sign
 from privacy.crypto.summation import check_sum
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
+from privacy.failpoints import failpoint
 from privacy.run.plan import read_plan
 from strategies.advance import advance
 from strategies.algorithm import Run
@@ -86,12 +87,15 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
         algorithm, fixed = admitted.algorithm, Run.of(manifest.settings)
         model, state = advance(algorithm, fixed, now.model, now.state, mean, weights)
     opened = Checkpoint(admitted.run, plan.round, model, bound, state=state)
+    failpoint("sum-decrypted")
     # Before the model is kept: after a crash, the sum comes again, and the rest is written then.
     admitted.work.opened(manifest, admitted.run, opened.model, headers)
     site.residuals.settle(plan, contributed=site.name in headers)
     site.own.settle(plan, contributed=site.name in headers)
     site.own_parameters.settle(plan, contributed=site.name in headers)
+    failpoint("sum-settled")
     opened, path = site.models.save(manifest.settings, opened)
+    failpoint("sum-opened")
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from privacy.crypto.key_epoch import EpochKeys, read_letter, write_letters
 from privacy.crypto.pairs import read_pair, write_pairs
 from privacy.errors import CloisterError, ProtocolError
+from privacy.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,5 +67,6 @@ def accept_pairs(site: Site, fingerprint: str, letters: Mapping[str, bytes]) -> 
 def _take(site: Site, keys: EpochKeys) -> None:
     """Keep an epoch's keys, and make the secrets that this site shares with others."""
     site.keyring.take(keys, site.roster.version)
+    failpoint("keys-taken")
     if not site.keyring.own_letters(keys):
         site.keyring.keep_pairs(keys, *write_pairs(keys, site.roster, site.name, site.signing_key))

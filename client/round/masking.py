@@ -24,6 +24,7 @@ from privacy.crypto.masking import (
 )
 from privacy.crypto.summation import check_contributions
 from privacy.errors import LedgerError, ProtocolError
+from privacy.failpoints import failpoint
 from privacy.run.plan import check_under_way
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
     site, plan = current.site, current.plan
     mask, headers = _verified(current, contributions)
     signature = agreement.agree(site.commitments, plan, headers, site.signing_key)
+    failpoint("set-signed")
     absent = agreement.absent_from(plan, headers)
     if not absent:
         return signature, b""
@@ -114,6 +116,7 @@ def reveal(
         fix_sum(site.commitments, plan, summed)
     committed = commitment(mask)
     agreement.reveal(site.commitments, plan, headers, committed)
+    failpoint("seed-revealed")
     sealed = seal_seed(mask, site.keyring.find(plan.keys).secret, plan, site.name)
     return sign_seed(sealed, plan, committed, site.signing_key)
 

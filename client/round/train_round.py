@@ -37,6 +37,7 @@ from privacy.codec.packing import PackedStream, pack, pack_with_share
 from privacy.codec.update import privatise
 from privacy.crypto.masking import commitment, mask
 from privacy.errors import ProtocolError
+from privacy.failpoints import failpoint
 from privacy.noise.noise_shares import share_for
 from privacy.run.plan import check_plan
 
@@ -74,7 +75,9 @@ def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
     if update is None:
         # Keep no reference here, so that the checkpoint's memory is free before the update is encrypted.
         update = _make_update(current, _starting_point(current))
+    failpoint("update-leaves")
     ledger.leaves(current.release, sha256(update.header).hexdigest())
+    failpoint("update-left")
     return update
 
 
@@ -114,6 +117,7 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
         del checkpoint
         tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
         encrypted = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
+    failpoint("update-encrypted")
     if isinstance(packed, PackedStream):
         site.residuals.keep(plan, packed.residual)
         if whole is not None:
@@ -123,6 +127,7 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
         weight=current.weight, update_bound=bound, mask=commitment(seed) if seed else "",
         commitments=masks.commitments if masks else b"",
     )  # fmt: skip
+    failpoint("update-signed")
     site.outbox.keep(plan, signed, seed)
     return signed
 
@@ -154,6 +159,7 @@ def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
 def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Charge]:
     at = local_round(current, checkpoint)  # reads the site's own vectors before the charge
     charge = current.ledger.reserve(current.release, current.manifest.round_cost, current.limit)
+    failpoint("round-charged")
     work, number, randomness = current.work, current.plan.round, current.randomness("training")
     try:
         if not isinstance(work, Study) or current.settings.shares_noise:

@@ -51,6 +51,7 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
         if count:
             path = site.place.folder / OWN / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, metrics, personal)
+            _report(admitted, checkpoint, metrics, personal)
             summary = f"{listed(metrics)} on {count} held-out records"
             if personal:
                 summary += f"; with this site's own parameters {listed(personal)}"
@@ -61,6 +62,21 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
         log.debug("round %d", checkpoint.round, exc_info=error)
         return {}
     return metrics
+
+
+def _report(
+    admitted: AdmittedRun, checkpoint: Checkpoint, metrics: Mapping[str, float], personal: Mapping[str, float]
+) -> None:
+    """Show a round's means, and the ε spent, where the site's `[report]` says."""
+    if admitted.site.settings.report is None:
+        return
+    values = {f"metrics/{name}": value for name, value in metrics.items()}
+    values |= {f"personal/{name}": value for name, value in personal.items()}
+    values["epsilon/spent"] = admitted.ledger.spent(admitted.limit.delta)
+    name, settings = f"{admitted.settings.name}-{admitted.site.name}", admitted.settings
+    admitted.site.tracking.log(checkpoint.run, name, checkpoint.round, values)
+    if checkpoint.round == settings.rounds:
+        admitted.site.tracking.end(checkpoint.run, well=True)
 
 
 def _of_personal(admitted: AdmittedRun, run: str, model: Model) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Show a run: one row per round and a progress bar, readable in 80 columns and without a terminal; also the log."""
+"""Show a run: one row per round and a progress bar, readable in 80 columns and without a terminal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typing_extensions import override
 
-from privacy.untrusted_text import plain
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 _KIB = 1024
 _ROW = "{:>5}  {:>5}  {:<6}  {:<8}  {:<16}  {:>9}  {:>7}"
 _LARGE = 1000  # figures from here on have an exponent
-_LONGEST = 2000  # characters of a log line
 _WIDE = 1000  # columns of output that is not a terminal, so that lines are never broken
 
 
@@ -130,31 +127,6 @@ def _figure(value: float | None, digits: int) -> str:
     if value is None:
         return "–"
     return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.0e}"
-
-
-class LineFormatter(logging.Formatter):
-    """Formats log entries so that only an entry starts at the beginning of a line, whatever its text contains."""
-
-    @override
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """Format a record; indent what follows a line break in it."""
-        return _moved_in(super().formatMessage(record))
-
-    @override
-    def formatException(self, ei: Any) -> str:
-        """Format a traceback, indented."""
-        return "  " + _moved_in(super().formatException(ei))
-
-
-def _moved_in(text: str) -> str:
-    return "\n  ".join(plain(line, _LONGEST) for line in text.split("\n"))
-
-
-def show_log(*, by_thread: bool = False) -> None:
-    """Write this process's log to standard error; with `by_thread`, each entry says which thread it is from."""
-    handler, who = logging.StreamHandler(), "%(threadName)s: " if by_thread else ""
-    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {who}%(message)s", "%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
 class TableHandler(logging.Handler):

@@ -16,7 +16,7 @@ FOLDERS = frozenset({
 MADE_AGAIN = frozenset({"cache"})
 """Folders that a backup leaves out, because what is in them can be made again."""
 
-FILES = frozenset({"refused-tasks.json", "audit.json"})
+FILES = frozenset({"refused-tasks.json", "audit.json", "session.json"})
 RESTORING, RESTORED = ".restoring", ".restored"
 """A backup while it is unpacked beside the files of a site, and once it is complete."""
 

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError, MalformedError, VaultError
+from privacy.failpoints import failpoint
 from privacy.ledger.entries import KIND, Entries, LedgerOwner, read_entries, signed_by, write_adopted, write_lost
 from privacy.ledger.ledger_head import LastHead, SignedHead
 from privacy.log_file import opened_log, read_log
@@ -202,7 +203,9 @@ class Chain:
 
     def append(self, file: LogFile, lines: bytes) -> str:
         """Append lines and sync them to disk; return the new head."""
+        failpoint("ledger-entry")
         self._write(file, lines)
+        failpoint("ledger-entered")
         head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
         if self._last:
             self._last.keep(SignedHead(head.decode(), bytes.fromhex(signature.decode())))

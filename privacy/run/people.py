@@ -15,7 +15,7 @@ from privacy.config import STRICT, Hex32
 from privacy.run.settings import SiteName
 
 Role = Literal["coordinator", "researcher", "operator", "auditor"]
-Right = Literal["sign", "administer", "operate", "audit", "look"]
+Right = Literal["sign", "administer", "operate", "stop", "audit", "look"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -23,6 +23,7 @@ RIGHTS: dict[Right, frozenset[Role]] = {
     "sign": frozenset({"coordinator", "researcher"}),  # runs, which sites then train
     "administer": frozenset({"coordinator"}),  # invite and approve members, change the roster
     "operate": frozenset({"operator"}),  # the server: start, stop, settings
+    "stop": frozenset({"coordinator", "operator"}),  # anybody's run, and let a failed one go on
     "audit": frozenset({"auditor"}),  # read logs and evidence
     "look": frozenset(ROLES),  # at runs and their results
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Error
 
+from privacy.failpoints import failpoint
 from strategies.interruption import Interruption
 from transport.flower import GONE, LEFT, reply
 from transport.grid import ReplyGrid
@@ -81,6 +82,7 @@ class GrpcGrid(ReplyGrid):
         message_id = message.metadata.message_id
         self._sent[message_id] = message
         self._mailboxes.put(message.metadata.dst_node_id, message_id, encode(message))
+        failpoint("message-sent")
 
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
         deadline = time.monotonic() + seconds

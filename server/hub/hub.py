@@ -23,6 +23,7 @@ from cryptography import x509
 from google.protobuf.message import DecodeError
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError
+from privacy.failpoints import failpoint
 from privacy.failures import sentence
 from server.hub.ports import STRANGERS, Port, Ports, refuse
 from server.hub.signing_in import signing_in
@@ -338,7 +339,9 @@ class Hub:
         if data is None or reply_to is None:
             msg = "a reply cannot have an empty body"
             raise MalformedError(msg)
+        failpoint("reply-received")
         accepted = self._mailboxes.answer(member.node_id, reply_to, data, free)
+        failpoint("reply-accepted")
         return pb.Receipt(status=pb.Receipt.ACCEPTED if accepted else pb.Receipt.LATE)
 
     async def _caller(self, context: Context) -> Member:

@@ -1,18 +1,14 @@
 """Sites that signed in, where TLS cannot tell who calls: challenges, their answers, and the tokens that these give.
 
-An outstanding challenge takes no memory: it carries its own time and a code that only this process can make, as a SYN
-cookie does. What is kept is kept for members only, and is bounded for each: the challenges that it answered lately, and
-the digests of its tokens. Not thread-safe: the hub's thread uses it.
+What is kept is kept for members only, and is bounded for each: the challenges that it answered lately
+(`server.challenges`), and the digests of its tokens. Not thread-safe: the hub's thread uses it.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 import secrets
-import struct
 import time
-from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -22,8 +18,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from privacy.crypto.signing import sign, verify
-from privacy.errors import AuthenticityError, ProtocolError
+from privacy.errors import AuthenticityError
 from privacy.run.clocks import MOST_APART, check_clock
+from server.challenges import Challenges
 from transport.pki import public_key_digest, read_certificate, read_tls_key
 from transport.sign_in import (
     CHALLENGE,
@@ -47,15 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.hub")
 
 TOKEN_SECONDS = 600
-CHALLENGE_SECONDS = 60.0
-ANSWERS = 64
-"""How often a member may sign in while a challenge is valid."""
-
 TOKENS = 16
 """How many tokens a member may have at a time: its agent's, those of checks beside it, and what they had before."""
-
-_ISSUED = struct.Struct(">d")
-_RANDOM_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -73,12 +63,11 @@ class Sessions:
         Raises:
             KeyFileError: if the server's certificate or key cannot be read.
         """
-        self._tls, self._now, self._secret = tls, now, secrets.token_bytes(32)
+        self._tls, self._now, self._challenges = tls, now, Challenges(now)
         self._authority = read_certificate(tls.authority).fingerprint(hashes.SHA256())
         self._known = b"", "", read_tls_key(tls.key)
         self._members = dict[str, "Member"]()
         self._tokens = dict[bytes, _Token]()  # by SHA-256
-        self._answered = defaultdict[str, deque[tuple[float, bytes]]](deque)
         self.admit(roster)
 
     def admit(self, roster: Roster) -> None:
@@ -89,8 +78,7 @@ class Sessions:
             for digest, token in self._tokens.items()
             if self._members.get(token.member.site) == token.member
         }
-        for site in self._answered.keys() - self._members.keys():
-            del self._answered[site]
+        self._challenges.keep(self._members)
 
     def member(self, token: bytes) -> Member | None:
         """Return the member that holds a token; None if nobody does, or no longer."""
@@ -106,8 +94,7 @@ class Sessions:
         """
         nonce, site = read_challenge_request(request)
         certificate, _, key = self._identity()
-        opening = _ISSUED.pack(self._now()) + secrets.token_bytes(_RANDOM_BYTES)
-        answer = Challenge(opening + self._code(opening, site), time.time(), self._version, certificate, b"")
+        answer = Challenge(self._challenges.issue(site), time.time(), self._version, certificate, b"")
         return replace(
             answer, signature=sign(key, CHALLENGE, answer.signed_part(self._authority, nonce, site))
         ).to_bytes()
@@ -121,18 +108,10 @@ class Sessions:
             AuthenticityError: if the site is not a member, or signed with another key.
         """
         answer, now = read_sign_in(request), self._now()
-        opening, code = answer.challenge[: -sha256().digest_size], answer.challenge[-sha256().digest_size :]
-        (issued,) = _ISSUED.unpack_from(opening)
-        genuine = hmac.compare_digest(code, self._code(opening, answer.site))
-        if not genuine or now > issued + CHALLENGE_SECONDS:
-            msg = (
-                f"{answer.site} answers a challenge of another server or site, or one that is older than "
-                f"{CHALLENGE_SECONDS:g} s; ask for a new one"
-            )
-            raise ProtocolError(msg)
+        issued = self._challenges.issued(answer.challenge, answer.site)
         member, here = self._signer(answer), time.time()
         check_clock(answer.site, answer.clock, here - (now - issued), here, MOST_APART)
-        self._use(answer.site, answer.challenge, now)
+        self._challenges.use(answer.challenge, answer.site)
         return self._new_token(member, now)
 
     def _signer(self, answer: SignIn) -> Member:
@@ -153,18 +132,6 @@ class Sessions:
         )
         raise AuthenticityError(msg)
 
-    def _use(self, site: str, challenge: bytes, now: float) -> None:
-        answered = self._answered[site]
-        while answered and answered[0][0] < now - CHALLENGE_SECONDS:
-            answered.popleft()
-        if any(challenge == used for _, used in answered):
-            msg = f"this challenge of {site} was answered before, so this may be a replay; ask for a new one"
-            raise ProtocolError(msg)
-        if len(answered) >= ANSWERS:
-            msg = f"{site} signed in {ANSWERS} times within {CHALLENGE_SECONDS:g} s; wait a minute"
-            raise ProtocolError(msg)
-        answered.append((now, challenge))
-
     def _new_token(self, member: Member, now: float) -> bytes:
         self._tokens = {digest: token for digest, token in self._tokens.items() if token.ends > now}
         held = [digest for digest, token in self._tokens.items() if token.member.site == member.site]
@@ -175,9 +142,6 @@ class Sessions:
         token = secrets.token_bytes(TOKEN_BYTES)
         self._tokens[sha256(token).digest()] = _Token(member, now + TOKEN_SECONDS)
         return token_answer(token, TOKEN_SECONDS)
-
-    def _code(self, opening: bytes, site: str) -> bytes:
-        return hmac.digest(self._secret, opening + site.encode(), sha256)
 
     def _identity(self) -> tuple[bytes, str, EllipticCurvePrivateKey]:
         """Return the server's certificate, DER, the digest of its key, and its key; they may have been renewed."""

@@ -27,7 +27,7 @@ class Limits:
 
     def admit(self, address: str) -> bool:
         """Return whether a connection from this address may be served now; if so, `leave` must follow."""
-        network, now = _network(address), time.monotonic()
+        network, now = network_of(address), time.monotonic()
         with self._lock:
             recent = self._recent.setdefault(network, deque())
             self._recent.move_to_end(network)
@@ -47,14 +47,15 @@ class Limits:
 
     def leave(self, address: str) -> None:
         """Note that a connection has ended."""
-        network = _network(address)
+        network = network_of(address)
         with self._lock:
             self._open[network] -= 1
             if not self._open[network]:
                 del self._open[network]
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """Return the network that counts as one with an address."""
     place = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(place, ipaddress.IPv6Address) and place.ipv4_mapped is None:
         return str(ipaddress.ip_network((place, 64), strict=False))

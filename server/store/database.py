@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from privacy.errors import ConfigError, StorageError
+from privacy.failpoints import failpoint
 from privacy.failures import reason
 from privacy.files import make_folder, private
 from privacy.untrusted_text import plain
@@ -109,10 +110,16 @@ class Database:
                 with self.engine.connect().execution_options(**{_READS: not writes}) as connection, connection.begin():
                     if writes:
                         self.fence(connection)
-                    return run(connection)
+                    result = run(connection)
+                    if writes:
+                        failpoint("store-written")
+                if writes:
+                    failpoint("store-committed")
             except SQLAlchemyError as error:
                 if not (isinstance(error, DBAPIError) and _may_pass(error)) or time.monotonic() > deadline:
                     self.fail(error)
+            else:
+                return result
             time.sleep(_PAUSE)
 
     def fail(self, error: SQLAlchemyError) -> NoReturn:

@@ -166,7 +166,7 @@ def way(site: Path | str) -> dict[str, dict[str, str]]:
 def join(ended: Ended) -> None:
     """All sites join through nginx."""
     done, listening = Event(), Event()
-    server = Thread(target=process.wait_for_run, args=(Path("server"), lambda _: listening.set(), done))
+    server = Thread(target=process.serve, args=(Path("server"), lambda _: listening.set(), done))
     server.start()
     try:
         assert listening.wait(LONG)

@@ -18,6 +18,7 @@ from server.hub.mailboxes import Mailboxes
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
+from strategies.key_turns import KeyTurns
 from tests.federations import await_condition, tls_of
 from tests.server.callers import LIMIT
 
@@ -35,7 +36,7 @@ class Watched:
         self.mailboxes = Mailboxes({member.node_id for member in self.roster.members})
         self.hub = Hub(self.roster, self.mailboxes, LIMIT, self.roster_file)
         self.address = f"localhost:{self.hub.start('localhost:0', self.place.tls)}"
-        self.rosters = NewRosters(self.hub)
+        self.rosters = NewRosters(self.hub, self.roster, KeyTurns())
         self.watch = RosterWatch(self.place, self.rosters.take, self.roster.version)
         self.watch.start()
 
@@ -93,9 +94,10 @@ def test_a_site_that_joins_is_served_without_a_restart(watched: Watched) -> None
     await_condition(served, SECONDS)
     with watched.exchange("north") as exchange:
         assert exchange.roster() == watched.roster_file  # of the round that is going on
-        newer = watched.rosters.next()
+        newer = watched.rosters.after(1)
         assert newer is not None
         assert newer.version == 2
+        assert watched.rosters.after(2) is None
         assert exchange.roster(1) == read_file(watched.federation.server / "roster")
         assert exchange.roster(2) is None
 

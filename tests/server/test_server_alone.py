@@ -103,7 +103,7 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(
         cwd=tmp_path,
     ) as server:
         assert server.stdout is not None
-        assert server.stdout.readline().startswith("listening on port ")
+        assert server.stdout.readline().startswith("agents may connect at port ")
         server.terminate()
         server.wait(timeout=30)
 

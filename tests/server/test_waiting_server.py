@@ -12,7 +12,7 @@ from client.line_checks import LineChecks
 from client.settings import read_site
 from privacy.errors import UnreachableError
 from server.founding import create_consortium
-from server.process import wait_for_run
+from server.process import serve
 from tests.federations import await_condition
 from tests.ports import unused_port
 from transport.address import Address
@@ -23,7 +23,7 @@ def test_agents_connect_as_soon_as_a_site_has_joined(tmp_path: Path) -> None:
     coordinator = create_consortium(
         tmp_path, "lungs", "localhost", port, Address("localhost", port), joining_port=unused_port(), online=True
     )
-    server = Thread(target=wait_for_run, args=(tmp_path / "server", said.append, ended), daemon=True)
+    server = Thread(target=serve, args=(tmp_path / "server", said.append, ended), daemon=True)
     server.start()
     try:
         await_condition(lambda: bool(said))
@@ -53,4 +53,4 @@ def test_a_port_that_is_taken_is_said_before_anything_is_served(tmp_path: Path) 
         port = taken.getsockname()[1]
         create_consortium(tmp_path, "lungs", "localhost", port, Address("localhost", port))
         with pytest.raises(UnreachableError, match="another program uses the port"):
-            wait_for_run(tmp_path / "server", print, Event())
+            serve(tmp_path / "server", print, Event())

@@ -12,7 +12,8 @@ from client.joining import begin, finish
 from privacy.run.invitation import Invitation
 from server.coordinator import Coordinator
 from server.founding import create_consortium
-from server.process import AgentsPort, open_joining_port
+from server.process import open_joining_port
+from server.service.agents import Agents
 from server.settings import ServerFolder, read_consortium
 from simulations.engine.federation import Federation, SiteTerms
 from tests.federations import TERMS
@@ -59,7 +60,7 @@ class Consortium:
         """Open both ports, as `cloister server` without a run does."""
         with ExitStack() as stack:
             open_joining_port(self.place, stack)
-            agents = AgentsPort(self.place, None, lambda _: None)
+            agents = Agents(self.place, None, lambda _: None)
             stack.callback(agents.stop)
             agents.take(*self.place.signed_roster())
             yield

@@ -15,7 +15,7 @@ from cloister.cli import app
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, KeyFileError
 from privacy.run.enrolment import LARGEST_REQUEST
 from privacy.run.invitation import Invitation, read_invitation
-from server.process import wait_for_run
+from server.process import serve
 from tests.cloister.commands.test_joining_by_network import cloister, token
 from tests.ports import unused_port
 from transport.channel import JOINING
@@ -32,7 +32,7 @@ def joining(folder: Path) -> Iterator[str]:
     server, listening, ended = f"localhost:{unused_port()}", Event(), Event()
     with (folder / "server" / "consortium.toml").open("a", encoding="utf-8") as settings:
         settings.write(f'\n[signature]\nlisten = "{server}"\n')
-    thread = Thread(target=wait_for_run, args=(folder / "server", lambda _: listening.set(), ended))
+    thread = Thread(target=serve, args=(folder / "server", lambda _: listening.set(), ended))
     thread.start()
     try:
         assert listening.wait(LONG)

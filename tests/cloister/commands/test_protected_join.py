@@ -133,14 +133,14 @@ def test_with_a_passphrase_it_is_asked_for_or_taken_from_the_environment(
 def test_a_running_server_and_protect_keep_out_of_each_others_way(here: Path) -> None:
     from threading import Event, Thread  # noqa: PLC0415
 
-    from server.process import wait_for_run  # noqa: PLC0415
+    from server.process import serve  # noqa: PLC0415
 
     ports = "--port", str(unused_port()), "--joining-port", "0"
     cloister("init", "lungs", "--host", "localhost", *ports, "--key-file", "key")
     settings = here / "server" / "consortium.toml"
     settings.write_text(settings.read_text() + '\n[joining]\nlisten = "127.0.0.1:0"\n')
     ended, said = Event(), list[str]()
-    server = Thread(target=wait_for_run, args=(here / "server", said.append, ended))
+    server = Thread(target=serve, args=(here / "server", said.append, ended))
     server.start()
     try:
         await_condition(lambda: bool(said))

@@ -5,9 +5,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client.settings import Personal, read_site
+from simulations.tasks.hospitals import write_patients
 from tests.cloister.in_process import Run
 
 RUN = Path(__file__).parent.parent.parent.parent / "simulations" / "tasks" / "diagnosis.toml"
@@ -57,3 +59,19 @@ def test_a_file_without_such_a_model_is_refused_before_anything_is_made(
     assert done.returncode == 1
     assert message in done.stderr
     assert not (folder / "simulation").exists()
+
+
+def test_records_of_ones_own_are_divided_among_any_number_of_sites(folder: Path, cloister: Run) -> None:
+    write_patients(folder / "patients.csv", np.arange(400))
+    command = ("simulate", "study.toml", "--records", "patients.csv", "--sites", "20", "--partition", "dirichlet:0.5")
+    done = cloister(*command, "--save", "kept", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "20 sites, 2 rounds · engine vectorised" in done.stdout
+    assert "✓ 2 rounds" in done.stdout
+    assert (folder / "kept" / "report.html").exists()
+    told = cloister(*command, "--json", cwd=folder)
+    report = json.loads(told.stdout.splitlines()[-1])
+    assert (report["rounds"], report["engine"]) == (2, "vectorised")
+    assert report["rows"][0]["sites"] == 20
+    wrong = cloister("simulate", "--records", "patients.csv", cwd=folder)
+    assert (wrong.returncode, "which names the task" in wrong.stderr) == (1, True)

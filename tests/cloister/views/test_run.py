@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cloister.views.run import LineFormatter, RoundTable
+from cloister.views.log import LineFormatter
+from cloister.views.run import RoundTable
 
 EVENT: dict[str, object] = {
     "event": "round", "round": 1, "released": True, "sites": ["a"], "problems": {}, "epsilon": {"a": 0.5},

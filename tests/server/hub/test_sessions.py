@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from privacy.crypto.signing import sign
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
-from server.hub.sessions import ANSWERS, CHALLENGE_SECONDS, TOKEN_SECONDS, TOKENS, Sessions
+from server.challenges import ANSWERS
+from server.challenges import SECONDS as CHALLENGE_SECONDS
+from server.hub.sessions import TOKEN_SECONDS, TOKENS, Sessions
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.server.callers import SITES
@@ -126,7 +128,7 @@ def test_a_challenge_is_answered_once_and_soon(server: Server) -> None:
 
 def test_a_challenge_of_another_server_or_site_is_refused(server: Server, federation: Federation) -> None:
     other = Server(federation)  # the same consortium, another process: as after a restart
-    text = "a challenge of another server or site"
+    text = "a challenge of another server or name"
     refused(server, server.answer(other.challenge()), ProtocolError, text)
     refused(server, server.answer(server.challenge("south"), "north"), ProtocolError, text)
     refused(server, server.answer(bytes(56)), ProtocolError, text)
@@ -164,7 +166,7 @@ def test_a_site_that_left_or_has_new_keys_loses_its_tokens_at_once(server: Serve
 
 def test_callers_take_no_memory_before_they_have_signed_in_and_members_little(server: Server) -> None:
     def kept() -> int:
-        return len(server.sessions._tokens) + sum(map(len, server.sessions._answered.values()))
+        return len(server.sessions._tokens) + server.sessions._challenges.kept
 
     for _ in range(1000):
         server.challenge()

@@ -197,7 +197,7 @@ def test_a_site_whose_clock_is_off_learns_it_before_it_signs(server: Server, mon
     monkeypatch.setattr(session, "time", late)
     with exchange(server) as north, pytest.raises(UnreachableError, match=r"north's clock is (599|600|601) s behind"):
         north.pull(0.0)
-    assert not sessions_of(server)._answered
+    assert not sessions_of(server)._challenges.kept
 
 
 # --- Strangers ------------------------------------------------------------------------------------------------------

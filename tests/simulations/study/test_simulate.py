@@ -188,7 +188,9 @@ def test_flower_s_partitioners_divide_records() -> None:
         flower.ContinuousPartitioner(4, "a", strictness=0.5),
     ]
     for way in ways:
-        result = simulate(Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=FlowerPartition(way))
+        result = simulate(
+            Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=FlowerPartition(way), engine="vectorised"
+        )
         assert result.rows[0]["sites"] == 4, type(way).__name__
 
 

@@ -1,0 +1,1 @@
+"""What operators see of an agent: whether it is alive and online, and its metrics."""

@@ -1,0 +1,260 @@
+"""`cloister.Client`: submit signed runs to a server and follow them, from Python.
+
+    with cloister.Client("ana") as client:        # the folder that `cloister person join` made, or coordinator/
+        run = client.submit("run.manifest")
+        for event in client.follow(run.digest):
+            print(event["event"])
+
+The server has to show a certificate of the authority in that folder; the client signs in with the key there. What the
+server says is data, never trusted further: text is made plain, sizes are bounded, a manifest is checked again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from cloister.api_session import ApiSession
+from cloister.event_stream import EventStream
+from privacy.crypto.signing import digest
+from privacy.errors import AuthenticityError, MalformedError, UnreachableError
+from privacy.run.manifest import KIND, open_run
+from privacy.storage import read_file
+from privacy.untrusted_text import plain_values
+from transport.api import LARGEST_RUN, MOST_EVENTS, MOST_RUNS
+from transport.pki import read_roster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from privacy.run.manifest import SignedRun
+
+T = TypeVar("T")
+
+ENDED = frozenset({"finished", "failed", "stopped"})
+"""Of runs that will not go on by themselves."""
+
+_PATIENCE = 300.0  # seconds for a server that was restarted
+_PAUSES = (0.2, 1.0, 2.0, 5.0, 10.0)  # seconds between attempts
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run, as it stands at the server. Times are in seconds since 1970."""
+
+    digest: str
+    name: str
+    by: str  # who submitted it
+    submitted: float
+    status: str  # waiting, running, finished, failed or stopped
+    reason: str  # why it failed or was stopped
+    started: float | None
+    ended: float | None
+    rounds: int
+    released: int  # rounds that released a sum
+
+
+@dataclass(frozen=True)
+class _Runs:
+    runs: list[RunStatus]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    number: int
+    event: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Events:
+    events: list[_Numbered]
+    next: int | None
+
+
+class Client:
+    """A person's connection to the API of their consortium's server."""
+
+    def __init__(self, folder: str | Path = "coordinator", api: str | None = None, *, proxy: str | None = None) -> None:
+        """Take a person's folder; nothing is sent yet.
+
+        Args:
+            folder: the person's own, or the coordinator's.
+            api: the API's address, `host:port`; by default the one that was used before, or port 9442 of the server.
+            proxy: an HTTP proxy, or `none`; by default the environment's.
+
+        Raises:
+            ConfigError: if it is no such folder, or no proxy.
+            KeyFileError: if a key or certificate in it cannot be read.
+            MalformedError: if the address is not one.
+        """
+        self._session = ApiSession(Path(folder), api, proxy)
+
+    @property
+    def api(self) -> str:
+        """The API's address."""
+        return self._session.api
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. The session stays, for the next client with this folder."""
+        self._session.close()
+
+    def login(self, *, account: bool = False) -> dict[str, Any]:
+        """Sign in, and return who one is; other methods do so by themselves.
+
+        Args:
+            account: whether to sign in with one's organisation's account, in a browser, and not with the key.
+
+        Raises:
+            CloisterError: as every method, if the server cannot be reached, is another, or refuses.
+        """
+        self._session.sign_in(account=account)
+        return self._json("GET", "/v1/sessions/current")
+
+    def logout(self) -> None:
+        """End the session, here and at the server."""
+        self._session.sign_out()
+
+    def submit(self, run: str | Path | bytes) -> RunStatus:
+        """Submit a signed run: its file, or its bytes. The same one again changes nothing."""
+        document = run if isinstance(run, bytes) else read_file(Path(run))
+        if len(document) > LARGEST_RUN:
+            msg = f"a signed run has at most {LARGEST_RUN >> 20} MiB; name the file that `cloister sign` wrote"
+            raise MalformedError(msg)
+        status = self._read(RunStatus, self._session.ask("POST", "/v1/runs", content=document))
+        if status.digest != digest(KIND, document.partition(b"\n")[2]):
+            msg = f"{self.api} answers with another run than was submitted; tell the coordinator"
+            raise AuthenticityError(msg)
+        return status
+
+    def runs(self, status: str | None = None) -> Iterator[RunStatus]:
+        """Return the server's runs, the newest first; only those with this status, if given."""
+        before: str | None = ""
+        while before is not None:
+            given = {"status": status, "before": before or None, "limit": MOST_RUNS}
+            page = self._read(_Runs, self._session.ask("GET", "/v1/runs", _given(given)))
+            yield from page.runs
+            before = page.next
+
+    def run(self, run: str) -> RunStatus:
+        """Return how a run stands, given its digest, or what its digest or name begins with."""
+        return self._read(RunStatus, self._session.ask("GET", f"/v1/runs/{_named(run)}"))
+
+    def manifest(self, run: str) -> SignedRun:
+        """Fetch a run as it was signed; its signature is checked against the roster in the folder."""
+        identity = self._session.identity
+        roster = read_roster(identity.roster, identity.authority)
+        return open_run(self._session.ask("GET", f"/v1/runs/{_named(run)}/manifest"), roster)
+
+    def events(self, run: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Return the events of a run so far, the oldest first; only those after the one with this number."""
+        following: int | None = after
+        while following is not None:
+            given = {"after": following, "limit": MOST_EVENTS}
+            page = self._read(_Events, self._session.ask("GET", f"/v1/runs/{_named(run)}/events", given))
+            yield from (plain_values(each.event) for each in page.events)
+            following = page.next
+
+    def follow(self, run: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Return the events of a run as they happen, until it ends; then, `run` says how.
+
+        A lost connection is made again, for five minutes, without losing an event: a server may be restarted.
+        """
+        lost, attempts = time.monotonic(), 0
+        while True:
+            try:
+                for number, event in self._stream(run, after):
+                    if number is None:
+                        return
+                    after, lost, attempts = number, time.monotonic(), 0
+                    yield event
+                attempts = 0
+            except UnreachableError:
+                if time.monotonic() > lost + _PATIENCE:
+                    raise
+            else:
+                lost = time.monotonic()
+            time.sleep(_PAUSES[min(attempts, len(_PAUSES) - 1)])
+            attempts += 1
+
+    def _stream(self, run: str, after: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """Return events with their numbers, from one connection; at the run's end, None and how it stands."""
+        stream = EventStream()
+        for part in self._session.stream(f"/v1/runs/{_named(run)}/follow", {"after": after}):
+            for sent in stream.feed(part):
+                event = plain_values(self._object(sent.data.encode()))
+                if sent.kind == "end":
+                    yield None, event
+                    return
+                if not sent.number.isascii() or not sent.number.isdigit():
+                    self._unfit()
+                yield int(sent.number), event
+
+    def stop(self, run: str, reason: str = "") -> RunStatus:
+        """Stop a run; the sites keep the last model that it released."""
+        path = f"/v1/runs/{self.run(run).digest}/stop"
+        return self._read(RunStatus, self._session.ask("POST", path, json={"reason": reason}))
+
+    def retry(self, run: str) -> RunStatus:
+        """Let a run that failed or was stopped go on where it ended."""
+        return self._read(RunStatus, self._session.ask("POST", f"/v1/runs/{self.run(run).digest}/retry"))
+
+    def status(self) -> dict[str, Any]:
+        """Return what the server does now: which sites are connected, which runs go on."""
+        return self._json("GET", "/v1/status")
+
+    def ledger_heads(self) -> dict[str, Any]:
+        """Return the last head of each site's ledger that the server has, with its signature: for auditors."""
+        heads: dict[str, Any] = self._json("GET", "/v1/ledger-heads").get("heads", {})
+        return heads
+
+    def _json(self, method: str, path: str) -> dict[str, Any]:
+        return plain_values(self._object(self._session.ask(method, path)))
+
+    def _object(self, data: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            self._unfit()
+        return value
+
+    def _read(self, kind: type[T], data: bytes) -> T:
+        try:
+            return TypeAdapter(kind).validate_python(plain_values(self._object(data)))
+        except ValidationError:
+            self._unfit()
+
+    def _unfit(self) -> NoReturn:
+        msg = f"{self.api} answers in a form that this version of Cloister does not know; install the server's version"
+        raise MalformedError(msg)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _named(run: str) -> str:
+    """Return a run's name, if it can be one: it becomes a part of a path."""
+    if not run[:1].isalnum() or not all(
+        character.isascii() and (character.isalnum() or character in "-_.") for character in run
+    ):
+        msg = f"{run!a} is no run; name one by its digest, or by what its digest or name begins with"
+        raise MalformedError(msg)
+    return run

@@ -1,0 +1,105 @@
+"""`cloister simulate`: its options. Records of one's own, any number of sites; or made-up hospitals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cloister.commands import Json
+from cloister.views.run import make_console
+from privacy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cloister.result import Result
+
+
+def simulate(
+    run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference study's.")] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="A file or folder that the run's task reads, to be divided among sites.")
+    ] = None,
+    sites: Annotated[int | None, typer.Option(help="How many sites share the records; by default, 10.", min=1)] = None,
+    partition: Annotated[
+        str,
+        typer.Option(help="iid, dirichlet:0.3, shards:2, by_column:ward, quantity_skew:0.5 or feature_shift:0.1."),
+    ] = "iid",
+    participation: Annotated[
+        str, typer.Option(help="Who is in a round: all, a fraction such as 0.1, poisson:0.1 or available.")
+    ] = "all",
+    engine: Annotated[str, typer.Option(help="auto, inline, processes or vectorised.")] = "auto",
+    test: Annotated[float, typer.Option(help="The fraction of the records to measure on.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Decides the partition, the test records and who is in a round.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the engine vectorised trains: cpu or cuda.")] = "cpu",
+    save: Annotated[Path | None, typer.Option(help="A folder for the history, the model, a plot and a report.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the files of made-up hospitals.")] = Path("simulation"),
+    personal: Annotated[
+        Path | None,
+        typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a study over simulated sites on this machine; without --records, over made-up hospitals.
+
+    Hospitals play the whole protocol: the same apps and bytes, no network, no policy limits.
+    """
+    console = make_console(json=as_json)
+    if records is None:
+        _hospitals(run, folder, personal, console, as_json=as_json)
+        return
+    if run is None or personal is not None:
+        msg = (
+            "--records needs the file of a run, which names the task: cloister simulate study.toml --records …"
+            if run is None
+            else "--personal is for made-up hospitals; leave --records out"
+        )
+        raise ConfigError(msg)
+    options: dict[str, Any] = {
+        "sites": sites, "partition": partition, "participation": participation, "engine": engine, "test": test,
+        "seed": seed, "device": device,
+    }  # fmt: skip
+    result = _of_records(run, records, options, console)
+    if save:
+        result.save(save)
+    if as_json:
+        typer.echo(json.dumps(result.summary()))
+        return
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    cost = f"; ε {result.epsilon:.2f}, δ {result.delta:g}" if math.isfinite(result.epsilon) else "; no privacy"
+    typer.echo(f"✓ {len(result.rows)} rounds: {figures}{cost}")
+    typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
+
+
+def _of_records(run: Path, records: Path, options: dict[str, Any], console: Console) -> Result:
+    from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
+    from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
+    from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
+    from simulations.study.run_settings import read_run_settings  # noqa: PLC0415 - loads torch
+
+    settings = read_run_settings(run)
+    if settings.task is None:
+        msg = (
+            f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
+        )
+        raise ConfigError(msg)
+    find_beside(run.absolute().parent, [settings.task])
+    with SimulationTable(console) as table:
+        return play_study(settings.task, records, settings, options, table)
+
+
+def _hospitals(run: Path | None, folder: Path, personal: Path | None, console: Console, *, as_json: bool) -> None:
+    from cloister.commands.simulate import simulate as run_simulation  # noqa: PLC0415 - loads torch
+    from cloister.views.observers import table  # noqa: PLC0415
+
+    report = run_simulation(run, folder, console, personal)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(f"✓ {report['rounds']} rounds; the model is {next(iter(report['model'].values()))}")
+    for line in table(report):
+        typer.echo(line)

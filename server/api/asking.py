@@ -1,0 +1,144 @@
+"""What endpoints have in common: who asks, whether they may, and a body that is read only then.
+
+FastAPI calls functions that are not `async` in threads: those that wait for the store.
+"""
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ValidationError
+
+from privacy.run.people import Right, may, with_right
+from server.api.limits import Buckets
+from server.api.people import BEARER, SignedIn
+from server.api.problems import RefusalError, invalid, too_many
+from server.joining.limits import network_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from server.api.following import Following
+    from server.api.oidc import Provider
+    from server.api.people import People
+    from server.api.runs import Runs
+    from server.settings import ServerFolder
+
+M = TypeVar("M", bound=BaseModel)
+
+RATE, BURST = 25.0, 100.0
+"""Requests of one person: a second, and at once."""
+
+FAILURES_RATE, FAILURES_BURST = 10 / 60, 10.0
+"""Failed attempts to sign in of one address: a second, and at once."""
+
+JSON, BYTES = "application/json", "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Api:
+    """What the endpoints of one server work with."""
+
+    runs: "Runs"
+    place: "ServerFolder"
+    people: "People"
+    following: "Following"
+    provider: "Provider | None"
+    persons: Buckets = field(default_factory=lambda: Buckets(RATE, BURST))
+    failures: Buckets = field(default_factory=lambda: Buckets(FAILURES_RATE, FAILURES_BURST))
+
+
+async def here(request: Request) -> Api:
+    """Return what the endpoints of this server work with."""
+    api: Api = request.app.state.api
+    return api
+
+
+Here = Annotated[Api, Depends(here)]
+_bearer = HTTPBearer(auto_error=False, description="the token of a session: POST /v1/sessions")
+
+
+def asker(api: Here, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> SignedIn:
+    """Return who asks.
+
+    Raises:
+        RefusalError: if they have not signed in, or ask too often.
+    """
+    if given is None:
+        detail = "sign in first (cloister login), and send the session's token as Authorization: Bearer"
+        raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
+    found = api.people.who(given.credentials)
+    if seconds := api.persons.take(found.person.name):
+        raise too_many(seconds, f"of {found.person.name}")
+    return found
+
+
+def allowed(right: Right) -> "Callable[..., Coroutine[Any, Any, SignedIn]]":
+    """Return a dependency that gives whoever asks, if their role has a right."""
+
+    async def who(found: Annotated[SignedIn, Depends(asker)]) -> SignedIn:
+        check(found, right)
+        return found
+
+    return who
+
+
+def check(found: SignedIn, right: Right) -> None:
+    """Check that somebody's role has a right.
+
+    Raises:
+        RefusalError: if it has not.
+    """
+    person = found.person
+    if not may(person.role, right):
+        detail = f"{person.name} is {person.role}, and only {with_right(right)} may do this; ask one of them"
+        raise RefusalError(HTTPStatus.FORBIDDEN, detail)
+
+
+async def patient(api: Here, request: Request) -> str:
+    """Return where somebody signs in from.
+
+    Raises:
+        RefusalError: if too many attempts from there have failed.
+    """
+    address = network_of(request.client.host if request.client else "::")
+    if seconds := api.failures.wait(address):
+        raise too_many(seconds, "to sign in that failed, from your address")
+    return address
+
+
+async def read_body(request: Request, model: type[M]) -> M:
+    """Read a request's body, which is JSON.
+
+    Raises:
+        RefusalError: if it is not, or does not fit.
+    """
+    check_media_type(request, JSON)
+    try:
+        return model.model_validate_json(await request.body() or b"{}")
+    except ValidationError as error:
+        raise RefusalError(HTTPStatus.UNPROCESSABLE_ENTITY, invalid(error.errors())) from None
+
+
+def check_media_type(request: Request, wanted: str) -> None:
+    """Check the type of a body, if there is one.
+
+    Raises:
+        RefusalError: if it is another.
+    """
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    if given != wanted and not (empty and not given):
+        raise RefusalError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send the body as {wanted}")
+
+
+def described(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """Return what the OpenAPI document says of a body that `read_body` reads."""
+    return {"requestBody": {"required": required, "content": {JSON: {"schema": model.model_json_schema()}}}}
+
+
+def as_bytes(description: str) -> dict[str, Any]:
+    """Return what the OpenAPI document says of bytes that are sent or answered."""
+    return {"description": description, "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}

@@ -1,0 +1,123 @@
+"""Submit a signed run, look at runs and their events, follow one, stop one, let one go on."""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+
+from privacy.run.people import may
+from server.api.asking import BYTES, Here, allowed, as_bytes, check, check_media_type, described, read_body
+from server.api.models import EventsAnswer, NumberedEvent, RunAnswer, RunsAnswer, Status, StopRequest
+from server.api.people import SignedIn
+from transport.api import MOST_EVENTS, MOST_RUNS
+
+if TYPE_CHECKING:
+    from server.store.store import StoredRun
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+_LAST_EVENT = 1 << 53
+Looking = Annotated[SignedIn, Depends(allowed("look"))]
+Signing = Annotated[SignedIn, Depends(allowed("sign"))]
+Stopping = Annotated[SignedIn, Depends(allowed("stop"))]
+Named = Annotated[
+    str, Path(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="the run's digest, or what its digest or name starts with")
+]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="the run's digest")]
+After = Annotated[int, Query(ge=0, le=_LAST_EVENT, description="only events with higher numbers")]
+Cursor = Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$", description="`next` of the page before")]
+
+
+@router.post("", status_code=HTTPStatus.CREATED, openapi_extra={
+    "requestBody": {"required": True, **as_bytes("a signed run")}
+})  # fmt: skip
+async def submit(api: Here, request: Request, found: Signing) -> RunAnswer:
+    """Submit a signed run, as `cloister sign` writes it. The same one again changes nothing."""
+    check_media_type(request, BYTES)
+    document = await request.body()
+    return _shown(await run_in_threadpool(api.runs.submit, document, found.person.name))
+
+
+@router.get("", dependencies=[Depends(allowed("look"))])
+def list_runs(
+    api: Here,
+    status: Annotated[Status | None, Query(description="only runs that stand so")] = None,
+    before: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_RUNS)] = 20,
+) -> RunsAnswer:
+    """List runs, the newest first."""
+    found = api.runs.store.runs(status, before, limit + 1)
+    shown = [_shown(run) for run in found[:limit]]
+    return RunsAnswer(runs=shown, next=shown[-1].digest if len(found) > limit else None)
+
+
+@router.get("/{run}", dependencies=[Depends(allowed("look"))])
+def look_at_run(api: Here, run: Named) -> RunAnswer:
+    """Look at a run."""
+    return _shown(api.runs.store.run(run))
+
+
+@router.get(
+    "/{run}/manifest",
+    dependencies=[Depends(allowed("look"))],
+    response_class=Response,
+    responses={200: as_bytes("the signed run")},
+)
+def fetch_manifest(api: Here, run: Named) -> Response:
+    """Fetch a run as it was signed."""
+    return Response(api.runs.store.run(run).document, media_type=BYTES)
+
+
+@router.get("/{run}/events", dependencies=[Depends(allowed("look"))])
+def list_events(
+    api: Here, run: Named, after: After = 0, limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 100
+) -> EventsAnswer:
+    """List a run's events, the oldest first."""
+    stored = api.runs.store.run(run)
+    found = api.runs.store.events(stored.digest, after, limit + 1)
+    shown = [NumberedEvent(number=number, event=event) for number, event in found[:limit]]
+    return EventsAnswer(events=shown, next=shown[-1].number if len(found) > limit else None, status=stored.status)
+
+
+@router.get("/{run}/follow", response_class=EventSourceResponse, responses={200: {
+    "description": "events, each with its number as id; at last `end`, with the run's status and the reason",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}})  # fmt: skip
+async def follow(
+    api: Here,
+    found: Looking,
+    run: Named,
+    after: After = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=_LAST_EVENT, description="instead of `after`")] = None,
+) -> EventSourceResponse:
+    """Follow a run's events until it ends."""
+    stored = await run_in_threadpool(api.runs.store.run, run)
+    return api.following.follow(stored.digest, after if last_event_id is None else last_event_id, found)
+
+
+@router.post("/{run}/stop", openapi_extra=described(StopRequest, required=False))
+async def stop(api: Here, request: Request, found: Looking, run: Digest) -> RunAnswer:
+    """Stop a run: who submitted it may, operators, and coordinators."""
+    name = found.person.name
+    if not may(found.person.role, "sign"):  # who may submit no runs has none of their own
+        check(found, "stop")
+    stored = await run_in_threadpool(api.runs.store.run, run)
+    if stored.by != name:
+        check(found, "stop")
+    asked = await read_body(request, StopRequest)
+    return _shown(await run_in_threadpool(api.runs.stop, run, name, asked.reason))
+
+
+@router.post("/{run}/retry")
+def retry(api: Here, found: Stopping, run: Digest) -> RunAnswer:
+    """Let a run that failed or was stopped go on where it ended; it may charge sites for further rounds."""
+    return _shown(api.runs.retry(run, found.person.name))
+
+
+def _shown(run: "StoredRun") -> RunAnswer:
+    return RunAnswer(
+        digest=run.digest, name=run.name, by=run.by, submitted=run.submitted, status=run.status, reason=run.reason,
+        started=run.started, ended=run.ended, rounds=run.rounds, released=run.released,
+    )  # fmt: skip

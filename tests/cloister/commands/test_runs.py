@@ -1,0 +1,256 @@
+"""`cloister login`, `submit`, `runs`, `watch`, `stop`, `retry`, and `cloister.Client`, with a real API over TLS."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import cloister as public
+from cloister import client as client_module
+from privacy.errors import (
+    AuthenticityError,
+    CloisterError,
+    ConfigError,
+    MalformedError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
+from privacy.run.manifest import open_run
+from simulations.engine.federation import Federation
+from tests.server.api.consortia import Consortium, serving, set_api
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.cloister.in_process import Run
+    from tests.server.api.consortia import Server
+
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def server(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    consortium = Consortium.make(federation_keys, tmp_path_factory.mktemp("runs") / "consortium")
+    set_api(consortium)
+    with serving(consortium) as server:
+        yield server
+
+
+@pytest.fixture
+def rosa(server: Server) -> Iterator[public.Client]:
+    with public.Client(server.consortium.path("rosa"), server.address) as client:
+        yield client
+
+
+def signed(server: Server, name: str, person: str = "rosa") -> Path:
+    path = server.consortium.folder / f"{name}.manifest"
+    path.write_bytes(server.consortium.sign(name, person))
+    return path
+
+
+def record(server: Server, digest: str, *events: dict[str, Any]) -> None:
+    for event in events:
+        server.store.record(digest).append({"time": 1.0, **event})
+
+
+STARTED = {"event": "started", "sites": ["north", "south"], "rounds": 2, "ended": 0}
+ROUND = {
+    "event": "round", "round": 1, "released": True, "sites": ["north", "south"], "epsilon": {"north": 0.5},
+    "bytes_up": 2048, "seconds": 0.25, "problems": {}, "metrics": {"loss": 0.125},
+}  # fmt: skip
+
+
+# --- Commands -------------------------------------------------------------------------------------------------------
+
+
+def test_a_person_signs_in_submits_lists_watches_stops_and_signs_out(server: Server, cloister: Run) -> None:
+    folder, run = server.consortium.path("rosa"), signed(server, "lungs")
+    login = cloister("login", "--as", folder, "--api", server.address)
+    assert login.stdout.startswith(f"✓ signed in to {server.address} as rosa, researcher, until ")
+    session = folder / "session.json"
+    assert stat.S_IMODE(session.stat().st_mode) == 0o600
+
+    submitted = cloister("submit", run, "--as", folder)  # which remembers the address
+    digest = open_run(run.read_bytes(), server.queue.roster()).digest
+    assert submitted.stdout == f"✓ lungs {digest[:8]} is waiting\nnext: cloister watch {digest[:8]} --as {folder}\n"
+    (listed,) = json.loads(cloister("runs", "--as", folder, "--status", "waiting", "--json").stdout)["runs"]
+    assert (listed["digest"], listed["by"]) == (digest, "rosa")
+    assert f"{digest[:8]}  waiting      0/1" in cloister("runs", "--as", folder).stdout
+
+    server.store.mark(digest, "running")
+    record(server, digest, STARTED, ROUND)
+    server.store.mark(digest, "finished")
+    watched = cloister("watch", "lungs", "--as", folder)
+    assert watched.returncode == 0
+    assert [line.split()[:2] for line in watched.stdout.splitlines()] == [
+        ["round", "sites"], ["1", "2/2"], ["✓", "lungs"]
+    ]  # fmt: skip
+    assert json.loads(cloister("watch", "lungs", "--as", folder, "--json").stdout)["status"] == "finished"
+
+    again = cloister("stop", "lungs", "--as", folder, "--reason", "wrong task")
+    assert (again.returncode, "lungs has already finished, so it cannot be stopped" in again.stderr) == (1, True)
+    assert cloister("login", "--logout", "--as", folder).stdout == f"✓ signed out of {server.address}\n"
+    assert json.loads(session.read_text())["token"] == ""
+    assert server.store.sessions.of("rosa") == []
+
+
+def test_a_run_is_stopped_and_whoever_watches_it_learns_why(server: Server, cloister: Run) -> None:
+    rosa, otto = server.consortium.path("rosa"), server.consortium.path("otto")
+    run = cloister("submit", signed(server, "stopped"), "--as", rosa, "--api", server.address, "--json")
+    digest = json.loads(run.stdout)["digest"]
+    stopped = cloister("stop", digest[:9], "--as", otto, "--api", server.address, "--reason", "wrong task")
+    assert stopped.stdout == f"✓ stopped {digest[:8]} stops\n"
+    watched = cloister("watch", digest, "--as", rosa)
+    assert watched.returncode == 1
+    assert watched.stdout.splitlines()[-1] == (
+        f"✗ stopped {digest[:8]} was stopped; 0 of 1 rounds released a model: wrong task"
+    )
+
+
+def test_a_failed_run_goes_on_when_an_operator_says_so(server: Server, cloister: Run) -> None:
+    digest = server.queue.submit(server.consortium.sign("failing"), "rosa").digest
+    server.store.mark(digest, "failed", "the disk is full")
+    rosa, otto = (("--as", server.consortium.path(name), "--api", server.address) for name in ("rosa", "otto"))
+    refused = cloister("retry", "failing", *rosa)
+    assert (refused.returncode, "rosa is researcher" in refused.stderr) == (1, True)
+    assert "          the disk is full\n" in cloister("runs", "failing", *rosa).stdout
+    assert cloister("retry", "failing", *otto).stdout == f"✓ failing {digest[:8]} is waiting\n"
+
+
+def test_ctrl_c_only_leaves_and_says_how_to_come_back(
+    server: Server, cloister: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server.consortium.path("rosa")
+    digest = server.queue.submit(server.consortium.sign("left"), "rosa").digest
+
+    def interrupted(*_: object) -> Iterator[dict[str, Any]]:
+        yield STARTED
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client_module.Client, "follow", interrupted)
+    left = cloister("watch", "left", "--as", folder, "--api", server.address)
+    assert left.returncode == 130
+    assert left.stderr == f"left; the run goes on. To come back: cloister watch {digest[:8]} --as {folder}\n"
+    assert server.store.run(digest).status == "waiting"
+
+
+# --- The client -----------------------------------------------------------------------------------------------------
+
+
+def test_a_client_submits_follows_and_fetches(server: Server, rosa: public.Client) -> None:
+    run = rosa.submit(signed(server, "followed"))
+    assert run == rosa.run("followed")
+    assert rosa.submit(server.consortium.sign("bytes")).name == "bytes"
+    record(server, run.digest, STARTED)
+    events = rosa.follow(run.digest)
+    assert next(events)["event"] == "started"
+    record(server, run.digest, ROUND)
+    assert next(events)["metrics"] == {"loss": 0.125}
+    server.store.mark(run.digest, "finished")
+    assert list(events) == []
+    assert [event["event"] for event in rosa.events(run.digest)] == ["started", "round"]
+    assert rosa.manifest(run.digest).signer.name == "rosa"
+    assert rosa.status()["sites"]["north"] is True
+    assert run.digest in {each.digest for each in rosa.runs()}
+    with public.Client(server.consortium.path("aude"), server.address) as aude:
+        assert aude.ledger_heads() == {}
+
+
+def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Client) -> None:
+    digest = server.queue.submit(server.consortium.sign("refused"), "ralf").digest
+    cases: list[tuple[Callable[[], object], type[CloisterError], str]] = [
+        (lambda: rosa.run("nothing"), NotFoundError, "there is no run “nothing”"),
+        (lambda: rosa.run("../status"), MalformedError, "is no run"),
+        (lambda: rosa.stop(digest), RefusedError, "only coordinators and operators may do this"),
+        (lambda: rosa.submit(b"x"), MalformedError, "not a signed Cloister manifest"),
+        (lambda: rosa.submit(bytes((4 << 20) + 1)), MalformedError, "at most 4 MiB"),
+        (lambda: rosa.submit(server.consortium.sign("x", "otto")), RefusedError, "only coordinators and researchers"),
+        (rosa.ledger_heads, RefusedError, "only auditors"),
+    ]
+    for call, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            call()
+
+
+def test_a_session_that_was_ended_elsewhere_is_begun_anew(server: Server, rosa: public.Client) -> None:
+    assert rosa.login()["person"] == "rosa"
+    server.store.sessions.revoke_all("rosa")
+    assert rosa.status()["consortium"] == "demo"
+
+
+def test_a_lost_connection_is_made_again_without_losing_an_event(
+    federation_keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consortium = Consortium.make(federation_keys, tmp_path / "consortium")
+    set_api(consortium)
+    with serving(consortium) as server:
+        port = server.port.port
+        digest = server.queue.submit(consortium.sign("long"), "rosa").digest
+        server.store.mark(digest, "running")
+        record(server, digest, STARTED)
+        client = public.Client(consortium.path("rosa"), server.address)
+        events = client.follow(digest)
+        assert next(events)["event"] == "started"
+    settings = consortium.server / "consortium.toml"
+    settings.write_text(
+        settings.read_text().replace('[api]\nlisten = "localhost:0"', f'[api]\nlisten = "localhost:{port}"')
+    )
+    monkeypatch.setattr(client_module, "_PAUSES", (0.05,))
+    seen = list[str]()
+    following = threading.Thread(target=lambda: seen.extend(event["event"] for event in events))
+    following.start()
+    with serving(consortium) as server:
+        record(server, digest, ROUND, {"event": "finished"})
+        server.store.mark(digest, "finished")
+        following.join(SECONDS)
+    client.close()
+    assert seen == ["round", "finished"]
+
+
+def test_a_server_that_is_not_there_or_not_ours_is_named(server: Server, tmp_path: Path) -> None:
+    folder = server.consortium.path("rosa")
+    with (
+        public.Client(folder, "localhost:1") as client,
+        pytest.raises(UnreachableError, match="nothing listens at this"),
+    ):
+        client.status()
+    Federation.create(tmp_path / "other", ("north",), "other")
+    with (
+        public.Client(tmp_path / "other" / "coordinator", server.address) as client,
+        pytest.raises(AuthenticityError, match="did not issue"),
+    ):
+        client.status()
+    with (
+        public.Client(folder, server.address.replace("localhost", "127.0.0.1")) as client,
+        pytest.raises(AuthenticityError, match="a certificate for another name"),
+    ):
+        client.status()
+    with pytest.raises(ConfigError, match="no such folder"):
+        public.Client(tmp_path / "nobody")
+    with pytest.raises(MalformedError, match="is not an address"):
+        public.Client(folder, "https://x")
+
+
+def test_text_from_the_server_is_plain(server: Server, rosa: public.Client, cloister: Run) -> None:
+    digest = server.queue.submit(server.consortium.sign("plain"), "rosa").digest
+    hostile = {"event": "failed", "reason": "\x1b[2J\u202e", "bad\nname": ["\r"]}
+    server.store.record(digest).append(hostile)
+    server.store.mark(digest, "failed")
+    (event,) = rosa.follow(digest)
+    assert event == {"event": "failed", "reason": "\\x1b[2J\\u202e", "bad\\nname": ["\\r"]}
+    watched = cloister("watch", digest, "--as", server.consortium.path("rosa"), "--api", server.address)
+    assert "\x1b" not in watched.stdout
+
+
+def test_events_of_another_version_end_in_a_sentence(server: Server, cloister: Run) -> None:
+    digest = server.queue.submit(server.consortium.sign("odd"), "rosa").digest
+    record(server, digest, {"event": "round"})
+    watched = cloister("watch", digest, "--as", server.consortium.path("rosa"), "--api", server.address)
+    assert watched.returncode == 1
+    assert "sends events of another version" in watched.stderr

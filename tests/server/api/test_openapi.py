@@ -1,0 +1,89 @@
+"""The API does what its OpenAPI document says, whatever is sent: schemathesis makes the requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from server.api import asking, guard
+from tests.server.api.consortia import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.server.api.consortia import Consortium, Server
+
+FEW, MANY = 4, 300
+"""Requests to each endpoint in the fast suite, and with `-m soak`."""
+
+
+@pytest.fixture(scope="module")
+def open_server(consortium: Consortium) -> Iterator[Server]:
+    """A server that takes any number of requests, and has a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (asking, guard):
+            patch.setattr(module, "BURST", 1e9)
+        patch.setattr(asking, "FAILURES_BURST", 1e9)
+        with serving(consortium) as server:
+            digest = server.queue.submit(consortium.sign("described", "founder"), "founder").digest
+            server.store.record(digest).append({"event": "started"})
+            server.store.mark(digest, "failed", "the disk is full")
+            yield server
+
+
+def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
+    """Send requests to every endpoint, fitting ones and others, as the coordinator, and compare answer and document.
+
+    Returns:
+        How many were sent.
+    """
+    with server.http() as http:
+        described = schemathesis.openapi.from_dict(http.get("/v1/openapi.json").json())
+    described.config.update(base_url=f"https://{server.address}")
+    authority, sent = str(server.consortium.server / "authority.pem"), 0
+    usual = settings(
+        max_examples=requests, deadline=None, suppress_health_check=list(HealthCheck), derandomize=derandomize
+    )
+    tokens = [server.token("founder")]
+
+    def agree(case: schemathesis.Case) -> None:
+        nonlocal sent
+        sent += 1
+        signed = case.path == "/v1/runs" and case.method == "POST"  # no schema says what a signature is
+        case.call_and_validate(
+            headers={"Authorization": f"Bearer {tokens[0]}"},
+            verify=authority,
+            excluded_checks=[positive_data_acceptance] if signed else [],
+        )
+        if case.method == "DELETE":
+            tokens[0] = server.token("founder")
+
+    for found in described.get_all_operations():
+        for mode in GenerationMode:
+            usual(given(case=found.ok().as_strategy(generation_mode=mode))(agree))()
+    return sent
+
+
+def test_every_endpoint_answers_as_it_says(open_server: Server) -> None:
+    assert try_all(open_server, FEW, derandomize=True) > 50
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_every_endpoint_answers_as_it_says_to_many_requests(open_server: Server) -> None:
+    assert try_all(open_server, MANY, derandomize=False) > 50 * FEW
+
+
+def test_the_document_is_of_openapi_3_1_and_says_what_each_endpoint_does(shared_server: Server) -> None:
+    with shared_server.http() as http:
+        document = http.get("/v1/openapi.json").json()
+    assert document["openapi"].startswith("3.1.")
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation["description"].endswith("."), (method, path)
+            assert "application/problem+json" in operation["responses"]["401"]["content"]

@@ -1,0 +1,238 @@
+"""A server that stays: its runs wait, go on, fail, are stopped and tried again, without a restart of anything.
+
+The agents are processes; the service is in this one, so that tests can ask it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from cloister.client import Client
+from privacy.errors import AuthenticityError, NotFoundError, RefusedError, RunError, StorageError
+from privacy.run.manifest import open_run
+from privacy.run.settings import RunSettings
+from server.process import open_service
+from server.service.service import Service
+from server.settings import read_consortium
+from server.store.store import StoredRun
+from simulations.engine.federation import Federation
+from tests.federations import (
+    SETTINGS,
+    SITES,
+    TERMS,
+    FederationMaker,
+    await_condition,
+    charges_of,
+    roster_of,
+    signed_document,
+    task_name,
+    with_deadline,
+)
+from tests.forked import ForkedAgents
+from tests.ports import unused_port
+from tests.studies import HOLD, MET, Held
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
+
+LONG = 90.0
+HELD = replace(SETTINGS, task=task_name(Held))
+MASKED = replace(HELD, rounds=2, encryption=replace(SETTINGS.encryption, collusion_resistant=True))
+
+
+@dataclass
+class Consortium:
+    """A federation whose agents are online as long as a server is."""
+
+    federation: Federation
+    charges: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SITES, 0))
+
+    def signed(self, settings: RunSettings = HELD, **changes: object) -> bytes:
+        return signed_document(self.federation, replace(settings, **changes))  # type: ignore[arg-type]
+
+    @contextmanager
+    def serving(self, service: str = "") -> Iterator[Service]:
+        """Serve, with further settings: those of `[service]` first."""
+        file = self.federation.server / "consortium.toml"
+        text = file.read_text(encoding="utf-8")
+        file.write_text(f"{text}\n[service]\n{service}\n", encoding="utf-8")
+        ended = Event()
+        try:
+            with open_service(read_consortium(self.federation.server), print, ended) as opened:
+                await_condition(lambda: len(opened.status().online) == len(SITES), LONG)
+                yield opened
+        finally:
+            file.write_text(text, encoding="utf-8")
+
+    def charged(self) -> dict[str, int]:
+        """How often each site was charged since the last look."""
+        now = {site: charges_of(self.federation, site) for site in SITES}
+        before, self.charges = self.charges, now
+        return {site: now[site] - before[site] for site in SITES}
+
+    @contextmanager
+    def held(self, site: str) -> Iterator[None]:
+        """Hold a site as it trains next, wait until it does, and let it go on at the end."""
+        hold = self.federation.paths[site] / HOLD
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink(missing_ok=True)
+
+    def await_training(self, site: str) -> None:
+        met = (self.federation.paths[site] / HOLD).with_suffix(MET)
+        await_condition(met.exists, LONG)
+        met.unlink()
+
+    def models(self, run: StoredRun) -> set[bytes]:
+        """The weights of the sites' models of a run."""
+        files = [
+            path / "models" / f"{run.name}-{run.digest[:8]}.safetensors" for path in self.federation.paths.values()
+        ]
+        contents = [file.read_bytes() for file in files if file.exists()]
+        return {data[8 + int.from_bytes(data[:8], "little") :] for data in contents}
+
+
+@pytest.fixture(scope="module")
+def consortium(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
+    address = f"localhost:{unused_port()}"
+    terms = replace(TERMS, tasks=(HELD.task,))
+    make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("service"))
+    federation = make_federation(HELD, dict.fromkeys(SITES, terms), address)
+    (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
+    with ForkedAgents() as processes:
+        for site, path in federation.paths.items():
+            processes.start(site, path / "agent.log", "agent", str(path))
+        yield Consortium(federation)
+
+
+def over(service: Service, run: StoredRun) -> StoredRun:
+    """Wait until a run has ended, and return it."""
+    await_condition(lambda: service.store.run(run.digest).status not in {"waiting", "running"}, LONG)
+    return service.store.run(run.digest)
+
+
+def test_runs_are_served_in_order_and_one_that_fails_does_not_stop_the_queue(consortium: Consortium) -> None:
+    strange = consortium.signed(with_deadline(HELD, 1.0), name="second", task="no.such:Task")
+    documents = [consortium.signed(name="first", rounds=2), strange, consortium.signed(name="third")]
+    with consortium.serving() as service:
+        runs = [service.submit(document, "ana") for document in documents]
+        assert service.submit(documents[0], "ben").by == "ana"  # the same run again
+        assert len(service.store.runs()) == 3
+        first, second, third = (over(service, run) for run in runs)
+        assert [run.status for run in (first, second, third)] == ["finished", "failed", "finished"]
+        assert "does not allow" in second.reason
+        assert first.ended <= second.started <= second.ended <= third.started  # type: ignore[operator]
+        assert [first.released, second.released, third.released] == [2, 0, 1]
+    assert consortium.charged() == dict.fromkeys(SITES, 3)
+    assert len(consortium.models(first)) == len(consortium.models(third)) == 1
+
+
+def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: Consortium) -> None:
+    with consortium.serving("runs_at_once = 2") as service, consortium.held("north"):
+        documents = [consortium.signed(MASKED, name=name) for name in ("one", "two", "three")]
+        service.new_epoch.add(open_run(documents[1], roster_of(consortium.federation)).digest)
+        runs = [service.submit(document, "ana") for document in documents]
+        consortium.await_training("north")
+        await_condition(lambda: len(service.status().running) == 2, LONG)
+        assert service.store.run(runs[2].digest).status == "waiting"
+        (consortium.federation.paths["north"] / HOLD).unlink()
+        ended = [over(service, run) for run in runs]
+    assert [(run.status, run.released) for run in ended] == [("finished", 2)] * 3, ended
+    assert consortium.charged() == dict.fromkeys(SITES, 6)
+    assert len({frozenset(consortium.models(run)) for run in ended}) == 1  # they have the same seed
+    assert ended[1].started < ended[0].ended  # type: ignore[operator]
+    with consortium.serving() as service:
+        events = [[event["event"] for _, event in service.store.events(run.digest)] for run in ended]
+    assert [names.count("epoch") for names in events] == [0, 1, 0]
+
+
+def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(consortium: Consortium) -> None:
+    port = unused_port()
+    with (
+        consortium.serving(f'[api]\nlisten = "localhost:{port}"'),
+        Client(consortium.federation.folder / "coordinator", f"localhost:{port}") as client,
+    ):
+        run = client.submit(consortium.signed(name="remote"))
+        events = [event["event"] for event in client.follow(run.digest)]
+        assert (events[0], events[-1]) == ("started", "finished")
+        assert client.run("remote").status == "finished"
+
+
+def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Consortium) -> None:
+    with consortium.serving() as service, consortium.held("north"):
+        run = service.submit(consortium.signed(rounds=5), "ana")
+        following = service.submit(consortium.signed(name="following"), "ana")
+        consortium.await_training("north")
+        stopped = service.stop(run.digest, "ana", "wrong task")
+        assert (stopped.status, stopped.reason) == ("stopped", "stopped by ana: wrong task")
+        await_condition(lambda: not service.status().running or service.status().running == (following.digest,), LONG)
+        (consortium.federation.paths["north"] / HOLD).unlink()
+        assert over(service, following).status == "finished"
+        assert service.store.run(run.digest).status == "stopped"
+        assert service.store.events(run.digest)[-1][1]["reason"] == "stopped by ana: wrong task"
+        assert service.stop(run.digest, "ben").reason == "stopped by ana: wrong task"
+        with pytest.raises(RunError, match="has already finished"):
+            service.stop(following.digest, "ana")
+        assert service.retry(run.digest, "ana").status == "waiting"
+        again = over(service, run)
+        assert (again.status, again.released) == ("finished", 5)
+    assert len(consortium.models(again)) == 1
+
+
+def test_a_run_whose_sites_are_not_online_lets_others_pass_and_fails_in_time(consortium: Consortium) -> None:
+    with consortium.serving(f"wait_hours = {1 / 3600}") as service:
+        service._agents.online = lambda: {"north", "south", "east"}  # type: ignore[method-assign]
+        waiting = service.submit(consortium.signed(cohort=replace(HELD.cohort, minimum=4)), "ana")
+        passing = service.submit(consortium.signed(), "ana")
+        assert over(service, passing).status == "finished"
+        failed = over(service, waiting)
+        assert failed.status == "failed"
+        assert "only 3 of the 4 sites that it needs are online; not online: west" in failed.reason
+        assert service.store.events(waiting.digest)[-1][1]["event"] == "failed"
+
+
+def test_what_cannot_run_is_not_taken(consortium: Consortium) -> None:
+    with consortium.serving() as service:
+        known = len(service.store.runs())
+        document = bytearray(consortium.signed())
+        document[-1] ^= 1
+        for refused, error, words in (
+            (bytes(document), AuthenticityError, "nobody in roster 1"),
+            (consortium.signed(valid_days=1e-9), RefusedError, "expired"),
+            (consortium.signed(cohort=replace(HELD.cohort, sizes={"north": 1, "venus": 1, "mars": 1}, minimum=2)),
+             RunError, "lacks mars, venus"),
+        ):  # fmt: skip
+            time.sleep(0.01)
+            with pytest.raises(error, match=words):
+                service.submit(refused, "ana")
+        assert len(service.store.runs()) == known
+        with pytest.raises(NotFoundError):
+            service.stop("nothing", "ana")
+
+
+def test_a_store_that_fails_for_a_while_costs_no_round(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.service.running.FIRST_PAUSE", 0.1)
+    consortium.charged()
+    with consortium.serving() as service, consortium.held("north"):
+        run = service.submit(consortium.signed(rounds=2), "ana")
+        consortium.await_training("north")
+        fence = service.store.database.fence
+
+        def full(_: object) -> None:
+            msg = "the disk is full; make room on it"
+            raise StorageError(msg)
+
+        service.store.database.fence = full
+        (consortium.federation.paths["north"] / HOLD).unlink()
+        await_condition(lambda: bool(service.status().paused), LONG)
+        assert service.status().paused == {run.digest: "the disk is full; make room on it"}
+        service.store.database.fence = fence
+        ended = over(service, run)
+        assert (ended.status, ended.released) == ("finished", 2)
+    assert consortium.charged() == dict.fromkeys(SITES, 2)

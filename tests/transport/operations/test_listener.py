@@ -1,0 +1,70 @@
+"""The port for operators: what it answers, and that it answers nothing else."""
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.parser import text_string_to_metric_families
+
+from privacy.errors import UnreachableError
+from transport.operations.listener import Listener, serve
+
+
+@pytest.fixture
+def troubles() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def port(troubles: list[str]) -> Iterator[Listener]:
+    registry = CollectorRegistry()
+    Gauge("cloister_test", "Text with ε", ["site"], registry=registry).labels("north").set(0.5)
+    listener = serve("localhost:0", lambda: troubles[:1], lambda: troubles, registry)
+    yield listener
+    listener.stop()
+
+
+def get(port: Listener, path: str, method: str = "GET") -> httpx.Response:
+    return httpx.request(method, f"http://localhost:{port.port}{path}", timeout=10, trust_env=False)
+
+
+def test_it_says_ok_or_every_reason_why_not(port: Listener, troubles: list[str]) -> None:
+    for path in ("/livez", "/readyz"):
+        answer = get(port, path)
+        assert (answer.status_code, answer.text) == (200, "ok\n")
+    troubles += ["the store cannot be written", "no roster"]
+    assert (get(port, "/readyz").status_code, get(port, "/readyz").text) == (
+        503,
+        "the store cannot be written\nno roster\n",
+    )
+    assert (get(port, "/livez").status_code, get(port, "/livez").text) == (503, "the store cannot be written\n")
+
+
+def test_metrics_are_what_prometheus_reads(port: Listener) -> None:
+    answer = get(port, "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    (family,) = text_string_to_metric_families(answer.text)
+    assert (family.name, family.samples[0].labels, family.samples[0].value) == ("cloister_test", {"site": "north"}, 0.5)
+    answer = httpx.get(f"http://localhost:{port.port}/metrics", headers={"accept": "application/openmetrics-text"},
+                       timeout=10, trust_env=False)  # fmt: skip
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+
+
+def test_it_answers_nothing_else_and_does_not_name_its_server(port: Listener) -> None:
+    assert get(port, "/").status_code == get(port, "/metrics/../etc").status_code == 404
+    assert get(port, "/livez", "POST").status_code == get(port, "/metrics", "DELETE").status_code == 405
+    assert "server" not in get(port, "/livez").headers
+
+
+def test_an_address_that_is_taken_is_named(port: Listener) -> None:
+    with pytest.raises(UnreachableError, match=rf"cannot listen on localhost:{port.port}: .*in use.*\[operations\]"):
+        serve(f"localhost:{port.port}", tuple, tuple, CollectorRegistry())
+
+
+def test_a_stopped_port_is_free(port: Listener) -> None:
+    port.stop()
+    port.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port.port), timeout=5)

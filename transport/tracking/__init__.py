@@ -1,0 +1,1 @@
+"""Show runs in TensorBoard and MLflow, which the server and each site may do for themselves."""
