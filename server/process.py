@@ -91,7 +91,6 @@ def open_service(
     return_memory()
     kept_server(place).ready()
     check_server_certificate(place.tls.certificate, place.tls.authority)
-    check_free(read_address(place.settings.listen, listening=True))
 
     def give_up() -> None:
         if ended.is_set():
@@ -101,6 +100,7 @@ def open_service(
         stack.enter_context(folder_in_use(place.folder))
         store = stack.enter_context(Store.open(place))
         leadership = stack.enter_context(store.lead(give_up))
+        check_free(read_address(place.settings.listen, listening=True))
         if run is not None:
             check_failure(place, store, run, retry=retry)
             store.mark(run.digest, "waiting")
