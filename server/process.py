@@ -11,6 +11,7 @@ from server.app import check_failure, shared_by_runs
 from server.hub.listening import check_free
 from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
+from server.operations.operating import operating
 from server.protection import kept_server
 from server.roster_watch import RosterWatch
 from server.service.agents import Agents
@@ -92,13 +93,19 @@ def open_service(
     kept_server(place).ready()
     check_server_certificate(place.tls.certificate, place.tls.authority)
 
+    waiting = list[str]()
+
     def give_up() -> None:
         if ended.is_set():
             raise KeyboardInterrupt
+        if not waiting:
+            waiting.append("another server leads; this one waits to take over")
+            say(waiting[0])
 
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
         store = stack.enter_context(Store.open(place))
+        shown = stack.enter_context(operating(place))
         leadership = stack.enter_context(store.lead(give_up))
         check_free(read_address(place.settings.listen, listening=True))
         if run is not None:
@@ -111,6 +118,7 @@ def open_service(
             service.new_epoch.add(run.digest)
         _open_api(stack, place, say, service)
         stack.callback(service.end)
+        shown.service = service
         service.start()
         yield service
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError, RunError, StorageError, VaultError
 from privacy.failures import sentence
+from privacy.log_fields import about
 from privacy.run.manifest import open_run
 from privacy.untrusted_text import plain
 from server.app import serve_run
@@ -380,7 +381,9 @@ class Service:
 
     def _note(self, stored: StoredRun, event: str, reason: str) -> None:
         """Record how a run ended outside its rounds, for whoever follows its events."""
-        EventLog(self.store.record(stored.digest), _label(stored)).record(event, reason=reason, rounds=stored.released)
+        with about(run=stored.digest):
+            log_of_run = EventLog(self.store.record(stored.digest), _label(stored))
+            log_of_run.record(event, reason=reason, rounds=stored.released)
 
 
 def _label(stored: StoredRun) -> str:
