@@ -56,9 +56,7 @@ OWNERS = {
     "nibabel": {"client/data/sources/nifti.py"},
     "matplotlib": {"cloister/views/plots.py"},
     "fastapi": {"server/api/"},
-    "starlette": {"server/api/"},
     "sse_starlette": {"server/api/"},
-    "uvicorn": {"server/api/"},
     "h11": {"server/api/"},
     "joserfc": {"server/api/oidc.py"},
     "authlib": {"cloister/browser_login.py"},
@@ -74,8 +72,8 @@ OWNERS = {
         "client/asking_grpc.py",
     },
     "prometheus_client": {"transport/operations/", "server/operations/", "client/operations/"},
-    "starlette": {"transport/operations/"},
-    "uvicorn": {"transport/operations/"},
+    "starlette": {"transport/operations/", "server/api/"},
+    "uvicorn": {"transport/operations/", "server/api/"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }
