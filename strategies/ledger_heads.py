@@ -32,7 +32,8 @@ class LedgerHeads:
 
     def all(self) -> dict[str, SignedHead]:
         """Return the last head of every ledger, by site; of held-out records, by the site's name and ` held-out`."""
-        return dict(self._heads)
+        with self._turn:
+            return dict(self._heads)
 
     def note(self, ledger: str, head: SignedHead) -> None:
         """Remember a ledger's head in place of the previous one."""
