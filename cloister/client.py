@@ -206,12 +206,12 @@ class Client:
                 yield int(sent.number), event
 
     def stop(self, run: str, reason: str = "") -> RunStatus:
-        """Stop a run for good; the sites keep the last model that it released."""
+        """Stop a run; the sites keep the last model that it released."""
         path = f"/v1/runs/{self.run(run).digest}/stop"
         return self._read(RunStatus, self._session.ask("POST", path, json={"reason": reason}))
 
     def retry(self, run: str) -> RunStatus:
-        """Let a run that failed go on."""
+        """Let a run that failed or was stopped go on where it ended."""
         return self._read(RunStatus, self._session.ask("POST", f"/v1/runs/{self.run(run).digest}/retry"))
 
     def status(self) -> dict[str, Any]:

@@ -46,6 +46,26 @@ def bench_scale(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("simulation", epilog="Example:  cloister bench simulation --sites 100 --engine vectorised --engine loop")
+def bench_simulation(
+    sites: Annotated[list[int], typer.Option(min=2, help="Numbers of sites.")] = [100, 1000],  # noqa: B006 - typer copies
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 20,
+    engine: Annotated[
+        list[str], typer.Option(help="vectorised, processes, inline, ray, pfl or loop; by default, all installed.")
+    ] = ["vectorised", "processes", "inline", "ray", "pfl", "loop"],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Measure simulations of many sites: Cloister's engines, Flower's on Ray, pfl-research, and a plain loop."""
+    from cloister.benchmarks.simulation import ENGINES, measure, table  # noqa: PLC0415
+    from privacy.errors import ConfigError  # noqa: PLC0415
+
+    if unknown := set(engine) - set(ENGINES):
+        msg = f"{min(unknown)!a} is not an engine; engines are {', '.join(ENGINES)}"
+        raise ConfigError(msg)
+    report = measure(sites, rounds, engine)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
 def bench_encryption(
     parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 1_000_000,

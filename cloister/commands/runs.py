@@ -131,14 +131,14 @@ def stop(
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """Stop a run for good, after the message in hand. The sites keep the last model; what was charged stays charged."""
+    """Stop a run. The sites keep its last model, and what was charged stays charged."""
     with _client(folder, api, proxy) as client:
         stopped = client.stop(run, reason)
     _say(asdict(stopped), f"✓ {stopped.name} {stopped.digest[:8]} stops", as_json=as_json)
 
 
 def retry(run: Run, folder: As = _ME, api: Api = None, proxy: Proxy = None, as_json: Json = False) -> None:
-    """Let a run that failed go on, once the cause is corrected; it may charge sites for further rounds."""
+    """Let a run that failed or was stopped go on where it ended; it may charge sites for further rounds."""
     with _client(folder, api, proxy) as client:
         again = client.retry(run)
     _say(asdict(again), f"✓ {again.name} {again.digest[:8]} is {again.status}", as_json=as_json)

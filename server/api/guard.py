@@ -58,7 +58,7 @@ class Guard:
         except TimeoutError:  # the client takes no answer: uvicorn closes the connection
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, the client learns nothing of it
-            log.error("a request failed: %s", sentence(error))  # noqa: TRY400 - one sentence
+            log.error("a request failed: %s", sentence(error))
 
 
 class _Body:

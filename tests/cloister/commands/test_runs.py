@@ -1,14 +1,12 @@
-"""`cloister login`, `submit`, `runs`, `watch`, `stop` and `retry`, and `cloister.Client`, with a real server over TLS."""
+"""`cloister login`, `submit`, `runs`, `watch`, `stop`, `retry`, and `cloister.Client`, with a real API over TLS."""
 
 from __future__ import annotations
 
 import json
 import stat
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 import cloister as public
@@ -23,6 +21,7 @@ from privacy.errors import (
     UnreachableError,
 )
 from privacy.run.manifest import open_run
+from simulations.engine.federation import Federation
 from tests.server.api.consortia import Consortium, serving, set_api
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def test_a_person_signs_in_submits_lists_watches_stops_and_signs_out(server: Ser
     assert json.loads(cloister("watch", "lungs", "--as", folder, "--json").stdout)["status"] == "finished"
 
     again = cloister("stop", "lungs", "--as", folder, "--reason", "wrong task")
-    assert (again.returncode, "lungs is finished, so it cannot be stopped" in again.stderr) == (1, True)
+    assert (again.returncode, "lungs has already finished, so it cannot be stopped" in again.stderr) == (1, True)
     assert cloister("login", "--logout", "--as", folder).stdout == f"✓ signed out of {server.address}\n"
     assert json.loads(session.read_text())["token"] == ""
     assert server.store.sessions.of("rosa") == []
@@ -199,7 +198,9 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
         events = client.follow(digest)
         assert next(events)["event"] == "started"
     settings = consortium.server / "consortium.toml"
-    settings.write_text(settings.read_text().replace('[api]\nlisten = "localhost:0"', f'[api]\nlisten = "localhost:{port}"'))
+    settings.write_text(
+        settings.read_text().replace('[api]\nlisten = "localhost:0"', f'[api]\nlisten = "localhost:{port}"')
+    )
     monkeypatch.setattr(client_module, "_PAUSES", (0.05,))
     seen = list[str]()
     following = threading.Thread(target=lambda: seen.extend(event["event"] for event in events))
@@ -212,13 +213,12 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
     assert seen == ["round", "finished"]
 
 
-def test_a_server_that_is_not_there_or_not_ours_is_named(
-    server: Server, federation_keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from simulations.engine.federation import Federation  # noqa: PLC0415
-
+def test_a_server_that_is_not_there_or_not_ours_is_named(server: Server, tmp_path: Path) -> None:
     folder = server.consortium.path("rosa")
-    with public.Client(folder, "localhost:1") as client, pytest.raises(UnreachableError, match="nothing listens at this"):
+    with (
+        public.Client(folder, "localhost:1") as client,
+        pytest.raises(UnreachableError, match="nothing listens at this"),
+    ):
         client.status()
     Federation.create(tmp_path / "other", ("north",), "other")
     with (
@@ -226,8 +226,9 @@ def test_a_server_that_is_not_there_or_not_ours_is_named(
         pytest.raises(AuthenticityError, match="did not issue"),
     ):
         client.status()
-    with public.Client(folder, server.address.replace("localhost", "127.0.0.1")) as client, pytest.raises(
-        AuthenticityError, match="a certificate for another name"
+    with (
+        public.Client(folder, server.address.replace("localhost", "127.0.0.1")) as client,
+        pytest.raises(AuthenticityError, match="a certificate for another name"),
     ):
         client.status()
     with pytest.raises(ConfigError, match="no such folder"):

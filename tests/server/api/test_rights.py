@@ -46,8 +46,7 @@ MAY: dict[tuple[str, str], set[str]] = {
 def run(shared_server: Server) -> str:
     """A run of the coordinator's that has failed."""
     server = shared_server
-    digest = server.queue.submit(server.consortium.sign("failed", "founder"), "founder").digest
-    return digest
+    return server.queue.submit(server.consortium.sign("failed", "founder"), "founder").digest
 
 
 @pytest.fixture(scope="module")

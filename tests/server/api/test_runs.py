@@ -108,15 +108,16 @@ def test_unknown_or_impossible_parameters_are_refused(shared_server: Server, ros
     assert "'staus'; known here: before, limit, status" in rosa.get("/v1/runs?staus=failed").json()["detail"]
 
 
-def test_a_run_that_has_ended_is_not_stopped_and_one_that_has_not_failed_is_not_tried_again(
+def test_a_run_that_has_ended_is_not_stopped_and_one_that_has_finished_is_not_tried_again(
     shared_server: Server, rosa: httpx.Client
 ) -> None:
     digest = shared_server.queue.submit(shared_server.consortium.sign("conflict"), "rosa").digest
     with shared_server.http(shared_server.token("otto")) as otto:
+        shared_server.store.mark(digest, "finished")
         assert otto.post(f"/v1/runs/{digest}/retry").status_code == 409
         shared_server.store.mark(digest, "failed", "the disk is full")
         refused = otto.post(f"/v1/runs/{digest}/stop")
-        assert (refused.status_code, refused.json()["detail"].split(",")[0]) == (409, "conflict is failed")
+        assert (refused.status_code, refused.json()["detail"].split(",")[0]) == (409, "conflict has already failed")
         assert otto.post(f"/v1/runs/{digest}/retry").json()["status"] == "waiting"
     assert rosa.post(f"/v1/runs/{digest}/stop", json={"reason": "x", "force": True}).status_code == 422
     assert rosa.post(f"/v1/runs/{digest}/stop", json={"reason": "x" * 301}).status_code == 422
