@@ -328,7 +328,7 @@ def _take_phase(task: Task, model: nn.Module, records: Records, order: Order, ch
             several = torch.empty(0, dtype=torch.int64)
             for step in steps:
                 chosen = group.own_part(chance.sample, total) if group else chance.sample(total).nonzero().squeeze(1)
-                several = chosen if len(chosen) > 1 else several
+                several = chosen if chosen.shape[0] > 1 else several
                 if step == order.steps and (not group or group.rank == 0):
                     clipped = ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm)
                     _look(clipped, records, several, order.steps, fitted)
