@@ -141,6 +141,7 @@ class Store:
         """
         digest = RUNS.c.digest.startswith(name, autoescape=True)
         exactly = (RUNS.c.digest == name) | (RUNS.c.name == name)
+        found: list[StoredRun] = []
         for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
             found = self._select(which, limit=_NAMED) if name else []
             if len(found) == 1:
