@@ -150,7 +150,7 @@ def _may_pass(error: DBAPIError) -> bool:
 
 
 def _parsed(url: str) -> URL:
-    parsed = URL.create("none")
+    parsed = sa.URL.create("none")
     try:
         parsed = sa.make_url(url)
         known = parsed.get_backend_name() == "postgresql" or (parsed.drivername == "sqlite" and bool(parsed.database))
