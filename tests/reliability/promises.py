@@ -20,20 +20,20 @@ class Case:
 
 
 CASES = {
-    "server-failpoints": Case(partial(crashes.server_at_failpoints, masks=False), 2),
-    "server-failpoints-masked": Case(partial(crashes.server_at_failpoints, masks=True), 2),
+    "server-failpoints": Case(partial(crashes.server_at_failpoints, masks=False)),
+    "server-failpoints-masked": Case(partial(crashes.server_at_failpoints, masks=True)),
     "server-random": Case(partial(crashes.server_at_random, masks=False), 5),
     "server-random-masked": Case(partial(crashes.server_at_random, masks=True), 5),
-    "agent-failpoints": Case(partial(crashes.agent_at_failpoints, masks=False), 1),
-    "agent-failpoints-masked": Case(partial(crashes.agent_at_failpoints, masks=True), 1),
-    "agent-random": Case(partial(crashes.agent_at_random, masks=False), 5),
-    "agent-random-masked": Case(partial(crashes.agent_at_random, masks=True), 5),
-    "checkpoint": Case(crashes.checkpoint_writer, 5),
+    "agent-failpoints": Case(partial(crashes.agent_at_failpoints, masks=False)),
+    "agent-failpoints-masked": Case(partial(crashes.agent_at_failpoints, masks=True)),
+    "agent-random": Case(partial(crashes.agent_at_random, masks=False), 2),
+    "agent-random-masked": Case(partial(crashes.agent_at_random, masks=True), 2),
+    "checkpoint": Case(crashes.checkpoint_writer, 3),
     "disk-failing": Case(surroundings.failing_disk),
     "disk-full": Case(surroundings.full_disk),
     "cuts": Case(partial(network.cuts, masks=False)),
     "cuts-masked": Case(partial(network.cuts, masks=True)),
-    "weather": Case(network.weather, 2),
+    "weather": Case(network.weather),
     "straggler": Case(network.straggler),
     "crowd": Case(load.crowd),
     "nobody": Case(load.nobody),
@@ -91,8 +91,7 @@ PROMISES = (
         ("checkpoint",),
         ("client/state/test_checkpoint.py::test_a_write_that_fails_leaves_the_round_before",
          "client/state/test_averaged.py::test_a_crash_between_the_two_files_changes_nothing",
-         "client/state/test_residuals.py::"
-         "test_a_crash_between_settling_a_residual_and_saving_the_model_changes_nothing"),
+         "client/state/test_residuals.py::test_a_crash_between_settling_a_residual_and_saving_the_model_changes_nothing"),
     ),
     Promise(
         6, _CRASHES,
@@ -100,10 +99,8 @@ PROMISES = (
         "the disk works, the run goes on.",
         ("disk-failing", "disk-full"),
         ("privacy/ledger/test_ledger_file.py",
-         "client/round/test_readiness.py::test_a_disk_that_fails_while_a_site_trains_leaves_no_half_file_and_costs_no_"
-         "second_charge",
-         "client/round/test_readiness.py::"
-         "test_a_ledger_that_cannot_be_written_is_reported_before_a_round_is_planned",
+         "client/round/test_readiness.py::test_a_disk_that_fails_while_a_site_trains_leaves_no_half_file_and_costs_no_second_charge",
+         "client/round/test_readiness.py::test_a_ledger_that_cannot_be_written_is_reported_before_a_round_is_planned",
          "client/state/test_commitments.py::test_a_full_disk_prevents_the_action"),
     ),
     Promise(
@@ -217,8 +214,8 @@ PROMISES = (
         23, _ATTACKS, "Of two different updates for one round, a site makes one and the server takes one.", (),
         ("client/test_agent_rounds.py::test_another_plan_for_the_same_attempt_is_refused",
          "server/hub/test_mailboxes.py::test_another_reply_to_the_same_message_is_refused",
-         "privacy/crypto/test_summation.py::"
-         "test_the_sum_refuses_a_second_update_of_one_site_and_stays_as_it_was", _ADVERSARY),
+         "privacy/crypto/test_summation.py::test_the_sum_refuses_a_second_update_of_one_site_and_stays_as_it_was",
+         _ADVERSARY),
     ),
     Promise(
         24, _ATTACKS, "An old key epoch and an old roster are refused.", (),
@@ -249,8 +246,8 @@ PROMISES = (
     ),
     Promise(
         30, _ATTACKS, "A ledger that was edited, cut, reordered or forked is found, at its first wrong line.", (),
-        ("privacy/ledger/test_ledger.py", "cloister/commands/test_ledger.py::"
-         "test_a_whole_ledger_is_verified_and_any_other_ends_with_the_reason"),
+        ("privacy/ledger/test_ledger.py",
+         "cloister/commands/test_ledger.py::test_a_whole_ledger_is_verified_and_any_other_ends_with_the_reason"),
     ),
     Promise(
         31, _ATTACKS, "The server's disk holds no key and no update in the clear.", (),
@@ -266,8 +263,7 @@ PROMISES = (
         33, _SCALE, "Many sites train one model; an agent has little memory, or says so before it is charged.",
         ("memory",),
         ("simulations/engine/test_many_sites.py",
-         "client/round/test_readiness.py::"
-         "test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charge"),
+         "client/round/test_readiness.py::test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charge"),
     ),
     Promise(
         34, _SCALE, "Another version works, or is refused by its number; a backup restores, and no charge is lost.", (),
