@@ -242,7 +242,8 @@ class Client:
         return heads
 
     def _json(self, method: str, path: str) -> dict[str, Any]:
-        return plain_values(self._object(self._session.ask(method, path)))
+        values: dict[str, Any] = plain_values(self._object(self._session.ask(method, path)))
+        return values
 
     def _object(self, data: bytes) -> dict[str, Any]:
         try:

@@ -133,7 +133,7 @@ def serve_run(
         _end(store, run, event_log, "failed", str(error), strategy)
         raise
     finally:
-        if strategy:
+        if strategy is not None:
             strategy.close()
     store.mark(run.digest, "finished")
 
@@ -151,9 +151,9 @@ def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: E
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )
-    left, seconds = settings.rounds - strategy.ended, settings.cohort.round_deadline_seconds
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
-    strategy.start(grid, ArrayRecord(), left, timeout=seconds)
+    while left := settings.rounds - strategy.ended:  # a round that waits for its sites has not ended
+        strategy.start(grid, ArrayRecord(), left, timeout=settings.cohort.round_deadline_seconds)
     strategy.finish(grid)
     if not strategy.released:
         msg = f"no round had enough sites: nothing was trained and no model was saved; {strategy.problems}"
@@ -165,5 +165,5 @@ def _end(
     store: Store, run: SignedRun, event_log: EventLog, status: Literal["failed", "stopped"], reason: str,
     strategy: EncryptedStrategy | None,
 ) -> None:  # fmt: skip
-    store.mark(run.digest, status, reason)
     event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)
+    store.mark(run.digest, status, reason)

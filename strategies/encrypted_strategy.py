@@ -117,8 +117,8 @@ class EncryptedStrategy(Strategy):
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
         members = self._members
-        if self.resumed and not members.models:  # nothing was left to do but this
-            members.gather(grid, self._manifest.settings.cohort.minimum, _LAST * self._seconds)
+        if self.resumed and members.wanted - members.models.keys():  # an earlier process knew who lacks a sum
+            members.gather(grid, len(members.wanted), _LAST * self._seconds)
         if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
             self._voting.undo(grid, away)
@@ -147,13 +147,12 @@ class EncryptedStrategy(Strategy):
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
-        self._before, self._round = self._round, (current := OpenRound(self.ended + server_round))
+        self._before, self._round = self._round, (current := OpenRound(self.ended + 1))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         self._prepare()
         self._members.check_enough(0 if self._memory.open else cohort.minimum)  # an open round may still end
-        if self.resumed and server_round == 1:
-            everybody = set(self._members.listed) - self._members.expelled.keys()
-            self._members.gather(grid, len(everybody), min(_RETURN, seconds))
+        if self.resumed and server_round == 1 and not self._failures:
+            self._members.gather(grid, len(self._members.wanted), min(_RETURN, seconds))
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._memory.open:
             self._there, self._sum = present, self._memory.reopen(current, present, seconds, masked=bool(self._masks))
@@ -393,6 +392,7 @@ class EncryptedStrategy(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
+        self.ended = self.ended if self._memory.open else self._round.number  # a plan may wait for its sites
         with self._event_log.together():
             self._keep(is_open=False)
             self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)

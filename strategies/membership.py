@@ -86,6 +86,11 @@ class Membership:
         self.keys.clear()
         self.pairs.clear()
 
+    @property
+    def wanted(self) -> set[str]:
+        """The sites that may take part."""
+        return set(self.listed) - self.expelled.keys()
+
     def check_enough(self, minimum: int) -> None:
         """Stop a run of which too many sites have left the roster: the others would wait for them in vain.
 
@@ -313,7 +318,7 @@ class Membership:
     def _ask(self, grid: Grid, node: int) -> None:
         """Ask a node whether it takes part, and send it the ledger head of its site."""
         site = self._claimed.get(node) or self._expected.get(node)
-        content = QUERY.pack(Query(self.manifest, self.heads.of(site)))
+        content = QUERY.pack(Query(self.manifest, self.heads.of(site), time.time()))
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 

@@ -101,7 +101,7 @@ def table(report: dict[str, Any]) -> str:
     slower = f"{report['loaded_median_ms']:.0f} ms, {report['loaded_to_quiet']:.2f} times as long"
     lines = [
         f"{report['parameters']:,} parameters, {report['sites']} agents, {report['rounds']} rounds",
-        f"a round       {report['quiet_median_ms']:.0f} ms; with {report['requests_per_second']:.0f} requests/s {slower}",
+        f"a round       {report['quiet_median_ms']:.0f} ms; at {report['requests_per_second']:.0f} requests/s {slower}",
         f"a request     {report['request_median_ms']:.1f} ms: the median of {report['requests']:,}",
     ]
     return "\n".join(lines)

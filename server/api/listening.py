@@ -118,10 +118,11 @@ def start(place: ServerFolder, runs: Runs) -> ApiPort:
 
 class _Loop(asyncio.SelectorEventLoop):
     @override
-    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:  # type: ignore[override]
+    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:
         """Listen; TLS has to be there soon, and gone soon, which uvicorn leaves at a minute and half of one."""
-        times = {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": GOODBYE_SECONDS}
-        return await super().create_server(*arguments, **options, **times)
+        options |= {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": GOODBYE_SECONDS}
+        server: asyncio.Server = await super().create_server(*arguments, **options)
+        return server
 
 
 class _Tls:

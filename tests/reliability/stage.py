@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cloister.local import start_server
 from cloister.processes import Processes
 from privacy.errors import RunError, StorageError
 from privacy.failpoints import VARIABLE
 from privacy.run.settings import RunSettings
-from server.store.store import Store
 from simulations.engine.federation import Federation
 from simulations.engine.results import opened_store, read_results
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, charges_of, run_with, share_keys
@@ -55,7 +55,7 @@ class Stage:
         self.federation = make(settings, dict.fromkeys(SITES, replace(TERMS, tasks=(settings.task,))), address)
         self._listen()
         self.lines: dict[str, Line] = {}
-        self._store: tuple[Store, str] | None = None
+        self._store: tuple[Any, str] | None = None
         self._open, self._events = ExitStack(), list[dict[str, Any]]()
         if lines:
             self.lines = {site: Line(self.port) for site in SITES}
@@ -77,13 +77,9 @@ class Stage:
 
     def start_server(self, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start the server; return once it listens, or has ended."""
-        log = self.federation.server / "server.log"
-        server = self.processes.start(
-            "server", log, "server", str(self.federation.server), str(self.federation.manifest), env=env
-        )
         with suppress(RunError):
-            self.processes.wait_for_line("server", "listening on port ", LONG)
-        return server
+            start_server(self.processes, self.federation, env)
+        return self.process("server")
 
     def start_agent(self, site: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a site's agent."""

@@ -1,0 +1,1 @@
+"""Play the protocol under seeded schedules of faults, in virtual time, and check its promises after every step."""
