@@ -124,6 +124,8 @@ class Watch:
         events = [json.loads(line.split(b" ", 2)[2]) for line in ledger.splitlines(keepends=True) if line[-1:] == b"\n"]
         charged = [event for event in events if event.get("round") == plan.round and "steps" in event]
         self.check(charged, f"charged: {site.name} sends its update of {named}, and its disk has no charge")
+        again = Counter(event["attempt"] for event in charged).most_common(1)[0][1]
+        self.check(again == 1, f"charged: {site.name} charges {named} {again} times")
         noted = sha256(update.header).hexdigest()
         self.check(
             any(event.get("left") == noted and event["round"] == plan.round for event in events),
