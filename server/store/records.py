@@ -55,7 +55,7 @@ class StoredRecord:
         if self._pending is not None:
             yield
             return
-        changes = self._pending = list[Change]()
+        changes = self._pending = list["Change"]()
         try:
             yield
         finally:
