@@ -91,7 +91,7 @@ def draw(seed: int) -> Schedule:
     messages = shape.sites * (_QUERY + shape.rounds * (_MASKED if shape.masked else _PLAIN) + (not keys) * _CEREMONY)
     faults = [_fault(rng, shape, messages) for _ in range(rng.choice((1, 2, 2, 3, 3, 4, 5, 6)))]
     if kind in {"altered", "hostile"}:
-        faults += [_of_message(rng, "alter", messages) for _ in range(rng.randint(1, 3))]
+        faults += [_of_message(rng, "alter", messages) for _ in range(rng.randint(2, 5))]
     liar = SITES[rng.randrange(shape.sites)] if kind == "lying" else None
     ordered = tuple(sorted(faults, key=lambda fault: (fault.party, fault.place)))
     lie = rng.choice(_LIES) if liar else ""

@@ -28,7 +28,7 @@ from simulations.schedules.work import START, numbers
 from transport.messages import AGREE, REVEAL, TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flwr.app import RecordDict
     from numpy.typing import NDArray
@@ -92,12 +92,12 @@ class Watch:
         self._trained[site, number] += 1
         return numbers(site, number, self._trained[site, number])
 
-    def leaves(self, site: Site, kind: str, question: RecordDict, answer: RecordDict) -> None:
-        """Check what an honest site sends."""
+    def leaves(self, site: Site, kind: str, question: Callable[[], RecordDict], answer: RecordDict) -> None:
+        """Check what an honest site sends in answer to a question."""
         if kind == TRAIN.name:
-            self._update_leaves(site, read_plan(TRAIN.read(question).plan), answer)
+            self._update_leaves(site, read_plan(TRAIN.read(question()).plan), answer)
         elif kind in {AGREE.name, REVEAL.name}:
-            shown = AGREE.read(question)
+            shown = AGREE.read(question())
             plan, headers = read_plan(shown.plan), _by_site(shown.contributions)
             named = f"round {plan.round}, attempt {plan.attempt}"
             self.check(len(headers) >= self._minimum, f"one set: {site.name} takes {len(headers)} sites for {named}")
@@ -124,6 +124,8 @@ class Watch:
         events = [json.loads(line.split(b" ", 2)[2]) for line in ledger.splitlines(keepends=True) if line[-1:] == b"\n"]
         charged = [event for event in events if event.get("round") == plan.round and "steps" in event]
         self.check(charged, f"charged: {site.name} sends its update of {named}, and its disk has no charge")
+        again = Counter(event["attempt"] for event in charged).most_common(1)[0][1]
+        self.check(again == 1, f"charged: {site.name} charges {named} {again} times")
         noted = sha256(update.header).hexdigest()
         self.check(
             any(event.get("left") == noted and event["round"] == plan.round for event in events),

@@ -155,7 +155,7 @@ PROMISES = (
     ),
     Promise(
         14, _LINES, "No wait is without a deadline.", (),
-        (f"{_QUICK}::test_every_wait_has_a_deadline_or_a_reason",
+        ("reliability/test_waits.py",
          "transport/test_grids.py::test_nobody_waits_longer_than_the_deadline_for_a_node_that_does_not_answer",
          "transport/test_channel.py::test_an_agent_does_not_wait_for_a_silent_server",
          "strategies/test_attention.py::test_a_site_that_never_answers_costs_one_deadline_in_a_whole_run"),
