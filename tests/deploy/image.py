@@ -9,9 +9,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,15 +120,12 @@ def running(script: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a script in a mount namespace of its own, which ends with it."""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/",
+            ["/usr/bin/unshare", "--mount", "--pid", "--fork", "sh", "-c", script],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/", start_new_session=True,
         )  # fmt: skip
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
