@@ -12,13 +12,14 @@ import pytest
 from cloister.event_stream import EventStream
 from privacy.run.manifest import open_run
 from server.api.following import AT_ONCE_OF_ONE
+from tests.server.api.consortia import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
 
-    from tests.server.api.consortia import Server
+    from tests.server.api.consortia import Consortium, Server
 
 BYTES = {"Content-Type": "application/octet-stream"}
 SECONDS = 30.0
@@ -205,6 +206,22 @@ def test_a_stream_ends_with_its_session(shared_server: Server) -> None:
         next(events)
         assert other.delete("/v1/sessions/current").status_code == 204
         assert list(events) == []
+
+
+def test_a_server_that_stops_with_the_run_still_tells_how_it_ended(consortium: Consortium) -> None:
+    with serving(consortium) as server:
+        digest = server.queue.submit(consortium.sign("last"), "rosa").digest
+        server.store.mark(digest, "running")
+        with server.http(server.token("rosa")) as http:
+            seen = list[str]()
+            client = threading.Thread(target=lambda: seen.extend(kind for _, kind, _ in follow(http, digest)))
+            client.start()
+            wait_until(lambda: server.port._following._streams)
+            record(server, digest, "finished")
+            server.store.mark(digest, "finished")
+            server.port.stop()
+            client.join(SECONDS)
+    assert seen == ["message", "end"]
 
 
 def wait_until(holds: Any) -> None:  # noqa: ANN401 - a function
