@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-gpu check format bench results reliability fuzz proto lock clean
+.PHONY: help setup demo test soak test-gpu check format bench results reliability schedules fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -60,6 +60,9 @@ results: setup  ## train every reference task and write docs/results.md (a part,
 
 reliability: setup  ## break processes, disks and lines, and look (one case: ARGS='--case cuts --seed 3')
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability $(ARGS)
+
+schedules: setup  ## 5,000 runs with crashes, losses and lies, in virtual time (one again: ARGS='--seed 17')
+	@OMP_NUM_THREADS=1 $(BIN)/python -m simulations.schedules $(ARGS)
 
 # Not among the locked packages: it has wheels for few platforms.
 fuzz: setup  ## search ten minutes for bytes that break a parser (less: ARGS='--seconds 60')

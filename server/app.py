@@ -133,7 +133,7 @@ def serve_run(
         _end(store, run, event_log, "failed", str(error), strategy)
         raise
     finally:
-        if strategy:
+        if strategy is not None:
             strategy.close()
     store.mark(run.digest, "finished")
 

@@ -92,7 +92,6 @@ def open_service(
     return_memory()
     kept_server(place).ready()
     check_server_certificate(place.tls.certificate, place.tls.authority)
-    check_free(read_address(place.settings.listen, listening=True))
 
     waiting = list[str]()
 
@@ -108,6 +107,7 @@ def open_service(
         store = stack.enter_context(Store.open(place))
         shown = stack.enter_context(operating(place))
         leadership = stack.enter_context(store.lead(give_up))
+        check_free(read_address(place.settings.listen, listening=True))
         if run is not None:
             check_failure(place, store, run, retry=retry)
             store.mark(run.digest, "waiting")

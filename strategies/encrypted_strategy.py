@@ -151,7 +151,7 @@ class EncryptedStrategy(Strategy):
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         self._prepare()
         self._members.check_enough(0 if self._memory.open else cohort.minimum)  # an open round may still end
-        if self.resumed and server_round == 1:
+        if self.resumed and server_round == 1 and not self._failures:
             self._members.gather(grid, len(self._members.wanted), min(_RETURN, seconds))
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._memory.open:

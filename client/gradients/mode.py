@@ -76,7 +76,8 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                 not bound a record's influence.
         """
         gradients: Sequence[RecordGradients | None] = [None] * len(self.trained)
-        if len(targets):
+        records = targets.shape[0]
+        if records:
             rows = self.augmentation.of(inputs, targets) if self.augmentation else (inputs, targets)
             gradients = self.per_record(*rows)
             if len(gradients) != len(self.trained):
@@ -92,9 +93,10 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         if self.augmentation and self.augmentation.copies > 1:
             with torch.no_grad():
                 gradients = [gradient and gradient.averaged(self.augmentation.copies) for gradient in gradients]
-        self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm, self.layers)
-        if len(targets) and not self.values_a_record:
-            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(targets)
+        if dropped := add_clipped(self.trained, gradients, records, self.max_grad_norm, self.layers):
+            self.dropped += dropped  # torch makes setting a module's attributes slow
+        if records and not self.values_a_record:
+            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // records
 
     def at_once(self, physical_batch: int) -> int:
         """Return the number of records whose copies are so many rows, or one record."""
@@ -115,9 +117,9 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
     def outputs(self, inputs: Inputs) -> Tensor:
         """Run the model on `(n, ...)`, in the chosen precision."""
         with self.autocast(inputs):
-            outputs: Tensor = call(self, inputs)
-        if len(outputs) != count(inputs):
-            msg = f"the model turns {count(inputs)} records into {len(outputs)} outputs; keep one row per record"
+            outputs: Tensor = call(self._module, inputs)
+        if outputs.shape[:1] != (records := count(inputs),):
+            msg = f"the model turns {records} records into {len(outputs)} outputs; keep one row per record"
             raise TaskError(msg)
         return outputs
 

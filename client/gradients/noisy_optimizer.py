@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     """Adds noise to the clipped sums that a mode has left in `p.summed_grad`, and takes the step."""
 
@@ -57,8 +62,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     @cached_property
     def _draws_ahead(self) -> bool:
         """Whether another device computes the gradients, or torch leaves this process a core."""
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        return cores > torch.get_num_threads() or any(parameter.device.type != "cpu" for parameter in self.params)
+        return usable_cores() > torch.get_num_threads() or any(
+            parameter.device.type != "cpu" for parameter in self.params
+        )
 
     @property
     def _scale(self) -> float:
@@ -106,9 +112,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             DataError: if a record cannot be read.
             TaskError: if gradients are not those of single records; clipping would not bound a record's influence.
         """
-        size = mode.at_once(physical_batch)
+        size, whole = mode.at_once(physical_batch), chosen.shape[0]
         for number, (inputs, targets) in enumerate(records.parts(chosen, size), start=1):
-            self.signal_skip_step(number * size < len(chosen))
+            self.signal_skip_step(number * size < whole)
             self.zero_grad(set_to_none=True)
             with running_out():
                 mode.fill(inputs, targets)

@@ -29,10 +29,11 @@ def train(model: str, sites: int, rounds: int, *, private: bool) -> dict[str, An
     @client.train()
     def one_site(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        parts = known.setdefault(sites, []) or known.__setitem__(sites, dealt(sites)[0]) or known[sites]
+        if sites not in known:
+            known[sites] = dealt(sites)[0]
         module = TASKS[model]().model()
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())  # type: ignore[union-attr]  # an ArrayRecord
-        part = parts[int(context.node_config["partition-id"])]
+        part = known[sites][int(context.node_config["partition-id"])]
         train_part(module, part, private=private)
         content = RecordDict(
             {"arrays": ArrayRecord(module.state_dict()), "metrics": MetricRecord({"num-examples": len(part[1])})}

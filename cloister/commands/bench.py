@@ -115,17 +115,24 @@ def bench_accuracy(
 def bench_training(
     model: Annotated[list[str] | None, typer.Option(help="Only this model, such as mlp; may be repeated.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions for every way to compute gradients.")] = 5,
+    cores: Annotated[
+        int, typer.Option(min=1, help="Cores for every row, plain training too; one: processor time.")
+    ] = 1,
     full: Annotated[bool, typer.Option("--full", help="Include Opacus's own ways. Takes minutes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure time and memory of an epoch of DP-SGD, and of plain training."""
+    from client.gradients.noisy_optimizer import usable_cores  # noqa: PLC0415 - loads torch
     from cloister.benchmarks.training import EVERY, OURS, measure, table  # noqa: PLC0415
     from cloister.benchmarks.zoo import SPECIMENS  # noqa: PLC0415
 
     if unknown := set(model or ()) - set(SPECIMENS):
         msg = f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(SPECIMENS)}"
         raise typer.BadParameter(msg)
-    report = measure(repeats, EVERY if full else OURS, model or tuple(SPECIMENS))
+    if cores > (usable := usable_cores()):
+        msg = f"this process may use {usable} cores; name fewer than {cores}"
+        raise typer.BadParameter(msg, param_hint="--cores")
+    report = measure(repeats, EVERY if full else OURS, model or tuple(SPECIMENS), cores)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

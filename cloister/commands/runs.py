@@ -46,13 +46,14 @@ def login(
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """Sign in to a server's API, with the key in your folder; say who you are there, and what you may do."""
+    """Sign in to a server's API, with the key in your folder, say who you are there, and take its newest roster."""
     with _client(folder, api, proxy) as client:
         if logout:
             client.logout()
             _say({"api": client.api, "signed_in": False}, f"✓ signed out of {client.api}", as_json=as_json)
             return
         who = client.login(account=account)
+        client.take_roster()
         text = f"✓ signed in to {client.api} as {who.get('person')}, {who.get('role')}, until {_time(who.get('ends'))}"
         _say({"api": client.api, "signed_in": True, **who}, text, as_json=as_json)
 

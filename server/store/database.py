@@ -150,11 +150,12 @@ def _may_pass(error: DBAPIError) -> bool:
 
 
 def _parsed(url: str) -> URL:
+    parsed = sa.URL.create("none")
     try:
         parsed = sa.make_url(url)
-        known = parsed.get_backend_name() == "postgresql" or (parsed.drivername == "sqlite" and parsed.database)
+        known = parsed.get_backend_name() == "postgresql" or (parsed.drivername == "sqlite" and bool(parsed.database))
     except (ArgumentError, ValueError):
-        known = None
+        known = False
     if not known or parsed.query.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey", "application_name"}:
         msg = (
             "url in [store] names no database that Cloister can use; write sqlite:///store.sqlite, or "

@@ -169,7 +169,7 @@ class _PostgresLeader:
         except SQLAlchemyError:
             self._drop()
             return False
-        return newest == self._number
+        return bool(newest == self._number)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -189,7 +189,7 @@ class _PostgresLeader:
 
 def _take_over(connection: Connection) -> int:
     """Make this process the leader; wait for transactions of the one before."""
-    number = connection.scalar(sa.insert(LEADERS).values(since=time.time()).returning(LEADERS.c.number))
+    number: int | None = connection.scalar(sa.insert(LEADERS).values(since=time.time()).returning(LEADERS.c.number))
     connection.execute(sa.delete(LEADERS).where(LEADERS.c.number < number))
     assert number is not None  # noqa: S101 - RETURNING returns it
     return number

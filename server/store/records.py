@@ -55,7 +55,7 @@ class StoredRecord:
         if self._pending is not None:
             yield
             return
-        self._pending = changes = []
+        changes = self._pending = list[Change]()
         try:
             yield
         finally:

@@ -141,6 +141,7 @@ class Store:
         """
         digest = RUNS.c.digest.startswith(name, autoescape=True)
         exactly = (RUNS.c.digest == name) | (RUNS.c.name == name)
+        found: list[StoredRun] = []
         for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
             found = self._select(which, limit=_NAMED) if name else []
             if len(found) == 1:
@@ -199,13 +200,13 @@ class Store:
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
         order = RUNS.c.number if oldest else RUNS.c.number.desc()
         query = sa.select(RUNS).where(which).order_by(order).limit(limit)
-        return [self._read(row) for row in self.database.read(lambda connection: connection.execute(query).all())]
+        rows = self.database.read(lambda connection: connection.execute(query).mappings().all())
+        return [self._read(dict(row)) for row in rows]
 
-    def _read(self, row: Row[Any]) -> StoredRun:
-        values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public attribute
-        values.pop("number")
-        reason = self._sealing.open("runs", (values["digest"],), values["reason"], "reason").decode()
-        return StoredRun(**(values | {"reason": reason}))
+    def _read(self, row: dict[str, Any]) -> StoredRun:
+        row.pop("number")
+        reason = self._sealing.open("runs", (row["digest"],), row["reason"], "reason").decode()
+        return StoredRun(**(row | {"reason": reason}))
 
     # --- Records ----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,6 +136,7 @@ _disks: list[Disk] = []
 @contextmanager
 def watched(*disks: Disk) -> Iterator[None]:
     """Watch these folders within this context."""
+    _listen()
     with replaced(os, "fsync", _sync):
         _disks.extend(disks)
         try:
@@ -159,15 +161,17 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         disk.change(event, paths)
 
 
-sys.addaudithook(_audit)  # there is no way to remove it; without disks it does nothing
+@cache
+def _listen() -> None:
+    sys.addaudithook(_audit)  # there is no way to remove it; without disks it does nothing
 
 
 def _named(path: object) -> str:
-    return os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)  # type: ignore[call-overload,no-any-return]  # noqa: PTH115
+    return os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)  # type: ignore[call-overload]  # noqa: PTH115
 
 
 def _of(path: str) -> Disk | None:
-    return next((disk for disk in _disks if path.startswith(disk.prefix)), None)
+    return next((disk for disk in _disks if f"{path}{os.sep}".startswith(disk.prefix)), None)
 
 
 def _inode(path: str) -> int:

@@ -172,7 +172,9 @@ def _damaged(content: RecordDict, rng: random.Random) -> RecordDict:
         return content
     where, changed = rng.choice(places), RecordDict()
     for name, record in content.items():
-        items = {key: _other(value, rng) if (name, key) == where else value for key, value in record.items()}
+        items: dict[str, Any] = {
+            key: _other(value, rng) if (name, key) == where else value for key, value in record.items()
+        }
         changed[name] = ArrayRecord(items) if isinstance(record, ArrayRecord) else ConfigRecord(items)
     return changed
 

@@ -83,6 +83,7 @@ def test_the_settings_can_be_read_and_hold_no_secret(tmp_path: Path) -> None:
     site = read_toml(tmp_path / "site.toml", SiteSettings)
     assert server.operations == site.operations == Operations("0.0.0.0:9464")
     assert server.joining is not None
+    assert server.api is not None
     assert not [one for one in MANIFESTS if one["kind"] == "Secret"]
 
 

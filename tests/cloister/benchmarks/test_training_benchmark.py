@@ -25,10 +25,10 @@ def modes(request: pytest.FixtureRequest) -> tuple[Mode, ...]:
     return modes_
 
 
-@pytest.fixture(scope="module")
-def report(modes: tuple[Mode, ...]) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=[1, 2])
+def report(request: pytest.FixtureRequest, modes: tuple[Mode, ...]) -> dict[str, Any]:
     start_forking()
-    return measure(1, modes, models=["mlp"])
+    return measure(1, modes, models=["mlp"], cores=request.param)
 
 
 def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any], modes: tuple[Mode, ...]) -> None:
@@ -38,6 +38,7 @@ def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any], modes: t
         assert row["seconds"] > 0
         assert row["ratio"] > 0
         assert row["peak_mb"] >= 0
+        assert 1 <= row["threads"] <= report["cores"]
     assert [row["chosen"] for row in report["rows"] if row["mode"] == "auto"] == ["bookkeeping"] * 2
 
 
@@ -54,6 +55,7 @@ def test_the_table_has_a_line_for_every_row(report: dict[str, Any]) -> None:
     assert len(lines) == len(report["rows"]) + 3
     assert max(len(line) for line in lines) <= 80
     assert "bookkeeping" in table(report)
+    assert ("processor seconds" in lines[-1]) == (report["cores"] == 1)
 
 
 def test_the_models_have_the_stated_sizes() -> None:

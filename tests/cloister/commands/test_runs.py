@@ -15,6 +15,7 @@ from privacy.errors import (
     AuthenticityError,
     CloisterError,
     ConfigError,
+    KeyFileError,
     MalformedError,
     NotFoundError,
     RefusedError,
@@ -169,6 +170,7 @@ def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Cl
         (lambda: rosa.run("../status"), MalformedError, "is no run"),
         (lambda: rosa.stop(digest), RefusedError, "only coordinators and operators may do this"),
         (lambda: rosa.submit(b"x"), MalformedError, "not a signed Cloister manifest"),
+        (lambda: rosa.submit("absent.manifest"), KeyFileError, "absent.manifest: no such file"),
         (lambda: rosa.submit(bytes((4 << 20) + 1)), MalformedError, "at most 4 MiB"),
         (lambda: rosa.submit(server.consortium.sign("x", "otto")), RefusedError, "only coordinators and researchers"),
         (rosa.ledger_heads, RefusedError, "only auditors"),
@@ -176,6 +178,26 @@ def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Cl
     for call, kind, text in cases:
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_signing_in_takes_the_newest_roster_and_no_older_one(
+    federation_keys: Path, tmp_path: Path, cloister: Run
+) -> None:
+    consortium = Consortium.make(federation_keys, tmp_path / "consortium")
+    set_api(consortium)
+    old = (consortium.server / "roster").read_bytes()
+    with serving(consortium) as server:
+        login = ("login", "--as", consortium.path("rosa"), "--api", server.address)
+        consortium.remove("otto")
+        assert cloister(*login).returncode == 0
+        taken = (consortium.path("rosa") / "keys" / "roster").read_bytes()
+        assert taken == (consortium.server / "roster").read_bytes() != old
+        with public.Client(consortium.path("founder"), server.address) as founder:
+            assert founder.take_roster() == server.queue.roster().version
+        (consortium.server / "roster").write_bytes(old)
+        refused = cloister(*login)
+    assert (refused.returncode, "is older than the one here" in refused.stderr) == (1, True)
+    assert (consortium.path("rosa") / "keys" / "roster").read_bytes() == taken
 
 
 def test_a_session_that_was_ended_elsewhere_is_begun_anew(server: Server, rosa: public.Client) -> None:

@@ -181,6 +181,19 @@ def test_many_people_follow_one_run_and_nobody_follows_too_many(shared_server: S
     wait_until(lambda: not server.port._following._streams)
 
 
+def test_a_stream_whose_reader_has_gone_counts_no_more(shared_server: Server) -> None:
+    server = shared_server
+    digest = server.queue.submit(server.consortium.sign("gone"), "rosa").digest
+    server.store.mark(digest, "running")
+    record(server, digest, "started")
+    with server.http(server.token("aude")) as http:
+        events = follow(http, digest)
+        next(events)
+        assert server.port._following._streams == {"aude": 1}
+        events.close()  # type: ignore[attr-defined]  # a generator
+    wait_until(lambda: not server.port._following._streams)
+
+
 def test_a_stream_ends_with_its_session(shared_server: Server) -> None:
     server = shared_server
     digest = server.queue.submit(server.consortium.sign("endless"), "rosa").digest

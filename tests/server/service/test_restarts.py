@@ -1,10 +1,11 @@
-"""A server's process ends, by SIGKILL or SIGTERM, with one run going on and one waiting: the next finishes both."""
+"""A server's process ends with one run going on and one waiting: the next, here or elsewhere, finishes both."""
 
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import copytree
 from signal import SIGKILL, SIGTERM, Signals
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from cloister.processes import Processes
 from privacy.run.manifest import open_run
 from server.settings import read_consortium
-from server.store.store import Store
+from server.store.database import PASSWORD_VARIABLE
+from server.store.store import Store, StoredRun
 from simulations.engine.federation import Federation
+from tests.client.data.sources.databases import PASSWORD, postgres
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -98,12 +101,55 @@ def test_both_runs_finish_with_the_models_and_charges_of_undisturbed_ones(
         ended = [store.run(run) for run in runs]
         server.terminate()
         server.wait(LONG)
-    assert [(run.status, run.released) for run in ended] == [("finished", ROUNDS)] * 2
     assert "resumed" in events[0]
     assert "resumed" not in events[1]
     assert all(events.count("round") == ROUNDS for events in events)
     assert all(charges_of(federation, site) - charges[site] == 2 * ROUNDS for site in SITES)
     for run in ended:
-        files = [path / "models" / f"{run.name}-{run.digest[:8]}.safetensors" for path in federation.paths.values()]
-        contents = [file.read_bytes() for file in files]
-        assert {data[8 + int.from_bytes(data[:8], "little") :] for data in contents} == consortium.model
+        assert (run.status, run.released) == ("finished", ROUNDS)
+        assert models(federation, run) == consortium.model
+
+
+def models(federation: Federation, run: StoredRun) -> set[bytes]:
+    """The weights of the sites' models of a run."""
+    files = [path / "models" / f"{run.name}-{run.digest[:8]}.safetensors" for path in federation.paths.values()]
+    contents = [file.read_bytes() for file in files]
+    return {data[8 + int.from_bytes(data[:8], "little") :] for data in contents}
+
+
+def test_of_two_servers_on_one_postgresql_the_second_takes_over_in_mid_round(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation, processes = consortium.federation, consortium.processes
+    settings = federation.server / "consortium.toml"
+    text, hold = settings.read_text(encoding="utf-8"), federation.paths["north"] / HOLD
+    charges = {site: charges_of(federation, site) for site in SITES}
+    monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
+    with postgres() as url:
+        settings.write_text(f'{text}[store]\nurl = "{url}"\n', encoding="utf-8")
+        other = Path(copytree(federation.server, federation.folder / "server-2"))
+        place = read_consortium(other)
+        try:
+            hold.touch()
+            first = consortium.serve()
+            with Store.open(place) as store:
+                run = store.submit(open_run(signed_document(federation, MASKED), place.roster()), "ana").digest
+                await_condition(hold.with_suffix(MET).exists, LONG)
+                hold.with_suffix(MET).unlink()
+                second = processes.start("second", other / "server.log", "server", str(other))
+                processes.wait_for_line("second", "another server leads", LONG)
+                first.kill()
+                begun = time.monotonic()
+                processes.wait_for_line("second", "agents may connect at port", 30)
+                assert time.monotonic() - begun < 30
+                hold.unlink()
+                await_condition(lambda: store.run(run).status == "finished", LONG)
+                ended = store.run(run)
+            second.terminate()
+            assert second.wait(LONG) == 130
+        finally:
+            hold.unlink(missing_ok=True)
+            settings.write_text(text, encoding="utf-8")
+    assert ended.released == ROUNDS
+    assert models(federation, ended) == consortium.model
+    assert all(charges_of(federation, site) - charges[site] == ROUNDS for site in SITES)

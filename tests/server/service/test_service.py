@@ -165,14 +165,18 @@ def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(conso
 
 
 def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Consortium) -> None:
-    with consortium.serving() as service, consortium.held("north"):
-        run = service.submit(consortium.signed(rounds=5), "ana")
+    with consortium.serving() as service:
+        run = service.submit(consortium.signed(rounds=12), "ana")
         following = service.submit(consortium.signed(name="following"), "ana")
+        await_condition(lambda: service.store.run(run.digest).released > 0, LONG)
+        hold = consortium.federation.paths["north"] / HOLD
+        hold.touch()
         consortium.await_training("north")
         stopped = service.stop(run.digest, "ana", "wrong task")
         assert (stopped.status, stopped.reason) == ("stopped", "stopped by ana: wrong task")
-        await_condition(lambda: not service.status().running or service.status().running == (following.digest,), LONG)
-        (consortium.federation.paths["north"] / HOLD).unlink()
+        await_condition(lambda: service.status().running == (following.digest,), LONG)
+        assert len(consortium.models(stopped)) == 1  # of the last round that was released
+        hold.unlink()
         assert over(service, following).status == "finished"
         assert service.store.run(run.digest).status == "stopped"
         assert service.store.events(run.digest)[-1][1]["reason"] == "stopped by ana: wrong task"
@@ -181,7 +185,7 @@ def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Con
             service.stop(following.digest, "ana")
         assert service.retry(run.digest, "ana").status == "waiting"
         again = over(service, run)
-        assert (again.status, again.released) == ("finished", 5)
+        assert (again.status, again.released) == ("finished", 12)
     assert len(consortium.models(again)) == 1
 
 

@@ -1,0 +1,59 @@
+"""No schedule of faults breaks a promise of the protocol; bugs put in on purpose do. Many more: make schedules."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from simulations.schedules.__main__ import MOST, SCHEDULES, explore, find, folder, main, smallest
+from simulations.schedules.bugs import BUGS, put_in
+from simulations.schedules.consortium import Consortium
+from simulations.schedules.faults import draw
+from simulations.schedules.play import play
+
+QUICK = 20
+FOUND_BY: dict[str, int] = {}
+
+
+@pytest.fixture(scope="module")
+def consortium() -> Iterator[Consortium]:
+    with folder() as place:
+        yield Consortium(place)
+
+
+@pytest.mark.slow
+def test_no_schedule_breaks_a_promise() -> None:
+    report = explore(range(QUICK), processes=1)
+    assert report.broken == {}
+    assert (report.schedules, report.released > QUICK, report.crashes > 0) == (QUICK, True, True)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_no_schedule_of_thousands_breaks_a_promise() -> None:
+    report = explore(range(QUICK, SCHEDULES), processes=os.cpu_count() or 1)
+    assert report.broken == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_put_in_on_purpose_is_found(consortium: Consortium, bug: str) -> None:
+    seeds = [FOUND_BY[bug], *range(MOST)]  # if the code has changed since, another schedule may find it
+    assert find(bug, consortium, seeds) is not None
+
+
+def test_a_schedule_goes_the_same_way_whenever_it_is_played(consortium: Consortium) -> None:
+    first, second = (play(draw(6), consortium) for _ in range(2))
+    assert first == second
+
+
+def test_a_failing_schedule_is_made_as_small_as_it_gets(consortium: Consortium) -> None:
+    with put_in("a lost fsync, of the ledger"):
+        assert smallest(draw(FOUND_BY["a lost fsync, of the ledger"]), consortium).faults == ()
+
+
+def test_one_schedule_is_played_again_by_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "3"]) == 0
+    assert "every promise holds" in capsys.readouterr().out
+    assert main(["--seed", "3", "--bug", "a lost fsync, of the ledger"]) == 1
+    assert "broken: charged: " in capsys.readouterr().out
