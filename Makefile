@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-gpu check format bench results schedules reliability fuzz proto lock clean
+.PHONY: help setup demo test soak test-gpu check format bench results reliability schedules fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -58,11 +58,11 @@ bench: setup  ## measure, side by side with others
 results: setup  ## train every reference task and write docs/results.md (a part, in a minute: ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(BIN)/cloister bench results --write docs/results.md $(ARGS)
 
-schedules: setup  ## 5,000 runs with crashes, losses and lies, in virtual time (one again: ARGS='--seed 17')
-	@OMP_NUM_THREADS=1 $(BIN)/python -m simulations.schedules $(ARGS)
-
 reliability: setup  ## break processes, disks and lines, and look (one case: ARGS='--case cuts --seed 3')
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability $(ARGS)
+
+schedules: setup  ## 5,000 runs with crashes, losses and lies, in virtual time (one again: ARGS='--seed 17')
+	@OMP_NUM_THREADS=1 $(BIN)/python -m simulations.schedules $(ARGS)
 
 # Not among the locked packages: it has wheels for few platforms.
 fuzz: setup  ## search ten minutes for bytes that break a parser (less: ARGS='--seconds 60')
