@@ -147,7 +147,12 @@ class Watch:
     def summed(self, plan: RoundPlan, contributions: Sequence[Contribution], *, kept: bool) -> None:
         """Check the contributors of a sum that the server sends, and that it is on its disk."""
         self.check(kept, f"kept first: the sum of round {plan.round} is sent, and is not kept")
-        sites = [json.loads(part.header)["site"] for part in contributions]
+        headers = [json.loads(part.header) for part in contributions]
+        sites = [header["site"] for header in headers]
+        self.check(
+            all(header["plan"] == plan.digest for header in headers),
+            f"exact: the server adds an update of another plan to round {plan.round}, attempt {plan.attempt}",
+        )
         self.check(len(sites) >= self._minimum, f"quorum: the server sends round {plan.round} of {len(sites)} sites")
         self.check(len(set(sites)) == len(sites), f"quorum: the server sends round {plan.round} with a site twice")
 
