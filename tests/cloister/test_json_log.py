@@ -108,7 +108,7 @@ def entry_of(record: logging.LogRecord) -> dict[str, Any]:
 
 def record_of(text: str, *arguments: object, error: BaseException | None = None) -> logging.LogRecord:
     trace = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("cloister.agent", logging.WARNING, __file__, 1, text, arguments, trace)  # type: ignore[arg-type]
+    return logging.LogRecord("cloister.agent", logging.WARNING, __file__, 1, text, arguments, trace)
 
 
 def test_an_entry_says_what_it_is_about_and_nothing_else_once_that_is_over() -> None:

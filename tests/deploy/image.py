@@ -64,7 +64,7 @@ def read(containerfile: Path) -> list[Stage]:
 def script_of(stages: list[Stage], folder: Path, data: Path, command: list[str]) -> str:
     """Return a shell script that builds an image and runs a command in it as it would run there."""
     lines = ["set -eu", f"mount -t tmpfs none {folder}"]
-    roots = dict[str, Path]()
+    roots, root = dict[str, Path](), folder
     for stage in stages:
         roots[stage.name] = root = folder / (stage.name or "image") / "root"
         upper, work = root.parent / "upper", root.parent / "work"
