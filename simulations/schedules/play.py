@@ -149,8 +149,8 @@ def play(schedule: Schedule, consortium: Consortium) -> Outcome:
                 game.afterwards()
             except Broken as error:
                 broken = str(error)
-    wire, watch = game.wire, game.watch
-    return Outcome(broken, wire.steps, watch.checks, len(watch.released), game.crashes, wire.trace.hexdigest())
+    wire, watch, crashes = game.wire, game.watch, game.crashes + sum(agent.crashes for agent in game.agents)
+    return Outcome(broken, wire.steps, watch.checks, len(watch.released), crashes, wire.trace.hexdigest())
 
 
 @contextmanager

@@ -148,7 +148,7 @@ disturbs. A case's seed decides when and where. A case that breaks prints the co
 {chr(10).join(rows)}
 
 A try is one fault: a kill, a cut, a full disk. `tests` counts those that passed, of the files or of some tests in
-them. Rounds are of {_model()}; one that all sites send an update to takes a fraction of a second.
+them, below `tests/`. Rounds are of a model with three parameters at four sites, so that faults take most of the time.
 
 ## Cases
 
@@ -158,10 +158,6 @@ them. Rounds are of {_model()}; one that all sites send an update to takes a fra
 
 Processes were killed at {at} failpoints (`privacy/failpoints.py`){": not at " + ", ".join(lacking) if lacking else ""}.
 {chr(10) + "What was not held or not run:" + chr(10) * 2 + chr(10).join(reasons) + chr(10) if reasons else ""}"""
-
-
-def _model() -> str:
-    return "a model with three parameters at four sites"
 
 
 def read_report(path: Path) -> Found:

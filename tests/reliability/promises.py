@@ -95,9 +95,9 @@ PROMISES = (
     ),
     Promise(
         6, _CRASHES,
-        "A disk is full, fails, or does not sync: no update leaves that is not charged, and a sentence says why; once "
-        "the disk works, the run goes on.",
-        ("disk-failing", "disk-full"),
+        "A disk is full, fails, or does not sync, or there is little memory: no update leaves that is not charged, and "
+        "a sentence says why; once there is room, the run goes on.",
+        ("disk-failing", "disk-full", "memory"),
         ("privacy/ledger/test_ledger_file.py",
          "client/round/test_readiness.py::test_a_disk_that_fails_while_a_site_trains_leaves_no_half_file_and_costs_no_second_charge",
          "client/round/test_readiness.py::test_a_ledger_that_cannot_be_written_is_reported_before_a_round_is_planned",
@@ -155,7 +155,7 @@ PROMISES = (
     ),
     Promise(
         14, _LINES, "No wait is without a deadline.", (),
-        (f"{_QUICK}::test_every_wait_has_a_deadline_or_a_reason",
+        ("reliability/test_waits.py",
          "transport/test_grids.py::test_nobody_waits_longer_than_the_deadline_for_a_node_that_does_not_answer",
          "transport/test_channel.py::test_an_agent_does_not_wait_for_a_silent_server",
          "strategies/test_attention.py::test_a_site_that_never_answers_costs_one_deadline_in_a_whole_run"),
@@ -260,8 +260,7 @@ PROMISES = (
         ("client/test_protected_site.py",),
     ),
     Promise(
-        33, _SCALE, "Many sites train one model; an agent has little memory, or says so before it is charged.",
-        ("memory",),
+        33, _SCALE, "Many sites train one model; a model too large for a site's memory is refused before a charge.", (),
         ("simulations/engine/test_many_sites.py",
          "client/round/test_readiness.py::test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charge"),
     ),

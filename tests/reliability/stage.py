@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +45,9 @@ class Stage:
     """A federation whose server and agents are started and killed at will."""
 
     def __init__(
-        self, folder: Path, settings: RunSettings, processes: Processes, *, lines: bool = False, ceremony: bool = False
+        self, make: FederationMaker, settings: RunSettings, processes: Processes, *, lines: bool = False
     ) -> None:
-        """Make it. With `lines`, there is one before each agent; with `ceremony`, the sites have no common keys yet."""
-        make = FederationMaker(_keys(folder, shared=not ceremony), folder)
+        """Make it; with `lines`, there is one before each agent."""
         self.processes, self.settings, self._make, self._lined = processes, settings, make, lines
         self.port = unused_port()
         address = f"localhost:{self.port}"
@@ -178,10 +177,19 @@ class Stage:
 def staged(
     folder: Path, settings: RunSettings, *, lines: bool = False, ceremony: bool = False, forked: bool = True
 ) -> Iterator[Stage]:
-    """Make a stage; at the end, end its processes. Unless `forked`, the server is started as an operator does."""
+    """Make a stage; at the end, end its processes.
+
+    Args:
+        folder: where to make it.
+        settings: the run.
+        lines: whether there is a line before each agent.
+        ceremony: whether the sites have no common keys yet.
+        forked: whether the server starts in no time; otherwise as an operator starts it.
+    """
     with ExitStack() as stack:
         processes = stack.enter_context(ForkedAgents(server=forked))
-        stage = Stage(folder, settings, processes, lines=lines, ceremony=ceremony)
+        make = FederationMaker(_keys(folder, shared=not ceremony), folder)
+        stage = Stage(make, settings, processes, lines=lines)
         stack.callback(stage.close)
         yield stage
 
@@ -215,6 +223,3 @@ def _keys(folder: Path, *, shared: bool) -> Path:
         if shared:
             share_keys(federation)
     return place
-
-
-Act = Callable[[], object]

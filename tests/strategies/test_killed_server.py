@@ -2,7 +2,7 @@
 
 The kill is an exception that nothing catches, raised where a signal would end the process: before any write to the
 server's disk, or once any message has been answered. The next server knows only what is on disk.
-`tests/server/test_killed_processes.py` kills real processes.
+`tests/reliability` kills real processes.
 """
 
 import resource

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from client.task.task import Task
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.optimizer import Adam, AdamW, Cosine, Sgd
-from privacy.run.settings import Privacy, Training
+from privacy.run.settings import Training
 from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.gradients.test_augmentation import Varied
 from tests.client.specimens import RECORDS, Scores, make_specimen, manifest
@@ -39,7 +40,7 @@ class Stream(Randomness):
         self._left = steps
 
     @override
-    def uniform(self, count: int) -> NDArray:
+    def uniform(self, count: int) -> NDArray[np.float64]:
         self._left -= 1
         if self._left < 0:
             raise Killed
@@ -73,7 +74,7 @@ class Case:
     def manifest(self) -> Manifest:
         run = manifest(STEPS, 0.5, 1.0, 1.0)
         training = replace(run.settings.training or Training(0.5, 0.1, 1), **self.training)  # type: ignore[arg-type]
-        privacy = replace(run.settings.privacy or Privacy(), **self.privacy)  # type: ignore[arg-type]
+        privacy = replace(run.settings.privacy, **self.privacy)  # type: ignore[arg-type]
         return replace(run, settings=replace(run.settings, training=training, privacy=privacy))
 
     def train(self, path: Path, key: int, steps: int = STEPS, every: int = EVERY, purpose: bytes = b"") -> Tensor:
@@ -165,7 +166,11 @@ def test_a_damaged_file_is_noticed_and_the_round_starts_again_with_new_noise(
 @pytest.mark.parametrize("other", [Case(training={"learning_rate": 0.3}), Case(solver=LocalSolver(proximal=0.1))])
 def test_steps_of_another_purpose_are_not_used(other: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "steps"
-    for run in (lambda: other.train(path, 1, 5), lambda: Case().train(path, 1, 5, purpose=b"another model")):
+    runs: list[Callable[[], object]] = [
+        lambda: other.train(path, 1, 5),
+        lambda: Case().train(path, 1, 5, purpose=b"another model"),
+    ]
+    for run in runs:
         with pytest.raises(Killed):
             run()
         caplog.clear()

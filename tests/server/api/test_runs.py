@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -81,7 +81,7 @@ def test_runs_and_events_are_listed_page_by_page(shared_server: Server, rosa: ht
     assert found[:5] == digests[::-1]
 
     record(shared_server, digests[0], *"abcde")
-    numbers, after = list[int](), 0
+    numbers, after = list[int](), cast("int | None", 0)
     while after is not None:
         page = rosa.get(f"/v1/runs/{digests[0]}/events", params={"limit": 2, "after": after})
         numbers += [each["number"] for each in page.json()["events"]]
