@@ -7,13 +7,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-gpu check format bench results schedules fuzz proto lock clean
+.PHONY: help setup demo test soak test-gpu check format bench results reliability schedules fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
 	@echo "Cloister: federated training over data that never leaves its owner."
 	@echo
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Needs Python 3.11 or newer; to name one: make setup PYTHON=python3.12"
 	@echo "Options pass through: make test ARGS='tests/privacy -x'"
@@ -57,6 +57,9 @@ bench: setup  ## measure, side by side with others
 
 results: setup  ## train every reference task and write docs/results.md (a part, in a minute: ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(BIN)/cloister bench results --write docs/results.md $(ARGS)
+
+reliability: setup  ## break processes, disks and lines, and look (one case: ARGS='--case cuts --seed 3')
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability $(ARGS)
 
 schedules: setup  ## 5,000 runs with crashes, losses and lies, in virtual time (one again: ARGS='--seed 17')
 	@OMP_NUM_THREADS=1 $(BIN)/python -m simulations.schedules $(ARGS)

@@ -27,7 +27,15 @@ from client.protection import ready
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
-from privacy.errors import DeviceError, KeyFileError, MalformedError, ProtocolError, StorageError, UnreachableError
+from privacy.errors import (
+    ConfigError,
+    DeviceError,
+    KeyFileError,
+    MalformedError,
+    ProtocolError,
+    StorageError,
+    UnreachableError,
+)
 from privacy.failpoints import failpoint
 from privacy.locks import locked
 from privacy.log_fields import about
@@ -64,6 +72,12 @@ def attend(path: Path, stop: Event, started: Callable[[], None] = lambda: None) 
     place = read_site(path)
     with about(site=place.settings.site):
         ready(place)
+        if own_place().size > 1 and place.settings.training.checkpoint_steps:
+            msg = (
+                f"{place.folder}: checkpoint_steps is for a single process, and torchrun starts {own_place().size}; "
+                "set it to 0 in [training] of site.toml, or start the agent without torchrun"
+            )
+            raise ConfigError(msg)
         if own_place().rank:
             from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
 
@@ -111,6 +125,7 @@ def _take_part(
         from client.work.personal_training import go_on  # noqa: PLC0415
 
         site, waiting = Site(place), list["Callable[[], None]"]()
+        site.partial.sweep({charge.head for charge in site.ledger.entries().open.values()})
     site.later, site.watch = waiting.append, watch
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:

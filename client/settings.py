@@ -104,6 +104,7 @@ class Computing:
     physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, to save memory; 0: automatic
     precision: Precision = "float32"  # of the model's passes; norms are always float32
     memory_mb: Annotated[int, Field(ge=0)] = 0  # if automatic: megabytes that a part may take, measured; 0: any
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # after how many steps a round's are kept on disk; 0: never
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -14,6 +14,7 @@ from client.state.keyring import Keyring
 from client.state.models import Models
 from client.state.outbox import Outbox
 from client.state.own_vectors import Own
+from client.state.partial_rounds import FOLDER, PartialRounds
 from client.state.residuals import Residuals
 from client.watch import Watch
 from client.work.works import Works
@@ -59,6 +60,7 @@ class Site(Works):
         self.approvals = Approvals(place.folder, self.signing_key)
         self.outbox = Outbox(place.folder / "outbox")
         self.residuals = Residuals(place.folder / "outbox")
+        self.partial = PartialRounds(place.folder / FOLDER, self.settings.training.checkpoint_steps)
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes

@@ -8,11 +8,12 @@ token that the code buys: the token signs in once, at that server.
 from __future__ import annotations
 
 import secrets
+import ssl
 import time
 import webbrowser
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -22,25 +23,20 @@ from typing_extensions import override
 from privacy.errors import AuthenticityError, ConfigError, MalformedError, UnreachableError
 from privacy.untrusted_text import plain
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _SECONDS = 600.0  # for a person to sign in
 _ANSWER_SECONDS = 15.0
 _PAGE = b"<!doctype html><title>Cloister</title><p>You can close this page and go back to the terminal.</p>"
 
 
-def identity_token(described: object, nonce: str, visit: Callable[[str], object] = webbrowser.open) -> str:
+def identity_token(described: object, nonce: str) -> str:
     """Have a person sign in to their organisation's account, and return the identity token.
 
     Args:
         described: what the server says about the accounts: `issuer` and `client_id`.
         nonce: the server's challenge.
-        visit: opens an address in a browser; the address is shown, too.
 
     Raises:
-        ConfigError: if what this needs is not installed.
-        RefusedError: if the server knows no accounts.
+        ConfigError: if the server knows no accounts, or what this needs is not installed.
         AuthenticityError: if the person, or the provider, declines.
         UnreachableError: if the provider cannot be reached, or nobody signs in within ten minutes.
     """
@@ -58,6 +54,7 @@ def identity_token(described: object, nonce: str, visit: Callable[[str], object]
         with OAuth2Client(
             client_id, redirect_uri=address, scope="openid email", code_challenge_method="S256",
             token_endpoint_auth_method="none", timeout=_ANSWER_SECONDS,  # noqa: S106 - there is no secret
+            verify=ssl.create_default_context(),  # whom this system trusts, as its browser does
         ) as client:  # fmt: skip
             try:
                 provider = client.request("GET", f"{issuer}/.well-known/openid-configuration", withhold_token=True)
@@ -66,7 +63,7 @@ def identity_token(described: object, nonce: str, visit: Callable[[str], object]
                 start, tokens = (_secure(known[name]) for name in ("authorization_endpoint", "token_endpoint"))
                 url, state = client.create_authorization_url(start, code_verifier=verifier, nonce=nonce)
                 typer.echo(f"sign in here: {url}", err=True)
-                visit(url)
+                webbrowser.open(url)
                 returned = _returned(back, state)
                 token = client.fetch_token(tokens, authorization_response=f"{address}?{returned}",
                                            code_verifier=verifier)["id_token"]  # fmt: skip

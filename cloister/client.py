@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from client.person import is_person, read_person
 from cloister.api_session import ApiSession
 from cloister.event_stream import EventStream
 from privacy.crypto.signing import digest
 from privacy.errors import AuthenticityError, MalformedError, UnreachableError
 from privacy.run.manifest import KIND, open_run
-from privacy.storage import read_file
+from privacy.run.roster import open_roster
+from privacy.storage import read_document
 from privacy.untrusted_text import plain_values
 from transport.api import LARGEST_RUN, MOST_EVENTS, MOST_RUNS
-from transport.pki import read_roster
+from transport.pki import read_authority_key, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -102,6 +104,11 @@ class Client:
         """The API's address."""
         return self._session.api
 
+    @property
+    def token(self) -> str:
+        """The session's token, for other HTTP clients; empty before one has signed in."""
+        return self._session.token
+
     def __enter__(self) -> Self:
         return self
 
@@ -126,13 +133,24 @@ class Client:
         self._session.sign_in(account=account)
         return self._json("GET", "/v1/sessions/current")
 
+    def take_roster(self) -> int:
+        """Take the server's roster into the folder, if it is newer and the authority signed it; return its version.
+
+        A coordinator's folder has none of its own.
+        """
+        data, folder = self._session.ask("GET", "/v1/roster"), self._session.identity.folder
+        if is_person(folder):
+            return read_person(folder).take_roster(data).version
+        return open_roster(data, read_authority_key(self._session.identity.authority)).version
+
     def logout(self) -> None:
         """End the session, here and at the server."""
         self._session.sign_out()
 
     def submit(self, run: str | Path | bytes) -> RunStatus:
         """Submit a signed run: its file, or its bytes. The same one again changes nothing."""
-        document = run if isinstance(run, bytes) else read_file(Path(run))
+        advice = "name a signed run; `cloister sign RUN.toml` makes one"
+        document = run if isinstance(run, bytes) else read_document(Path(run), bytes, advice)
         if len(document) > LARGEST_RUN:
             msg = f"a signed run has at most {LARGEST_RUN >> 20} MiB; name the file that `cloister sign` wrote"
             raise MalformedError(msg)
@@ -206,12 +224,12 @@ class Client:
                 yield int(sent.number), event
 
     def stop(self, run: str, reason: str = "") -> RunStatus:
-        """Stop a run for good; the sites keep the last model that it released."""
+        """Stop a run; the sites keep the last model that it released."""
         path = f"/v1/runs/{self.run(run).digest}/stop"
         return self._read(RunStatus, self._session.ask("POST", path, json={"reason": reason}))
 
     def retry(self, run: str) -> RunStatus:
-        """Let a run that failed go on."""
+        """Let a run that failed or was stopped go on where it ended."""
         return self._read(RunStatus, self._session.ask("POST", f"/v1/runs/{self.run(run).digest}/retry"))
 
     def status(self) -> dict[str, Any]:
@@ -224,7 +242,8 @@ class Client:
         return heads
 
     def _json(self, method: str, path: str) -> dict[str, Any]:
-        return plain_values(self._object(self._session.ask(method, path)))
+        values: dict[str, Any] = plain_values(self._object(self._session.ask(method, path)))
+        return values
 
     def _object(self, data: bytes) -> dict[str, Any]:
         try:

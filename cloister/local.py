@@ -9,7 +9,7 @@ from privacy.errors import RunError
 from simulations.engine.results import opened_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cloister.processes import Processes
     from simulations.engine.federation import Federation, SiteTerms
@@ -19,10 +19,10 @@ _SILENCE_SECONDS = 300.0  # the longest wait for an event; enough for many agent
 _POLL = 0.05
 
 
-def start_server(processes: Processes, federation: Federation) -> str:
-    """Start the server and return the address that agents dial."""
+def start_server(processes: Processes, federation: Federation, env: Mapping[str, str] | None = None) -> str:
+    """Start the server, with more in its environment, and return the address that agents dial."""
     log = federation.server / "server.log"
-    processes.start("server", log, "server", str(federation.server), str(federation.manifest))
+    processes.start("server", log, "server", str(federation.server), str(federation.manifest), env=env)
     return "localhost:" + processes.wait_for_line("server", "agents may connect at port ", _START_SECONDS)
 
 

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import ConfigError
@@ -125,8 +126,14 @@ class Result:
         """Write one page of HTML with the settings, the figures and the plot; it loads nothing from elsewhere."""
         from cloister.views.simulation_page import page  # noqa: PLC0415
 
+        with TemporaryDirectory() as folder:
+            drawn = Path(folder, "plot.svg")
+            self.plot(drawn)
+            picture = drawn.read_text(encoding="utf-8")
+        lead = f"Engine {self.engine}: {self.why}. Model {self.digest[:16]}…"
+        lead += f" It ended early: {self.stopped}." if self.stopped else ""
         out = Path(path)
-        write_atomically(out, page(self).encode())
+        write_atomically(out, page(repr(self).strip("<>"), lead, picture, self.rows, self.toml).encode())
         return out
 
     def summary(self) -> dict[str, Any]:

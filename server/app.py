@@ -133,7 +133,7 @@ def serve_run(
         _end(store, run, event_log, "failed", str(error), strategy)
         raise
     finally:
-        if strategy:
+        if strategy is not None:
             strategy.close()
     store.mark(run.digest, "finished")
 
@@ -165,5 +165,5 @@ def _end(
     store: Store, run: SignedRun, event_log: EventLog, status: Literal["failed", "stopped"], reason: str,
     strategy: EncryptedStrategy | None,
 ) -> None:  # fmt: skip
-    store.mark(run.digest, status, reason)
     event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)
+    store.mark(run.digest, status, reason)

@@ -11,6 +11,7 @@ from server.app import check_failure, shared_by_runs
 from server.hub.listening import check_free
 from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
+from server.operations.operating import operating
 from server.protection import kept_server
 from server.roster_watch import RosterWatch
 from server.service.agents import Agents
@@ -91,16 +92,22 @@ def open_service(
     return_memory()
     kept_server(place).ready()
     check_server_certificate(place.tls.certificate, place.tls.authority)
-    check_free(read_address(place.settings.listen, listening=True))
+
+    waiting = list[str]()
 
     def give_up() -> None:
         if ended.is_set():
             raise KeyboardInterrupt
+        if not waiting:
+            waiting.append("another server leads; this one waits to take over")
+            say(waiting[0])
 
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
         store = stack.enter_context(Store.open(place))
+        shown = stack.enter_context(operating(place))
         leadership = stack.enter_context(store.lead(give_up))
+        check_free(read_address(place.settings.listen, listening=True))
         if run is not None:
             check_failure(place, store, run, retry=retry)
             store.mark(run.digest, "waiting")
@@ -109,7 +116,9 @@ def open_service(
         service = Service(place, store, agents, shared, leadership, only=run.digest if run else None)
         if run and new_epoch:
             service.new_epoch.add(run.digest)
+        _open_api(stack, place, say, service)
         stack.callback(service.end)
+        shown.service = service
         service.start()
         yield service
 
@@ -128,6 +137,16 @@ def _open_ports(stack: ExitStack, place: ServerFolder, say: Callable[[str], None
     stack.callback(watch.stop)
     watch.start()
     return agents
+
+
+def _open_api(stack: ExitStack, place: ServerFolder, say: Callable[[str], None], service: Service) -> None:
+    """Let people submit and follow runs until the stack ends, if the settings have `[api]`."""
+    if place.settings.api:
+        from server.api.listening import start  # noqa: PLC0415 - loads a web server
+
+        api = start(place, service)
+        stack.callback(api.stop)
+        say(f"people may sign in at port {api.port}")
 
 
 def open_joining_port(place: ServerFolder, stack: ExitStack, requests: Requests | None = None) -> int | None:

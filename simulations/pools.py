@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from client.data.inputs import Inputs, joined, mapped, rows
 from client.data.own_records import check_loaded
@@ -21,7 +22,7 @@ from privacy.errors import DataError
 from simulations.partitions import Described
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -89,6 +90,37 @@ class Pool:
 
 
 _MOST_LABELS = 100
+
+
+class Division(Mapping[str, Pool]):
+    """The records of sites, by name: parts of one pool, which is held once, however many sites there are."""
+
+    def __init__(self, pool: Pool, parts: Mapping[str, NDArray[np.intp]]) -> None:
+        self.pool, self.parts = pool, parts
+
+    @classmethod
+    def of(cls, named: Mapping[str, Pool]) -> Division:
+        """Put the pools of sites together."""
+        ends = np.cumsum([len(pool) for pool in named.values()])
+        ranges = np.split(np.arange(ends[-1]), ends[:-1])
+        return cls(Pool.joined(list(named.values())), dict(zip(named, ranges, strict=True)))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many records each site has."""
+        return {site: len(part) for site, part in self.parts.items()}
+
+    @override
+    def __getitem__(self, site: str) -> Pool:
+        return self.pool.subset(self.parts[site])
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.parts)
 
 
 def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  # noqa: ANN401 - whatever a user has

@@ -86,6 +86,7 @@ class Adder:
         update = verify_update(signed, site, total.plan, self._manifest, self._members.roster)
         self._members.heads.note(site, trained.head)
         self._members.check_shared(update.header)
+        current.take(site, signed.header)
         total.add(update)
         if self._masked:  # without masks, no site is ever shown another's update
             self._bodies.keep(site, signed)

@@ -17,6 +17,7 @@ from privacy.failpoints import failpoint
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question, Vote
 from privacy.untrusted_text import plain
+from strategies.event_lines import line_of
 from strategies.run_state import ReleasedSum, UndoneSum
 from transport.parcel import decode_arrays, encode_arrays
 from transport.run_messages import sum_from_arrays, sum_to_arrays
@@ -65,7 +66,7 @@ class EventLog:
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         self.kept.append(entry)
-        log.info("%s", event, extra={"entry": entry, "run": self._label})
+        log.info("%s", ": ".join(filter(None, (self._label, line_of(entry)))), extra={"entry": entry})
 
     def check_room(self, size: int) -> None:
         """Check that there is room for `size` bytes of sums and updates, before sites are charged.

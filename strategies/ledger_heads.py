@@ -30,6 +30,11 @@ class LedgerHeads:
         with self._turn:
             return self._heads.get(ledger)
 
+    def all(self) -> dict[str, SignedHead]:
+        """Return the last head of every ledger, by site; of held-out records, by the site's name and ` held-out`."""
+        with self._turn:
+            return dict(self._heads)
+
     def note(self, ledger: str, head: SignedHead) -> None:
         """Remember a ledger's head in place of the previous one."""
         with self._turn:
@@ -60,10 +65,6 @@ class RunHeads:
     def of(self, site: str | None) -> SignedHead | None:
         """Return the last head that a site sent, or None."""
         return self._heads.get(site + self._which) if site else None
-
-    def all(self) -> dict[str, SignedHead]:
-        """Return the last head of every ledger, by site; of held-out records, by the site's name and ` held-out`."""
-        return dict(self._heads)
 
     def note(self, site: str, head: SignedHead | None) -> None:
         """Remember a site's head, if it sent one, in place of the previous one."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from privacy.errors import RunError
+from privacy.errors import ProtocolError, RunError
 from privacy.run.plan import RoundPlan
 
 if TYPE_CHECKING:
@@ -31,8 +32,25 @@ class OpenRound:
     problems: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # problems reported by sites asked to train
     epsilon: dict[str, float] = field(default_factory=dict)
+    taken: dict[str, dict[str, str]] = field(default_factory=dict)  # updates, by the digest of their plan: see `take`
     bytes_up: int = 0
     bytes_down: int = 0
+
+    @property
+    def updates(self) -> dict[str, str]:
+        """SHA-256, in hex, of the signed header of each site's update that has arrived for the plan."""
+        return self.taken.setdefault(self.plan.digest, {}) if self.plan else {}
+
+    def take(self, site: str, header: bytes) -> None:
+        """Note a site's update for the plan, by its signed header, unless it is the same again.
+
+        Raises:
+            ProtocolError: if it is another than before: a site makes one update for a plan.
+        """
+        digest = sha256(header).hexdigest()
+        if self.updates.setdefault(site, digest) != digest:
+            msg = "it sent two different updates for the same plan; only the first one counts"
+            raise ProtocolError(msg)
 
     def hear(self, site: str, report: ReportedNumbers) -> Mapping[str, float]:
         """Return the numbers that a site reported with its reply; note if some were left out."""

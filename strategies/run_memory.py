@@ -39,6 +39,7 @@ class RunMemory:
         self._planned = 0  # the last round that had a plan: one without may be begun again
         self.open: RoundPlan | None = None  # the plan that was open when the earlier process ended, until it is taken
         self.asked: tuple[str, ...] = ()  # the contributors whom that process had asked to sign that they are the set
+        self._updates: dict[str, str] = {}  # that process's, of the open plan
         if (state := self._kept.state()) is not None:
             try:
                 self._restore(state_from(state, run, self._kept.place))
@@ -68,6 +69,7 @@ class RunMemory:
         if not stored and len(sites) < plan.minimum_cohort:
             return None
         current.plan, current.resumed, self.open = plan, True, None
+        current.updates.update(self._updates)
         if stored:
             total, current.contributors = stored
             current.released, self.asked = True, ()
@@ -89,6 +91,7 @@ class RunMemory:
             round=self._planned,
             plan=plan.to_bytes().decode() if plan else "",
             asked=self.asked if self.open else asked,
+            updates=self._updates if self.open else current.updates if is_open else {},
             released=released,
             model=members.model,
             update_bound=members.update_bound,
@@ -104,6 +107,7 @@ class RunMemory:
         plan = read_plan(state.plan.encode()) if state.plan else None
         self.ended, self.released = state.round - (plan is not None), state.released
         self.open, self.asked, self._planned = plan, state.asked, state.round
+        self._updates = dict(state.updates)
         self._members.model, self._members.update_bound = state.model, state.update_bound
         self._members.expel(state.expelled)
         self._members.begun = True

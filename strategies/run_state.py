@@ -2,7 +2,8 @@
 
     kept before             so that the next process
     a plan is sent          asks for the same updates again; sites send the very bytes in their outbox
-    contributors are asked  adds up the same set: a site signs one set for a plan, and reveals the seed of one mask
+    contributors are asked  adds up the same set: a site signs one set for a plan, and reveals the seed of one mask;
+                            of each of its sites, it takes the same update as before, and no other
     a sum is delivered      delivers it again (`strategies.event_log` stores it); sites open it once
     sites go back           counts a round's votes once
     the next round          begins there
@@ -66,6 +67,7 @@ class RunState:
     round: Annotated[int, Field(ge=0)]  # the last that had a plan
     plan: str  # of its last attempt; empty if the round is over
     asked: _Names  # contributors who were asked to sign that they are the set
+    updates: dict[SiteName, Hex32]  # SHA-256 of the header of each update that has arrived for the plan
     released: int
     model: Hex32 | None
     update_bound: float

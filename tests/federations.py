@@ -33,6 +33,7 @@ from client.work.training import Study
 from privacy.crypto.key_epoch import EpochKeys
 from privacy.crypto.summation import EncryptedSum
 from privacy.run.manifest import Manifest, SignedRun
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.roster import Roster
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.app import app as server_app
@@ -41,11 +42,12 @@ from server.store.store import Store
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inline import InlineGrid
 from simulations.engine.results import opened_store, read_events
+from strategies.registry import completed
 from tests import studies
 from transport.channel import TlsFiles
 from transport.flower import SERVER_NODE, quieten
 from transport.parcel import decode_arrays
-from transport.pki import Authority, certificate_pem, key_pem, read_certificate
+from transport.pki import Authority, certificate_pem, key_pem, read_certificate, read_signing_key
 from transport.run_messages import sum_from_arrays
 
 SITES = ("north", "south", "east", "west")
@@ -161,6 +163,12 @@ def signed_run(federation: Federation) -> tuple[bytes, Manifest, str]:
 def opened_run(federation: Federation) -> SignedRun:
     """The signed run, as whoever reads it has it."""
     return read_run(federation.manifest, roster_of(federation))
+
+
+def signed_document(federation: Federation, settings: RunSettings) -> bytes:
+    """Another run, as the coordinator signs it."""
+    key = read_signing_key(federation.folder / "coordinator" / "signing.key")
+    return sign_manifest(completed(settings), key, roster_version=1).to_bytes()
 
 
 def context_of(federation: Federation, site: str) -> Context:

@@ -49,7 +49,7 @@ from transport.grid import StreamingGrid
 LIST = ROOT / "docs" / "internals.md"
 LIBRARIES = ("flwr", "opacus", "torch", "tenseal")
 PUBLIC = {  # modules that these libraries document; what is in others is theirs
-    "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy",
+    "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.simulation",
     "opacus.accountants", "opacus.distributed", "opacus.grad_sample", "opacus.layers", "opacus.optimizers",
     "opacus.validators", "tenseal",
     "torch", "torch.autograd", "torch.autograd.graph", "torch.backends.cuda", "torch.backends.cudnn",

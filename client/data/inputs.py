@@ -66,7 +66,7 @@ def named(inputs: Inputs) -> dict[str, Tensor]:
 
 def count(inputs: Inputs) -> int:
     """Return the number of records."""
-    return len(tensors(inputs)[0])
+    return tensors(inputs)[0].shape[0]
 
 
 def device_of(inputs: Inputs) -> torch.device:

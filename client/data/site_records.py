@@ -63,7 +63,7 @@ class Records(ABC):
         Raises:
             DataError: as `select` does.
         """
-        for part in chosen.split(size) if len(chosen) > size else (chosen,):
+        for part in chosen.split(size) if chosen.shape[0] > size else (chosen,):
             yield self.select(part)
 
     def in_order(self, size: int) -> Iterator[tuple[int, Batch]]:

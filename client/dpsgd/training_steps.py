@@ -35,6 +35,7 @@ from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 from client.data.inputs import count, move
 from client.data.site_records import records_of
 from client.dpsgd.additivity import ClippedSum, check_batch, check_mode, memory_of
+from client.dpsgd.corrections import Correction
 from client.dpsgd.optimizers import make_optimizer, set_rate
 from client.dpsgd.process_group import Order
 from client.dpsgd.sampling import Chance
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
     from client.data.inputs import Batch
     from client.data.site_records import Records
+    from client.dpsgd.kept_steps import KeptSteps, StepsFile
     from client.dpsgd.process_group import ProcessGroup
     from client.settings import Gradients
     from client.task.task import Task
@@ -91,7 +93,7 @@ _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 def train(task: Task, model: nn.Module, records: Records | Batch, size: int, manifest: Manifest,
           randomness: Randomness, *, solver: LocalSolver = PLAIN, computing: Computing = _DEFAULT,
-          group: ProcessGroup | None = None, number: int = 1) -> None:  # fmt: skip
+          group: ProcessGroup | None = None, number: int = 1, file: StepsFile | None = None) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:
@@ -105,6 +107,7 @@ def train(task: Task, model: nn.Module, records: Records | Batch, size: int, man
         computing: the site's settings for computing gradients.
         group: the group whose first process this is; the others must call `take_part`.
         number: the round's number in the run, from 1; the schedule of learning rates depends on it.
+        file: keeps steps, if the group has one process, and has those from which to go on.
 
     Raises:
         DataError: if a record cannot be read.
@@ -146,7 +149,8 @@ def train(task: Task, model: nn.Module, records: Records | Batch, size: int, man
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if group is None:
-        fitted = _take_steps(task, model, records_of(records), order, chance, offset)
+        kept_steps = file.of(order, trainable(model), offset) if file else None
+        fitted = _take_steps(task, model, records_of(records), order, chance, offset, kept_steps=kept_steps)
     else:
         with group.round():
             group.hand_out(order)
@@ -252,7 +256,8 @@ def _made_up(task: Task, model: nn.Module) -> Batch:
 
 
 def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, chance: Chance,
-                offset: Tensor | None, *, group: ProcessGroup | None = None) -> int:  # fmt: skip
+                offset: Tensor | None, *, group: ProcessGroup | None = None,
+                kept_steps: KeptSteps | None = None) -> int:  # fmt: skip
     """Take an order's steps; return the number of records computed at a time, in the end."""
     parts = list(shared(model, task.local).values()), list(kept(model, task.local).values())
     if group:
@@ -261,8 +266,10 @@ def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, ch
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     fitted = order.physical_batch
     for still, steps in zip(parts if order.local_steps else [[]], order.phases, strict=True):
+        if kept_steps and kept_steps.step >= steps.stop:
+            continue
         with _frozen(still):
-            phase = _Phase(steps, parts[0], offset, fitted)
+            phase = _Phase(steps, parts[0], [*parts[0], *parts[1]], offset, fitted, kept_steps)
             fitted = _take_phase(task, model, records, order, chance, phase, group=group)
     return fitted
 
@@ -273,8 +280,10 @@ class _Phase:
 
     steps: range
     shared: list[Tensor]  # parameters, in the order of the layout and of the offset
+    trained: list[Tensor]  # in this phase or another
     offset: Tensor | None
     fitted: int  # records to compute at a time
+    kept: KeptSteps | None
 
 
 @contextmanager
@@ -299,7 +308,7 @@ def _take_phase(task: Task, model: nn.Module, records: Records, order: Order, ch
     descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
     if (order.proximal or phase.offset is not None) and phase.shared[0].requires_grad:
         # Before each step, on the noisy gradient, which all processes share.
-        descent.register_step_pre_hook(_Correction(phase.shared, order.proximal, phase.offset))
+        descent.register_step_pre_hook(Correction(phase.shared, order.proximal, phase.offset))
     optimizer = (partial(DistributedOptimizer, group=group) if group else CipherOptimizer)(
         descent,
         noise_multiplier=chance.noise_multiplier,
@@ -308,20 +317,27 @@ def _take_phase(task: Task, model: nn.Module, records: Records, order: Order, ch
         loss_reduction="mean",
         randomness=chance.randomness,
     )
-    total, fitted = len(records), phase.fitted
+    total, fitted, kept_steps, steps = len(records), phase.fitted, phase.kept, phase.steps
+    if kept_steps and kept_steps.step in steps:
+        kept_steps.restore(phase.trained, descent, chance)
+        log.info("this round goes on after step %d of %d", kept_steps.step, order.steps)
+        fitted, steps = kept_steps.fitted(fitted), range(kept_steps.step + 1, steps.stop)
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
             several = torch.empty(0, dtype=torch.int64)
-            for step in phase.steps:
+            for step in steps:
                 chosen = group.own_part(chance.sample, total) if group else chance.sample(total).nonzero().squeeze(1)
-                several = chosen if len(chosen) > 1 else several
+                several = chosen if chosen.shape[0] > 1 else several
                 if step == order.steps and (not group or group.rank == 0):
                     clipped = ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm)
                     _look(clipped, records, several, order.steps, fitted)
                 optimizer.draw_ahead()
                 set_rate(descent, order.rate(step))
                 fitted = optimizer.take_what_fits(mode, records, chosen, fitted)
+                if kept_steps and kept_steps.is_due(step, phase.steps):
+                    kept_steps.keep(step, phase.trained, descent, chance, fitted)
+                    seed_all(chance.by_torch)
     finally:
         mode.to_standard_module()
     if mode.dropped:
@@ -329,31 +345,6 @@ def _take_phase(task: Task, model: nn.Module, records: Records, order: Order, ch
             "%d times in this round, a record of a batch had no finite gradient and added nothing", mode.dropped
         )
     return fitted
-
-
-class _Correction:
-    """Adds `proximal · (w − w₀) + offset` to the gradients; w₀ are the parameters at its creation."""
-
-    def __init__(self, parameters: list[Tensor], proximal: float, offset: Tensor | None) -> None:
-        self._parameters, self._proximal = parameters, proximal
-        self._start = [parameter.detach().clone() for parameter in parameters] if proximal else []
-        self._offset = None if offset is None else offset.split([parameter.numel() for parameter in parameters])
-        if self._offset:
-            self._offset = [
-                part.to(parameter).view_as(parameter) for part, parameter in zip(self._offset, parameters, strict=True)
-            ]
-
-    @torch.no_grad()
-    def __call__(self, *_: object) -> None:
-        for number, parameter in enumerate(self._parameters):
-            gradient = parameter.grad
-            if gradient is None:
-                msg = "a trained parameter of the model has no gradient; this is a bug in Cloister, please report it"
-                raise TaskError(msg)
-            if self._proximal:
-                gradient.add_(parameter.detach() - self._start[number], alpha=self._proximal)
-            if self._offset:
-                gradient.add_(self._offset[number])
 
 
 def _look(clipped: ClippedSum, records: Records, chosen: Tensor, steps: int, physical_batch: int) -> None:

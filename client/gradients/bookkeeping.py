@@ -104,12 +104,12 @@ class BookKeeping(GradientMode):
                 )
         finally:
             now.noted, now.taking_notes = [], False
-        calls = defaultdict(list)
+        calls, records = defaultdict(list), targets.shape[0]
         for (layer, into, _), gradient in zip(noted, back, strict=True):
             if gradient is None:  # the outputs do not depend on it
                 continue
-            check_rows(len(into), len(targets))
-            check_rows(len(gradient), len(targets))
+            check_rows(into.shape[0], records)
+            check_rows(gradient.shape[0], records)
             calls[layer].append((into.float() if into.is_floating_point() else into, gradient.float()))
         return calls
 

@@ -65,16 +65,18 @@ def add_clipped(
     layers = [0] * len(parameters) if layers is None else layers
     with torch.no_grad(), _float32(device):
         sums = torch.zeros((max(layers) + 1, records), dtype=torch.float64, device=device)
+        by_layer = sums.unbind()
         for layer, gradient in zip(layers, gradients, strict=True):
             if gradient is not None:
-                sums[layer].add_(gradient.squares())
+                by_layer[layer].add_(gradient.squares())
         factors, finite = clip_factors(sums, max_grad_norm / math.sqrt(len(sums)))
         if not finite.all():
             finite = finite.all(0)
             dropped, factors = int((~finite).sum()), factors[:, finite]
             gradients = [gradient and gradient.of(finite) for gradient in gradients]
+        by_layer = factors.unbind()
         for parameter, layer, gradient in zip(parameters, layers, gradients, strict=True):
-            part = torch.zeros_like(parameter) if gradient is None else gradient.summed(factors[layer])
+            part = torch.zeros_like(parameter) if gradient is None else gradient.summed(by_layer[layer])
             part = part.to(parameter.dtype).view_as(parameter)
             parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad.add_(part)
     return dropped

@@ -90,6 +90,7 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
     failpoint("sum-decrypted")
     # Before the model is kept: after a crash, the sum comes again, and the rest is written then.
     admitted.work.opened(manifest, admitted.run, opened.model, headers)
+    site.partial.forget(plan.run)
     site.residuals.settle(plan, contributed=site.name in headers)
     site.own.settle(plan, contributed=site.name in headers)
     site.own_parameters.settle(plan, contributed=site.name in headers)

@@ -76,6 +76,7 @@ def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
         # Keep no reference here, so that the checkpoint's memory is free before the update is encrypted.
         update = _make_update(current, _starting_point(current))
     failpoint("update-leaves")
+    site.partial.forget(plan.run)  # from its noise, others could tell what the records add to the update
     ledger.leaves(current.release, sha256(update.header).hexdigest())
     failpoint("update-left")
     return update
@@ -164,12 +165,16 @@ def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Ch
     try:
         if not isinstance(work, Study) or current.settings.shares_noise:
             return work.release(current.manifest, number, checkpoint.model, randomness), charge
-        train = partial(work.release, current.manifest, number, checkpoint.model, randomness)
+        file = None
+        if current.site.settings.training.checkpoint_steps:
+            file = current.site.partial.file(charge, checkpoint.digest, work.digest())
+        train = partial(work.release, current.manifest, number, checkpoint.model, randomness, file=file)
         return train_locally(str(current.settings.strategy["name"]), current.algorithm, at, train), charge
     except KeyboardInterrupt:
         raise
     except BaseException:  # the failure is recorded, for every time that the server asks
         current.ledger.fails(charge.release)
+        current.site.partial.forget(current.run)
         raise
 
 

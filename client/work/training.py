@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from client.context import SiteContext
     from client.data.own_records import Side
     from client.data.site_records import Records
+    from client.dpsgd.kept_steps import StepsFile
     from client.task.probe import Example
     from client.task.task import Task
     from privacy.analytics.scores import Prediction
@@ -206,10 +207,9 @@ class Study:
             needed[self._site.place.folder / FOLDER] = 4 * sum(math.prod(shape) for _, shape in layout.local)
         return needed
 
-    def release(
-        self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
-    ) -> Update:
-        """Train for one round from this model, as the algorithm says.
+    def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness,
+                solver: LocalSolver = PLAIN, *, file: StepsFile | None = None) -> Update:  # fmt: skip
+        """Train for one round from this model, as the algorithm says; `file` keeps steps.
 
         Returns:
             The change of what is shared, `(parameters,)`, and the parameters that stay here, after training.
@@ -226,7 +226,7 @@ class Study:
             with self.refusing():
                 train(
                     self.task, module, records, size, manifest, randomness,
-                    number=number, solver=solver, computing=computing, group=group,
+                    number=number, solver=solver, computing=computing, group=group, file=file,
                 )  # fmt: skip
         own = kept_values(module, self.task.local)
         return replace(self.difference(module, model), local=own)

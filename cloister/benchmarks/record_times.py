@@ -13,7 +13,7 @@ import sqlite3
 import time
 from contextlib import closing
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,8 @@ _CLASSES = ("benign", "malignant")
 _COLUMNS = tuple(f"value_{number}" for number in range(30))
 _LABEL = "label"
 _BATCH = 32  # records in a step, expected
+_STEPS = 10  # on made-up records: the sizes of batches vary
+_TENTHS = 10
 _CACHE_MB = 100_000
 CACHED = ("cached", "encrypted")
 """Sources whose images are decoded once; in the second, the cache is encrypted as in a protected site's folder."""
@@ -164,10 +166,17 @@ class Timed(Records):
     Attributes:
         seconds: how long it took, or was waited for.
         read: the number of records read.
+        peaks: the process's peak memory, in bytes, while each tenth of them was read and trained on.
     """
 
     def __init__(self, records: Records) -> None:
-        self._records, self.seconds, self.read = records, 0.0, 0
+        self._records = records
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count."""
+        self.seconds, self.read, self.peaks = 0.0, 0, list[int]()
+        peak_memory(begin_anew=True)
 
     @override
     def __len__(self) -> int:
@@ -201,10 +210,13 @@ class Timed(Records):
         batch = read()
         self.seconds += time.perf_counter() - start
         self.read += len(batch[1])
+        if self.read * _TENTHS >= (len(self.peaks) + 1) * len(self):
+            self.peaks.append(peak_memory())
+            peak_memory(begin_anew=True)
         return batch
 
 
-def measured(source: str, workers: int, path: Path, count: int) -> dict[str, float]:
+def measured(source: str, workers: int, path: Path, count: int) -> dict[str, Any]:
     """Open records and train on them for an epoch. Call it in a fresh process.
 
     Args:
@@ -216,27 +228,35 @@ def measured(source: str, workers: int, path: Path, count: int) -> dict[str, flo
 
     Returns:
         `open_seconds` until training could start, `ms_per_record` in training, `share_of_step` for which it waited for
-        records, `peak_mb` of memory more than training on made-up records takes, and `worker_mb`, the most that one of
-        the other processes had.
+        records, `worker_mb`, the most memory that one of the other processes had, and of this process's memory, more
+        than training on as many made-up records in a step takes, `peak_mb`, the most, and `tenths_mb`, the most in each
+        tenth of the epoch.
     """
     task = Measurements() if source in {"parquet", "sql"} else Scans()
     torch.manual_seed(0)
     model = task.model()
     inputs, targets = task.example()
-    _train(task, model, InMemory(inputs, targets), steps=1)
-    before, start = peak_memory(begin_anew=True), time.perf_counter()
+    rows = torch.arange(2 * _BATCH) % len(targets)
+    peak_memory(begin_anew=True)
+    _train(task, model, InMemory(inputs[rows], targets[rows]), steps=_STEPS)
+    before, start = peak_memory(), time.perf_counter()
+    peak_memory(begin_anew=True)
     records = Timed(_opened(task, source, workers, path, count))
     opened = time.perf_counter() - start
     _train(task, model, records, steps=1)  # starts the other processes
-    records.seconds, records.read, start = 0.0, 0, time.perf_counter()
+    peak, start = peak_memory(), time.perf_counter()
+    records.begin()
     _train(task, model, records, steps=max(1, round(count / _BATCH)))
     took = time.perf_counter() - start
     others = [peak_memory(child.pid) for child in multiprocessing.active_children() if child.pid]
+    last = max(peak_memory(), *records.peaks[_TENTHS - 1 :], 0)
+    peaks = [*records.peaks[: _TENTHS - 1], last]
     return {
         "open_seconds": round(opened, 3),
         "ms_per_record": round(1000 * records.seconds / max(1, records.read), 4),
         "share_of_step": round(records.seconds / took, 4),
-        "peak_mb": round((peak_memory() - before) / 1e6, 1),
+        "peak_mb": round((max(peak, *peaks) - before) / 1e6, 1),
+        "tenths_mb": [round((peak - before) / 1e6, 1) for peak in peaks],
         "worker_mb": round(max(others, default=0) / 1e6, 1),
     }
 

@@ -78,6 +78,11 @@ def table(report: dict[str, Any]) -> str:
     ]
     worker = max(row["worker_mb"] for row in report["rows"])
     more = [f"each worker, a process that reads ahead, takes {worker:.0f} MB besides"] if worker else []
+    more += [
+        f"{row['records']:,} images: in each tenth of the epoch, {', '.join(f'{mb:.0f}' for mb in row['tenths_mb'])} MB"
+        for row in report["rows"][-1:]
+        if row["records"] >= MANY
+    ]
     if any(row["source"] in _PHOTOS for row in report["rows"]):
         more.append(f"photos have {_PHOTO_SIDE} × {_PHOTO_SIDE} pixels; if cached, they are decoded when opened")
     return "\n".join(

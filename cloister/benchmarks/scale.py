@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,17 +34,27 @@ if TYPE_CHECKING:
 _TASK = "simulations.tasks.idle:Idle"
 _RECORDS = "0\n" * 20
 _SIZE = 16  # records that each site declares
+_LOOK_SECONDS = 0.02
 _END_SECONDS = 60.0  # for a server to exit after its run
 
 
 @dataclass
 class _Course:
-    """What was seen at the end of each round: the time, the server's memory in bytes, and processor seconds so far."""
+    """What was seen by the end of each round: the time, the server's memory in bytes, and processor seconds so far.
+
+    A server holds messages most of the time. So its memory is looked at all the while, and the least of a round counts.
+    """
 
     times: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
     server: list[float] = field(default_factory=list)
     agents: list[float] = field(default_factory=list)
+    least: int = 1 << 62  # of the round that is going on
+
+    def watch(self, processes: Processes, ended: Event) -> None:
+        """Look at the server's memory until `ended` is set."""
+        while not ended.wait(_LOOK_SECONDS):
+            self.least = min(self.least, processes.memory("server") or self.least)
 
 
 def measure(parameters: int, rounds: int, sites: int, processes: int, *, masked: bool) -> dict[str, Any]:
@@ -64,8 +75,14 @@ def measure(parameters: int, rounds: int, sites: int, processes: int, *, masked:
             terms = SiteTerms((_TASK,), epsilon=inf, maximum_epsilon=inf, collusion_resistant=False)
             address = start_server(running, federation)
             names = start_agents_together(running, federation, address, terms, processes)
-            course = _Course()
-            follow(running, federation, _watching(running, names, course, advance))
+            course, ended = _Course(), Event()
+            watching = Thread(target=course.watch, args=(running, ended))
+            watching.start()
+            try:
+                follow(running, federation, _watching(running, names, course, advance))
+            finally:
+                ended.set()
+                watching.join()
             peaks = [running.peak_memory(name) or 0 for name in names]
             running.wait("server", _END_SECONDS)
         return _summarise(read_results(federation), course, federation.sites) | {
@@ -113,7 +130,8 @@ def _watching(
             raise RunError(msg)
         if event["event"] == "round":
             course.times.append(event["time"])
-            course.memory.append(processes.memory("server") or 0)
+            course.memory.append(course.least)
+            course.least = processes.memory("server") or 0
             course.server.append(processes.processor_seconds("server") or 0.0)
             course.agents.append(sum(processes.processor_seconds(name) or 0.0 for name in agents))
             advance()

@@ -28,7 +28,7 @@ from privacy.run.manifest import Manifest
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -104,10 +104,10 @@ class Course:
             return str(error)
         return ""
 
-    def seconds(self, mode: Mode) -> float:
-        """Train for an epoch and return the processor time that it took, in seconds."""
+    def seconds(self, mode: Mode, clock: Callable[[], float] = time.process_time) -> float:
+        """Train for an epoch and return the time that it took, in seconds; by default, the processor's."""
         batches, manifest, records = self._batches, self._manifest, self._records
-        start = time.process_time()
+        start = clock()
         if mode == "plain":
             self._train_plain(batches)
         else:
@@ -120,7 +120,7 @@ class Course:
                 self._randomness(),
                 computing=self._settings(mode),
             )
-        return time.process_time() - start
+        return clock() - start
 
     def peak_bytes(self, mode: Mode) -> int:
         """Return the peak of additional memory during training, in bytes. Call it in a fresh process."""
@@ -161,8 +161,14 @@ def manifest_of(task: type[Task], count: int, steps: int, sample_rate: float) ->
 @contextmanager
 def on_one_thread() -> Iterator[None]:
     """Limit torch to one thread within this context."""
+    with _on_threads(1):
+        yield
+
+
+@contextmanager
+def _on_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -170,17 +176,17 @@ def on_one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def on_one_core() -> Iterator[None]:
-    """Limit torch to one thread within this context and, on Linux, this thread and those that it starts to one core.
+def on_cores(count: int, threads: int = 1) -> Iterator[None]:
+    """Limit torch to so many threads within this context and, on Linux, all threads that start in it to so many cores.
 
-    On a second core, a site would draw the noise while torch computes gradients, which plain training cannot use.
+    Where torch leaves a core, a site draws the noise on it.
     """
-    with on_one_thread():
+    with _on_threads(threads):
         if sys.platform != "linux":
             yield
             return
         before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(before)})
+        os.sched_setaffinity(0, sorted(before)[:count])
         try:
             yield
         finally:

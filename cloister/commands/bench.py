@@ -46,6 +46,41 @@ def bench_scale(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("api", epilog="Example:  cloister bench api --rate 100 --json")
+def bench_api(
+    parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=16, help="Rounds to measure, half of them with requests.")] = 80,
+    sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
+    rate: Annotated[float, typer.Option(min=1, max=180, help="Requests a second.")] = 100.0,
+    as_json: Json = False,
+) -> None:
+    """Measure how much requests to the API slow a round: server and agents as processes."""
+    from cloister.benchmarks.api import measure, table  # noqa: PLC0415
+
+    report = measure(parameters, rounds, sites, rate)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("simulation", epilog="Example:  cloister bench simulation --sites 100 --engine vectorised --engine loop")
+def bench_simulation(
+    sites: Annotated[list[int], typer.Option(min=2, help="Numbers of sites.")] = [100, 1000],  # noqa: B006 - typer copies
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 20,
+    engine: Annotated[
+        list[str], typer.Option(help="vectorised, processes, inline, ray, pfl or loop; by default, all installed.")
+    ] = ["vectorised", "processes", "inline", "ray", "pfl", "loop"],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Measure simulations of many sites: Cloister's engines, Flower's on Ray, pfl-research, and a plain loop."""
+    from cloister.benchmarks.simulation import ENGINES, measure, table  # noqa: PLC0415
+    from privacy.errors import ConfigError  # noqa: PLC0415
+
+    if unknown := set(engine) - set(ENGINES):
+        msg = f"{min(unknown)!a} is not an engine; engines are {', '.join(ENGINES)}"
+        raise ConfigError(msg)
+    report = measure(sites, rounds, engine)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
 def bench_encryption(
     parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 1_000_000,
@@ -95,17 +130,24 @@ def bench_accuracy(
 def bench_training(
     model: Annotated[list[str] | None, typer.Option(help="Only this model, such as mlp; may be repeated.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions for every way to compute gradients.")] = 5,
+    cores: Annotated[
+        int, typer.Option(min=1, help="Cores for every row, plain training too; one: processor time.")
+    ] = 1,
     full: Annotated[bool, typer.Option("--full", help="Include Opacus's own ways. Takes minutes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure time and memory of an epoch of DP-SGD, and of plain training."""
+    from client.gradients.noisy_optimizer import usable_cores  # noqa: PLC0415 - loads torch
     from cloister.benchmarks.training import EVERY, OURS, measure, table  # noqa: PLC0415
     from cloister.benchmarks.zoo import SPECIMENS  # noqa: PLC0415
 
     if unknown := set(model or ()) - set(SPECIMENS):
         msg = f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(SPECIMENS)}"
         raise typer.BadParameter(msg)
-    report = measure(repeats, EVERY if full else OURS, model or tuple(SPECIMENS))
+    if cores > (usable := usable_cores()):
+        msg = f"this process may use {usable} cores; name fewer than {cores}"
+        raise typer.BadParameter(msg, param_hint="--cores")
+    report = measure(repeats, EVERY if full else OURS, model or tuple(SPECIMENS), cores)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

@@ -46,13 +46,14 @@ def login(
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """Sign in to a server's API, with the key in your folder; say who you are there, and what you may do."""
+    """Sign in to a server's API, with the key in your folder, say who you are there, and take its newest roster."""
     with _client(folder, api, proxy) as client:
         if logout:
             client.logout()
             _say({"api": client.api, "signed_in": False}, f"✓ signed out of {client.api}", as_json=as_json)
             return
         who = client.login(account=account)
+        client.take_roster()
         text = f"✓ signed in to {client.api} as {who.get('person')}, {who.get('role')}, until {_time(who.get('ends'))}"
         _say({"api": client.api, "signed_in": True, **who}, text, as_json=as_json)
 
@@ -131,14 +132,14 @@ def stop(
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """Stop a run for good, after the message in hand. The sites keep the last model; what was charged stays charged."""
+    """Stop a run. The sites keep its last model, and what was charged stays charged."""
     with _client(folder, api, proxy) as client:
         stopped = client.stop(run, reason)
     _say(asdict(stopped), f"✓ {stopped.name} {stopped.digest[:8]} stops", as_json=as_json)
 
 
 def retry(run: Run, folder: As = _ME, api: Api = None, proxy: Proxy = None, as_json: Json = False) -> None:
-    """Let a run that failed go on, once the cause is corrected; it may charge sites for further rounds."""
+    """Let a run that failed or was stopped go on where it ended; it may charge sites for further rounds."""
     with _client(folder, api, proxy) as client:
         again = client.retry(run)
     _say(asdict(again), f"✓ {again.name} {again.digest[:8]} is {again.status}", as_json=as_json)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from html import escape
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cloister.result import Result
+    from collections.abc import Mapping, Sequence
 
 _STYLE = """
 body { font: 11pt/1.45 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111 }
@@ -19,22 +17,25 @@ color: #555 } pre { background: #f6f6f6; padding: .8em; overflow-x: auto }
 """
 
 
-def page(result: Result) -> str:
-    """Return a result as HTML."""
-    with TemporaryDirectory() as folder:
-        picture = Path(folder, "plot.svg")
-        result.plot(picture)
-        svg = picture.read_text(encoding="utf-8").partition("<svg")
-    names = list(dict.fromkeys(name for row in result.rows for name in row if name not in {"problems", "released"}))
+def page(title: str, lead: str, picture: str, rows: Sequence[Mapping[str, Any]], settings: str) -> str:
+    """Return a page.
+
+    Args:
+        title: what was simulated, and what came out.
+        lead: how it was simulated.
+        picture: an SVG file's text.
+        rows: figures of each round.
+        settings: the run's, as run.toml.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in {"problems", "released"}))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(row.get(name))}</td>' for name in names)}</tr>\n" for row in result.rows)
-    title = escape(repr(result).strip("<>"))
-    ended = f"<p>It ended early: {escape(result.stopped)}.</p>" if result.stopped else ""
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(row.get(name))}</td>' for name in names)}</tr>\n" for row in rows)
+    svg = picture[picture.index("<svg") :]
     return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
-        f"<h1>{title}</h1>\n<p>Engine {escape(result.engine)}: {escape(result.why)}. Model {result.digest[:16]}…</p>\n"
-        f"{ended}{svg[1]}{svg[2]}\n<h2>Rounds</h2>\n<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>\n"
-        f"<h2>The run</h2>\n<pre>{escape(result.toml)}</pre>\n</html>\n"
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{svg}\n<h2>Rounds</h2>\n"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>\n"
+        f"<h2>The run</h2>\n<pre>{escape(settings)}</pre>\n</html>\n"
     )
 
 

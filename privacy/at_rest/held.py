@@ -11,10 +11,10 @@ from pathlib import PurePosixPath
 
 FOLDERS = frozenset({
     "keys", "ledger", "ledger-heads", "outbox", "models", "local", "personal", "metrics", "statistics", "receipts",
-    "approvals", "cache",
+    "approvals", "cache", "partial",
 })  # fmt: skip
-MADE_AGAIN = frozenset({"cache"})
-"""Folders that a backup leaves out, because what is in them can be made again."""
+MADE_AGAIN = frozenset({"cache", "partial"})
+"""Folders that a backup leaves out, because what is in them can be made again, and is as secret as the records."""
 
 FILES = frozenset({"refused-tasks.json", "audit.json", "session.json"})
 RESTORING, RESTORED = ".restoring", ".restored"

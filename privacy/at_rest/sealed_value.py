@@ -69,6 +69,8 @@ def open_value(folder: Path, place: str, stored: bytes) -> bytes:
     salt = stored[HEAD_BYTES - SALT_BYTES : HEAD_BYTES]
     key = FileKey(vault.data_key, own, place, VALUE, salt, vault.folder / place)
     try:
+        if not stored.startswith(key.head):
+            raise key.altered()
         return key.open(_NONCE, stored[HEAD_BYTES:])
     except VaultError as error:
         msg = f"{key.path}: this encrypted value was altered, or belongs at another place; restore it from a backup"

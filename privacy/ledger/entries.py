@@ -27,7 +27,7 @@ from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError, LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -99,6 +99,7 @@ class Entries:
 
     charges: tuple[Entry, ...] = ()
     left: dict[Release, str] = field(default_factory=dict)  # digests of results that left; empty after a failure
+    open: dict[Release, Entry] = field(default_factory=dict)  # by round: its last charge, while nothing left since
     heads: frozenset[str] = frozenset({GENESIS})  # all heads that the ledger has had, also of lines that are lost
     adoptions: tuple[Adoption, ...] = ()
     head: str = GENESIS  # digest of all lines
@@ -111,14 +112,18 @@ class Entries:
         return max((charge.records_per_person for charge in self.charges), default=1)
 
     def unused(self, release: Release, mechanism: Mechanism, records_per_person: int) -> Entry | None:
-        """Return the charge for a release of this cost if nothing has left for it yet, or None."""
-        own = next((entry for entry in reversed(self.charges) if entry.release == release), None)
-        fits = own and own.mechanism == mechanism and own.records_per_person >= records_per_person
-        return own if fits and release not in self.left else None
+        """Return a charge of this cost under which a release may leave: nothing of its round has left since.
+
+        It may be an earlier attempt's, at which the site was killed.
+        """
+        own = self.open.get(_of_round(release))
+        if own is None or own.release.attempt > release.attempt:
+            return None
+        return own if own.mechanism == mechanism and own.records_per_person >= records_per_person else None
 
     def has_round_of(self, release: Release) -> bool:
         """Return whether any attempt at a release's round was charged: with masks, later ones resend its update."""
-        return any(replace(entry.release, attempt=release.attempt) == release for entry in reversed(self.charges))
+        return any(_of_round(entry.release) == _of_round(release) for entry in reversed(self.charges))
 
 
 def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519PublicKey | None,
@@ -140,6 +145,7 @@ def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519Public
     if size == len(known.data):
         return known
     charges, left, heads, adoptions = list(known.charges), dict(known.left), set(known.heads), list(known.adoptions)
+    unused = dict(known.open)
     head, last, stated = known.head, known.signature, (owner.site, owner.lineage)
     for number, line in enumerate(data[len(known.data) : size].split(b"\n")[:-1], start=known.data.count(b"\n") + 1):
         body = line[_HEAD + _SIGNATURE + 2 :]
@@ -154,6 +160,7 @@ def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519Public
                 stated = event["site"], event["lineage"]
             else:
                 _take(event, head, charges, left, adoptions, heads)
+                _note_unused(event, charges, unused)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path}:{number}: this version of Cloister cannot read this entry; use the version that wrote it"
             raise LedgerError(msg) from error
@@ -162,7 +169,7 @@ def read_entries(data: bytes, path: Path, owner: LedgerOwner, key: Ed25519Public
             raise LedgerError(msg)
     if key and not signed_by(owner, head, last, key):
         raise LedgerError(_unsigned(data[:size], path, owner, key))
-    return Entries(tuple(charges), left, frozenset(heads), tuple(adoptions), head, last, data[:size])
+    return Entries(tuple(charges), left, unused, frozenset(heads), tuple(adoptions), head, last, data[:size])
 
 
 def write_charge(entries: Entries, owner: LedgerOwner, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
@@ -233,6 +240,16 @@ def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Rel
             del left[charges[-1].release]  # charged again, for another try
 
 
+def _note_unused(event: dict[str, Any], charges: Sequence[Entry], unused: dict[Release, Entry]) -> None:
+    """Note after an event, by round, under which charge nothing has left yet."""
+    if "left" in event:
+        unused.pop(_of_round(_release(event)), None)
+    elif "lost" in event:
+        unused.clear()  # a lost line may have said that something left
+    elif "adopted" not in event:
+        unused[_of_round(charges[-1].release)] = charges[-1]
+
+
 def _lost_heads(heads: list[Any]) -> set[str]:
     """Return the heads of a line.
 
@@ -293,6 +310,11 @@ def _check(event: dict[str, Any], types: dict[str, set[type]]) -> None:
 
 def _release(event: dict[str, Any]) -> Release:
     return Release(event["run"], event["round"], event["attempt"], event["purpose"])
+
+
+def _of_round(release: Release) -> Release:
+    """Return what all attempts at a release's round have in common."""
+    return replace(release, attempt=0)
 
 
 def _chain(head: str, signature: bytes, body: bytes) -> str:

@@ -120,7 +120,7 @@ class Randomness:
     """A stream of random numbers. Not safe to share between threads."""
 
     def __init__(self, key: bytes) -> None:
-        self._stream = _Keystream(key)
+        self.restart(key)
         self._kept: _Room | None = None
 
     @classmethod
@@ -137,6 +137,16 @@ class Randomness:
     def seeded(cls, seed: int, *labels: str | int) -> Self:
         """Start the stream of a public seed and labels. It gives no privacy."""
         return cls(sha256(repr((seed, *labels)).encode()).digest())
+
+    def renew(self) -> bytes:
+        """Go on under a new key, drawn from this stream, and return it. Nothing drawn before follows from it."""
+        key = self.bytes(_KEY_BYTES)
+        self.restart(key)
+        return key
+
+    def restart(self, key: bytes) -> None:
+        """Go on with the start of a key's stream."""
+        self._stream = _Keystream(key)
 
     def bytes(self, count: int) -> bytes:
         """Return the next `count` bytes."""

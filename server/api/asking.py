@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 
-RATE, BURST = 25.0, 100.0
+RATE, BURST = 50.0, 100.0
 """Requests of one person: a second, and at once."""
 
 FAILURES_RATE, FAILURES_BURST = 10 / 60, 10.0

@@ -38,6 +38,9 @@ log = logging.getLogger("cloister.api")
 HANDSHAKE_SECONDS, HEAD_SECONDS, IDLE_SECONDS = 5.0, 10.0, 5
 """For TLS; from there, or from the last answer, to the end of a request's head; for a connection without a request."""
 
+GOODBYE_SECONDS = 1.0
+"""For a client to end TLS, once the server has."""
+
 AT_ONCE, AT_ONCE_FROM_ONE = 512, 64
 """Connections, and those of one address."""
 
@@ -115,9 +118,11 @@ def start(place: ServerFolder, runs: Runs) -> ApiPort:
 
 class _Loop(asyncio.SelectorEventLoop):
     @override
-    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:  # type: ignore[override]
-        """Listen; TLS has to be there soon, which uvicorn leaves at a minute."""
-        return await super().create_server(*arguments, **options, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:
+        """Listen; TLS has to be there soon, and gone soon, which uvicorn leaves at a minute and half of one."""
+        options |= {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": GOODBYE_SECONDS}
+        server: asyncio.Server = await super().create_server(*arguments, **options)
+        return server
 
 
 class _Tls:

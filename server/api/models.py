@@ -136,3 +136,4 @@ class StatusAnswer(BaseModel):
     roster: int = Field(description="the roster's version")
     sites: dict[str, bool] = Field(description="members, and whether each is connected")
     running: list[Hex] = Field(description="runs that go on now")
+    paused: dict[str, str] = Field(description="of these, why one cannot go on at the moment")

@@ -96,7 +96,7 @@ class Provider:
         from joserfc import jwt  # noqa: PLC0415
         from joserfc.errors import JoseError  # noqa: PLC0415
 
-        ours = {"essential": True, "value": self.client_id}
+        ours: jwt.ClaimsOption = {"essential": True, "value": self.client_id}
         registry = jwt.JWTClaimsRegistry(
             leeway=_LEEWAY, iss={"essential": True, "value": self.issuer}, aud=ours, exp={"essential": True},
             iat={"essential": True}, nonce={"essential": True, "value": nonce}, sub={"essential": True},

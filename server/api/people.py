@@ -69,6 +69,18 @@ class People:
         self._challenges, self._nonces = Challenges(time.monotonic), Challenges(time.monotonic, ACCOUNT_SECONDS)
         self.authority = read_certificate(tls.authority).fingerprint(hashes.SHA256()).hex()
 
+    def roster(self) -> Roster:
+        """Return the roster that says who is who.
+
+        Raises:
+            RefusalError: if there is none yet.
+        """
+        roster = self._runs.roster()
+        if roster is None:
+            detail = "this consortium has no roster yet; once the first site or person has joined, try again"
+            raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, detail)
+        return roster
+
     def challenge(self, name: str | None) -> tuple[str, float]:
         """Return a challenge for whoever says to be this person, and for how many seconds it is valid.
 
@@ -84,7 +96,7 @@ class People:
         Raises:
             RefusalError: if the roster lists nobody with this name and key, or the challenge is not theirs.
         """
-        roster = self._runs.roster()
+        roster = self.roster()
         person = roster.person(name)
         signed = sign_in_payload(
             authority=self.authority, consortium=roster.consortium, host=host, challenge=challenge, person=name
@@ -137,13 +149,13 @@ class People:
         if session is None or not self.holds(session):
             detail = "this session has ended, or never was; sign in again (cloister login)"
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
-        person = self._runs.roster().person(session.person)
+        person = self.roster().person(session.person)
         assert person is not None  # noqa: S101 - it holds
         return SignedIn(person, session)
 
     def holds(self, session: Session) -> bool:
         """Return whether a session has not ended, and its person is still in the roster with the same key."""
-        person = self._runs.roster().person(session.person)
+        person = self.roster().person(session.person)
         return person is not None and person.signing_key == session.key and session.ends > self._now()
 
     def still_holds(self, session: Session) -> bool:

@@ -17,6 +17,7 @@ from privacy.errors import (
     NotFoundError,
     ProtocolError,
     RefusedError,
+    RunError,
 )
 from privacy.failures import sentence
 from privacy.untrusted_text import plain
@@ -113,7 +114,7 @@ async def of_error(_: Request, error: Exception) -> JSONResponse:
     """Answer a request that failed in our own way."""
     assert isinstance(error, CloisterError)  # noqa: S101 - registered for these
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.SERVICE_UNAVAILABLE)
-    if error.may_leave_site or isinstance(error, NotFoundError):
+    if error.may_leave_site or isinstance(error, NotFoundError | RunError):
         return problem(status, str(error))
     log.warning("a request failed: %s", sentence(error))
     kind = (type(error).__doc__ or "").strip().splitlines()[0].rstrip(".")
@@ -123,6 +124,7 @@ async def of_error(_: Request, error: Exception) -> JSONResponse:
 _STATUS: dict[type, HTTPStatus] = {
     MalformedError: HTTPStatus.BAD_REQUEST,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    RunError: HTTPStatus.CONFLICT,
     AuthenticityError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ProtocolError: HTTPStatus.UNPROCESSABLE_ENTITY,

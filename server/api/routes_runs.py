@@ -1,4 +1,4 @@
-"""Submit a signed run, look at runs and their events, follow one, stop one, let a failed one go on."""
+"""Submit a signed run, look at runs and their events, follow one, stop one, let one go on."""
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
@@ -9,10 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from privacy.run.people import may
 from server.api.asking import BYTES, Here, allowed, as_bytes, check, check_media_type, described, read_body
-from server.api.following import ENDED
 from server.api.models import EventsAnswer, NumberedEvent, RunAnswer, RunsAnswer, Status, StopRequest
 from server.api.people import SignedIn
-from server.api.problems import RefusalError
 from transport.api import MOST_EVENTS, MOST_RUNS
 
 if TYPE_CHECKING:
@@ -101,7 +99,7 @@ async def follow(
 
 @router.post("/{run}/stop", openapi_extra=described(StopRequest, required=False))
 async def stop(api: Here, request: Request, found: Looking, run: Digest) -> RunAnswer:
-    """Stop a run for good: who submitted it may, operators, and coordinators."""
+    """Stop a run: who submitted it may, operators, and coordinators."""
     name = found.person.name
     if not may(found.person.role, "sign"):  # who may submit no runs has none of their own
         check(found, "stop")
@@ -109,24 +107,13 @@ async def stop(api: Here, request: Request, found: Looking, run: Digest) -> RunA
     if stored.by != name:
         check(found, "stop")
     asked = await read_body(request, StopRequest)
-    if stored.status in ENDED:
-        raise _late(stored, "stopped")
-    await run_in_threadpool(api.runs.stop, run, name, asked.reason)
-    return _shown(await run_in_threadpool(api.runs.store.run, run))
+    return _shown(await run_in_threadpool(api.runs.stop, run, name, asked.reason))
 
 
 @router.post("/{run}/retry")
 def retry(api: Here, found: Stopping, run: Digest) -> RunAnswer:
-    """Let a run that failed go on, once the cause is corrected; it may charge sites for further rounds."""
-    stored = api.runs.store.run(run)
-    if stored.status != "failed":
-        raise _late(stored, "tried again")
-    api.runs.retry(run, found.person.name)
-    return _shown(api.runs.store.run(run))
-
-
-def _late(run: "StoredRun", what: str) -> RefusalError:
-    return RefusalError(HTTPStatus.CONFLICT, f"{run.name} is {run.status}, so it cannot be {what}; look at it again")
+    """Let a run that failed or was stopped go on where it ended; it may charge sites for further rounds."""
+    return _shown(api.runs.retry(run, found.person.name))
 
 
 def _shown(run: "StoredRun") -> RunAnswer:

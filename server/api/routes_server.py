@@ -12,12 +12,13 @@ router = APIRouter(prefix="/v1", tags=["server"])
 @router.get("/status", dependencies=[Depends(allowed("look"))])
 def look_at_service(api: Here) -> StatusAnswer:
     """Look at what the service does now."""
-    now, roster = api.runs.status(), api.runs.roster()
+    now = api.runs.status()
     return StatusAnswer(
-        consortium=roster.consortium,
-        roster=roster.version,
-        sites={member.site: member.site in now.online for member in roster.members},
+        consortium=api.place.settings.consortium,
+        roster=api.people.roster().version,
+        sites={site: site in now.online for site in now.members},
         running=list(now.running),
+        paused=now.paused,
     )
 
 

@@ -35,7 +35,7 @@ async def ask_for_challenge(api: Here, request: Request) -> ChallengeAnswer:
     return ChallengeAnswer(
         challenge=challenge,
         seconds=seconds,
-        consortium=api.runs.roster().consortium,
+        consortium=api.place.settings.consortium,
         authority=api.people.authority,
         oidc=OidcAnswer(issuer=provider.issuer, client_id=provider.client_id) if provider else None,
     )
@@ -61,7 +61,7 @@ async def sign_in_with_account(api: Here, request: Request, origin: Origin) -> N
     asked = await read_body(request, AccountRequest)
 
     def work() -> tuple[str, SignedIn]:
-        person = provider.person(asked.id_token, asked.challenge, api.runs.roster())
+        person = provider.person(asked.id_token, asked.challenge, api.people.roster())
         return api.people.by_account(person, asked.challenge)
 
     return await _open(api, origin, work)

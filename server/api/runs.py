@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from privacy.run.roster import Roster
-    from server.service.status import ServiceStatus
+    from server.service.service import ServiceStatus
     from server.store.store import Store, StoredRun
 
 
@@ -18,26 +18,34 @@ class Runs(Protocol):
         """The runs, their events, and people's sessions."""
         ...
 
-    def roster(self) -> Roster:
-        """Return the roster in force."""
+    def roster(self) -> Roster | None:
+        """Return the newest roster; None before there is one."""
         ...
 
     def submit(self, document: bytes, by: str) -> StoredRun:
-        """Check a signed run and queue it; the same one again returns what is there.
+        """Check a signed run, and have it wait for its turn; the same one again changes nothing.
 
         Raises:
-            CloisterError: if it cannot run.
+            CloisterError: if nobody who may sign runs signed it, or it cannot run.
         """
         ...
 
-    def stop(self, digest: str, by: str, reason: str) -> None:
-        """Stop a run after the message in hand."""
+    def stop(self, name: str, by: str, reason: str = "") -> StoredRun:
+        """End a run that waits or goes on.
+
+        Raises:
+            CloisterError: if it has ended already.
+        """
         ...
 
-    def retry(self, digest: str, by: str) -> None:
-        """Put a run that failed back into the queue."""
+    def retry(self, name: str, by: str) -> StoredRun:
+        """Have a run that failed or was stopped wait for its turn again.
+
+        Raises:
+            CloisterError: if it has not ended, or not so.
+        """
         ...
 
     def status(self) -> ServiceStatus:
-        """Return what the service does now."""
+        """Return how the server stands."""
         ...

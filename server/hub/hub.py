@@ -10,6 +10,7 @@ time, so memory does not grow with the number of sites.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict, deque
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from transport.channel import TlsFiles
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+log = logging.getLogger("cloister.server")
 
 _LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
 _BODY_SECONDS = 600.0  # until a body must be complete, in either direction
@@ -307,6 +310,7 @@ class Hub:
             await self._caller(context)  # which refuses a site that has left
             await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
         except ProtocolError as error:
+            log.warning("%s: %s", member.site, error)
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         except CloisterError as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -13,14 +13,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError, RunError, StorageError, VaultError
 from privacy.failures import sentence
+from privacy.log_fields import about
 from privacy.run.manifest import open_run
 from privacy.untrusted_text import plain
 from server.app import serve_run
+from server.service.admission import admitted
 from server.service.running import Running
 from strategies.event_log import EventLog
 from strategies.interruption import RunInterrupted
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.service")
 
-_TICK = 0.25  # seconds between looks at the queue
+_TICK = 0.5  # seconds between looks at the queue, unless somebody submits a run here, or one ends
 _END_SECONDS = 4.0  # for runs to deal with the reply in hand when the process ends
 _PAGE = 100
 
@@ -54,6 +56,16 @@ class ServiceStatus:
     online: tuple[str, ...]
     running: tuple[str, ...]  # digests of the runs that go on
     paused: dict[str, str]  # by digest, why a run cannot go on at the moment
+
+
+@dataclass
+class _Wait:
+    """A run whose turn it is, and whose sites are not there."""
+
+    run: SignedRun
+    roster: int  # the version under which it was opened
+    since: float = field(default_factory=time.monotonic)
+    says: str = ""  # what it waits for
 
 
 class Service:
@@ -78,7 +90,7 @@ class Service:
         self._started = time.time()
         self._turn = threading.RLock()  # for whoever changes how a run stands
         self._running = dict[str, Running]()
-        self._waits = dict[str, tuple[float, str]]()  # since when a run's turn is, and what it waits for
+        self._waits = dict[str, _Wait]()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve_queue, name="queue", daemon=True)
 
@@ -101,10 +113,9 @@ class Service:
         if roster is None:
             msg = "this consortium has no member yet, so no run can be submitted; invite sites first"
             raise RunError(msg)
-        run = open_run(document, roster)
-        run.manifest.check_valid(time.time())
-        check_sites(run, roster)
-        stored = self.store.submit(run, by)
+        run = admitted(document, roster)
+        with self._turn:
+            stored = self.store.submit(run, by)
         self._wake.set()
         return stored
 
@@ -129,7 +140,6 @@ class Service:
             if running is None or running.over:
                 self._forget(stored)
                 self._note(stored, "stopped", text)
-            log.info("%s was %s", _label(stored), text)
             return self.store.run(stored.digest)
 
     def retry(self, name: str, by: str) -> StoredRun:
@@ -156,19 +166,16 @@ class Service:
             return self.store.run(stored.digest)
 
     def status(self) -> ServiceStatus:
-        """Return how this server stands."""
-        roster = self.roster()
-        with self._turn:
-            running = tuple(self._running)
-            paused = {name: sentence(one.error) for name, one in self._running.items() if one.error}
+        """Return how this server stands. Does not wait for the store."""
+        roster, running = self.roster(), self._running.copy()  # at once, whatever others wait for
         return ServiceStatus(
             started=self._started,
             leading_since=self._leadership.since,
             roster=roster.version if roster else None,
             members=tuple(member.site for member in roster.members) if roster else (),
             online=tuple(sorted(self._agents.online())),
-            running=running,
-            paused=paused,
+            running=tuple(running),
+            paused={digest: sentence(one.error) for digest, one in running.items() if one.error},
         )
 
     # --- For the process ---------------------------------------------------------------------------------------------
@@ -251,7 +258,12 @@ class Service:
 
     def _begin_runs(self) -> None:
         for paused in [one for one in self._running.values() if one.error and not one.waits]:
-            self._begin(self.store.run(paused.digest), tries=paused.tries + 1)
+            stored = self.store.run(paused.digest)
+            if stored.status == "running":
+                self._begin(stored, tries=paused.tries + 1)
+            else:  # stopped, and then the store failed
+                self._note(stored, stored.status, stored.reason)
+                self._forget(stored)
         room = self.place.settings.service.runs_at_once - len(self._running)
         for stored in self._next() if room > 0 else ():
             if stored.digest not in self._running and (stored.status == "running" or self._may_begin(stored)):
@@ -279,30 +291,37 @@ class Service:
         if stored.status != "waiting" or (roster := self.roster()) is None:
             return False
         try:
-            run = open_run(stored.document, roster)
-            run.manifest.check_valid(time.time())
-            check_sites(run, roster)
+            wait = self._wait(stored, roster)
         except CloisterError as error:
             self._fail(stored, str(error))
             return False
-        cohort = run.manifest.settings.cohort
+        cohort = wait.run.manifest.settings.cohort
         away = sorted(cohort.sizes.keys() - self._agents.online())
         if self._only or len(cohort.sizes) - len(away) >= cohort.minimum:
             return True
-        since, before = self._waits.get(stored.digest, (time.monotonic(), ""))
-        says = (
-            f"{len(cohort.sizes) - len(away)} of the {cohort.minimum} sites that it needs are online; not online: "
-            f"{', '.join(away)}"
-        )
-        hours = self.place.settings.service.wait_hours
-        if time.monotonic() - since > hours * 3600:
+        here, hours = len(cohort.sizes) - len(away), self.place.settings.service.wait_hours
+        says = f"{here} of the {cohort.minimum} sites that it needs are online; not online: {', '.join(away)}"
+        if time.monotonic() - wait.since > hours * 3600:
             self._fail(stored, f"after {hours:g} hours, only {says}; have their agents started, then try it again")
-            return False
-        if says != before:
+        elif says != wait.says:
+            wait.says = says
             self.store.mark(stored.digest, "waiting", says)
             log.info("%s waits: %s", _label(stored), says)
-        self._waits[stored.digest] = since, says
         return False
+
+    def _wait(self, stored: StoredRun, roster: Roster) -> _Wait:
+        """Return a waiting run, opened under the newest roster.
+
+        Raises:
+            CloisterError: if the run has expired, or cannot run under this roster.
+        """
+        wait = self._waits.get(stored.digest)
+        if wait is None or wait.roster != roster.version:
+            run = admitted(stored.document, roster)
+            since = wait.since if wait else time.monotonic()
+            wait = self._waits[stored.digest] = _Wait(run, roster.version, since, wait.says if wait else "")
+        wait.run.manifest.check_valid(time.time())
+        return wait
 
     def _begin(self, stored: StoredRun, tries: int = 0) -> None:
         self._waits.pop(stored.digest, None)
@@ -317,15 +336,17 @@ class Service:
             stored, roster = self.store.run(one.digest), self.roster()
             assert roster is not None  # noqa: S101 - only then a run begins
             run = open_run(stored.document, roster)
+            if one.tries:
+                run.manifest.check_valid(time.time())
             grid = self._agents.grid(run, roster, one.interruption)
             new_epoch = one.digest in self.new_epoch and not one.tries
             serve_run(
                 self.place, self.store, run, grid, roster, self._shared, new_epoch=new_epoch,
                 interruption=one.interruption,
             )  # fmt: skip
-            log.info("%s has finished", one.label)
         except RunInterrupted:
-            log.info("%s %s", one.label, "was stopped" if one.interruption.reason else "goes on with the next process")
+            if not one.interruption.reason:
+                log.info("%s goes on once the server is started again", one.label)
         except (StorageError, VaultError, OSError) as error:
             one.error = error
             log.warning("%s pauses, and is tried again: %s", one.label, sentence(error))
@@ -341,10 +362,10 @@ class Service:
 
     def _failed(self, one: Running, stored: StoredRun | None, error: BaseException, *, noted: bool) -> None:
         """Note a failure, unless the run itself has; if the store fails meanwhile, the run is tried again."""
-        log.warning("%s failed: %s", one.label, sentence(error))
-        if noted or stored is None:
+        if noted:
             return
         try:
+            stored = stored or self.store.run(one.digest)
             self._fail(stored, sentence(error))
         except (CloisterError, OSError) as lost:
             one.error = lost
@@ -355,34 +376,14 @@ class Service:
 
     def _fail(self, stored: StoredRun, reason: str) -> None:
         self._waits.pop(stored.digest, None)
-        self.store.mark(stored.digest, "failed", reason)
         self._note(stored, "failed", reason)
+        self.store.mark(stored.digest, "failed", reason)
 
     def _note(self, stored: StoredRun, event: str, reason: str) -> None:
         """Record how a run ended outside its rounds, for whoever follows its events."""
-        EventLog(self.store.record(stored.digest), _label(stored)).record(event, reason=reason, rounds=stored.released)
-
-
-def check_sites(run: SignedRun, roster: Roster) -> None:
-    """Check that a roster has enough of a run's sites.
-
-    Raises:
-        RunError: if it has not, or is older than the run.
-    """
-    manifest, cohort = run.manifest, run.manifest.settings.cohort
-    if manifest.roster_version > roster.version:
-        msg = (
-            f"the run {manifest.settings.name!r} was signed for roster {manifest.roster_version}, and the server has "
-            f"only roster {roster.version}; bring it the newer one"
-        )
-        raise RunError(msg)
-    missing = sorted(cohort.sizes.keys() - {member.site for member in roster.members})
-    if len(cohort.sizes) - len(missing) < cohort.minimum:
-        msg = (
-            f"the run {manifest.settings.name!r} needs {cohort.minimum} sites, and roster {roster.version} lacks "
-            f"{', '.join(missing)} of the {len(cohort.sizes)} that it names; sign a run of members, or invite them"
-        )
-        raise RunError(msg)
+        with about(run=stored.digest):
+            log_of_run = EventLog(self.store.record(stored.digest), _label(stored))
+            log_of_run.record(event, reason=reason, rounds=stored.released)
 
 
 def _label(stored: StoredRun) -> str:

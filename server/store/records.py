@@ -55,7 +55,8 @@ class StoredRecord:
         if self._pending is not None:
             yield
             return
-        self._pending = changes = []
+        changes: list[Change] = []
+        self._pending = changes
         try:
             yield
         finally:

@@ -63,7 +63,7 @@ class Store:
         """Take a database whose tables are up to date."""
         self.database, self._folder = database, place.folder
         self._sealing = Sealing(place.folder)
-        self._appended = threading.Condition()
+        self._appended, self._writes = threading.Condition(), 0
         self.sessions = StoredSessions(database)
 
     @classmethod
@@ -141,6 +141,7 @@ class Store:
         """
         digest = RUNS.c.digest.startswith(name, autoescape=True)
         exactly = (RUNS.c.digest == name) | (RUNS.c.name == name)
+        found: list[StoredRun] = []
         for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
             found = self._select(which, limit=_NAMED) if name else []
             if len(found) == 1:
@@ -199,13 +200,13 @@ class Store:
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
         order = RUNS.c.number if oldest else RUNS.c.number.desc()
         query = sa.select(RUNS).where(which).order_by(order).limit(limit)
-        return [self._read(row) for row in self.database.read(lambda connection: connection.execute(query).all())]
+        rows = self.database.read(lambda connection: connection.execute(query).mappings().all())
+        return [self._read(dict(row)) for row in rows]
 
-    def _read(self, row: Row[Any]) -> StoredRun:
-        values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public attribute
-        values.pop("number")
-        reason = self._sealing.open("runs", (values["digest"],), values["reason"], "reason").decode()
-        return StoredRun(**(values | {"reason": reason}))
+    def _read(self, row: dict[str, Any]) -> StoredRun:
+        row.pop("number")
+        reason = self._sealing.open("runs", (row["digest"],), row["reason"], "reason").decode()
+        return StoredRun(**(row | {"reason": reason}))
 
     # --- Records ----------------------------------------------------------------------------------------------------
 
@@ -215,6 +216,7 @@ class Store:
 
     def _tell(self) -> None:
         with self._appended:
+            self._writes += 1
             self._appended.notify_all()
 
     def events(self, digest: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
@@ -239,9 +241,10 @@ class Store:
         query = sa.select(sa.func.max(EVENTS.c.number)).where(EVENTS.c.run == digest)
         deadline = time.monotonic() + seconds
         while True:
+            seen = self._writes
+            last = self.database.read(lambda connection: connection.scalar(query)) or 0
+            left = deadline - time.monotonic()
+            if last > after or left <= 0:
+                return last > after
             with self._appended:
-                last = self.database.read(lambda connection: connection.scalar(query)) or 0
-                left = deadline - time.monotonic()
-                if last > after or left <= 0:
-                    return last > after
-                self._appended.wait(min(left, _POLL))
+                self._appended.wait_for(lambda: self._writes != seen, min(left, _POLL))  # noqa: B023 - called at once

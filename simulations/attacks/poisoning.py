@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.data.site_records import Records
+    from client.dpsgd.kept_steps import StepsFile
     from privacy.codec.update import Model
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
@@ -74,11 +75,12 @@ class Poisoned(Study):
 
     @override
     def release(
-        self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
-    ) -> Update:
+        self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN, *,
+        file: StepsFile | None = None,
+    ) -> Update:  # fmt: skip
         self._count += 1
         if self._count < SINCE:
-            return super().release(manifest, number, model, randomness, solver)
+            return super().release(manifest, number, model, randomness, solver, file=file)
         if self._learnt is None:
             self._learnt = np.sign(model.vector)
         return Update(np.asarray(-manifest.packing.update_bound * self._learnt, np.float32))

@@ -168,7 +168,7 @@ def _again(seed: int, bug: str | None) -> int:
 
 def _bugs(first: int) -> dict[str, dict[str, object]]:
     """Look for every bug; return, by name, after how many schedules it was found, and what it broke."""
-    bugs = {}
+    bugs = dict[str, dict[str, object]]()
     with folder() as place:
         consortium = Consortium(place)
         for bug in BUGS:

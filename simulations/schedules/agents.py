@@ -62,6 +62,7 @@ class Agent:
     def answer(self, data: bytes) -> Message | None:
         """Answer a message; return None if the site was killed."""
         context = Context(0, self.node, {}, RecordDict(), {})
+        kind = ""
         try:
             message = decode_instruction(data)
             kind = message.metadata.message_type

@@ -167,7 +167,7 @@ def _listen() -> None:
 
 
 def _named(path: object) -> str:
-    return os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)  # type: ignore[call-overload,no-any-return]  # noqa: PTH115
+    return os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)  # type: ignore[call-overload]  # noqa: PTH115
 
 
 def _of(path: str) -> Disk | None:

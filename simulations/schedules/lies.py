@@ -176,7 +176,9 @@ def _damaged(content: RecordDict, rng: random.Random) -> RecordDict:
     large = [(name, key) for name, key in places if isinstance(content[name][key], Array)]
     where, changed = rng.choice(large if large and rng.random() < 1 / 2 else places), RecordDict()
     for name, record in content.items():
-        items = {key: _other(value, rng) if (name, key) == where else value for key, value in record.items()}
+        items: dict[str, Any] = {
+            key: _other(value, rng) if (name, key) == where else value for key, value in record.items()
+        }
         changed[name] = ArrayRecord(items) if isinstance(record, ArrayRecord) else ConfigRecord(items)
     return changed
 

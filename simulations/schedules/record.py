@@ -28,7 +28,7 @@ class MemoryRecord:
         if self._pending is not None:
             yield
             return
-        self._pending = changes = []
+        changes = self._pending = list["Callable[[], object]"]()
         try:
             yield
         finally:

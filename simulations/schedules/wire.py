@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from hashlib import sha256
 from heapq import heappop, heappush
 from itertools import count
@@ -80,7 +81,7 @@ class Wire:
             agent.calm_down()
             if agent.away_until > self.clock.now:
                 agent.away_until = self.clock.now
-                self._at(self.clock.now, lambda agent=agent: self._back(agent))
+                self._at(self.clock.now, partial(self._back, agent))
 
     def online(self) -> list[int]:
         """Return the nodes that the server sees."""
@@ -157,11 +158,11 @@ class Wire:
         data = b"".join(encode(message))
         for fault in faults:
             if fault.kind == "replay" and (earlier := self._overheard.earlier(message, fault.choice)):
-                self._at(moment + fault.seconds, lambda earlier=earlier: self._deliver(agent, message, earlier))
+                self._at(moment + fault.seconds, partial(self._deliver, agent, message, earlier))
             if fault.kind == "alter" and self._hostile:
                 other = altered_question(self._overheard, message, fault.choice) or data
                 if fault.choice % 2:  # besides the true one, not instead of it
-                    self._at(moment + fault.seconds / 100, lambda data=data: self._deliver(agent, message, data))
+                    self._at(moment + fault.seconds / 100, partial(self._deliver, agent, message, data))
                 data = other
         self._overheard.question(message, data)
         self._at(moment, lambda: self._deliver(agent, message, data))

@@ -19,7 +19,7 @@ from client.task.task import Task, import_task
 from privacy.errors import ConfigError, TaskError
 from privacy.run.new_manifest import make_manifest
 from simulations.partitions import FeatureShift, divide, read_partition
-from simulations.pools import Pool, read_pool
+from simulations.pools import Division, Pool, read_pool
 from simulations.study.engines import choose, processes_here
 from simulations.study.participation import read_participation
 from simulations.study.run_settings import as_toml, checked_names, named_sites, read_run_settings
@@ -109,18 +109,22 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         example = check_task(own, name)
     pools, tested = _pools(own, name, example, records, test, seed)
-    if len(pools) == 1 and "" in pools:
+    if isinstance(pools, Division):
+        divided = pools
+    elif "" in pools:
         count = sites or (len(wanted.cohort.sizes) if wanted.cohort else 10)
         names = list(wanted.cohort.sizes) if wanted.cohort and len(wanted.cohort.sizes) == count else named_sites(count)
-        pools = _divided(pools[""], names, partition, seed)
-    elif sites not in {None, len(pools)}:
+        divided = _divided(pools[""], names, partition, seed)
+    elif sites in {None, len(pools)}:
+        divided = Division.of(pools)
+    else:
         msg = f"the records name {len(pools)} sites; leave sites = {sites} out"
         raise ConfigError(msg)
-    settings = wanted.completed(name, {site: len(pool) for site, pool in pools.items()})
+    settings = wanted.completed(name, divided.sizes)
     Fitness(own, name, own.model()).check(tested.records, range(1, len(tested) + 1), Path("the test records"))
     manifest = make_manifest(settings, roster_version=1)
     simulation = Simulation(
-        own, name, settings, pools, read_participation(participation), seed, torch.device(device), folder,
+        own, name, settings, divided, read_participation(participation), seed, torch.device(device), folder,
         processes or processes_here(),
     )  # fmt: skip
     chosen = choose(
@@ -189,8 +193,10 @@ def _pools(
     records: Any,  # noqa: ANN401 - see `prepare`
     test: Any,  # noqa: ANN401
     seed: int,
-) -> tuple[dict[str, Pool], Pool]:
+) -> tuple[Mapping[str, Pool], Pool]:
     """Return the records of each site, or of all under no name; and those to test on."""
+    if isinstance(records, Division) and not isinstance(test, int | float):
+        return records, read_pool(task, name, example, test)
     if isinstance(records, Mapping) and not isinstance(example.inputs, dict):
         named = {site: read_pool(task, name, example, own) for site, own in records.items()}
         checked_names(list(named))
@@ -214,9 +220,9 @@ def _pools(
     return kept, Pool.joined(tested)
 
 
-def _divided(pool: Pool, names: list[str], partition: str | Partition, seed: int) -> dict[str, Pool]:
+def _divided(pool: Pool, names: list[str], partition: str | Partition, seed: int) -> Division:
     chosen = read_partition(partition) if isinstance(partition, str) else partition
     parts = divide(chosen, pool.described, len(names), seed)
     if isinstance(chosen, FeatureShift):
         pool = pool.shifted(parts, chosen.sigma, seed)
-    return {name: pool.subset(part) for name, part in zip(names, parts, strict=True)}
+    return Division(pool, dict(zip(names, parts, strict=True)))

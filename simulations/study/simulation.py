@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings
-    from simulations.pools import Pool
+    from simulations.pools import Division
     from simulations.study.participation import Participation
 
 
@@ -32,7 +32,7 @@ class Simulation:
     task: Task
     task_name: str
     settings: RunSettings
-    records: Mapping[str, Pool]  # of each site
+    records: Division  # of the sites
     participation: Participation
     seed: int  # of what chance decides outside the run: who takes part
     device: torch.device
@@ -42,7 +42,7 @@ class Simulation:
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """The sites' names."""
-        return tuple(self.records)
+        return tuple(self.records.parts)
 
     def module(self) -> nn.Module:
         """Make the untrained module."""

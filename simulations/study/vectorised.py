@@ -6,9 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from client.data.inputs import joined
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from simulations.study.simulation import Played
 from simulations.vectorised.batches import SiteRecords
@@ -32,10 +30,8 @@ class Vectorised:
     def play(self, simulation: Simulation) -> Iterator[Played]:
         """Yield each round once it is over."""
         settings, model = simulation.settings, simulation.start()
-        pools, ends = list(simulation.records.values()), np.cumsum([len(pool) for pool in simulation.records.values()])
-        parts = np.split(np.arange(ends[-1]), ends[:-1])
-        pool = joined([pool.inputs for pool in pools]), torch.cat([pool.targets for pool in pools])
-        records = SiteRecords.of(*pool, parts).to(simulation.device)
+        pool, parts = simulation.records.pool, list(simulation.records.parts.values())
+        records = SiteRecords.of(pool.inputs, pool.targets, parts).to(simulation.device)
         sites = VectorisedSites(simulation.task, simulation.module().to(simulation.device), records, self._manifest)
         draw, minimum = np.random.default_rng(simulation.seed), settings.cohort.minimum
         size = self._manifest.packing.ciphertexts(model.layout.size) * CIPHERTEXT_BYTES

@@ -318,7 +318,7 @@ def test_a_reply_that_the_server_refuses_does_not_end_the_agent(
         server.send(after)
         (folder / studies.HOLD).unlink()
         assert server.receive(after).has_content()
-    assert "another reply to this message was already accepted" in caplog.text
+    assert f"{SITE}: another reply to this message was already accepted; this one was refused" in caplog.messages
     assert agent.errors == []
 
 

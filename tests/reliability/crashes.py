@@ -43,6 +43,7 @@ def server_at_failpoints(seed: int, folder: Path, *, masks: bool, only: int | No
                 check(server.poll() is None, f"the server ended: {stage.processes.tail('server')}")
                 stage.kill("server")
             killed = time.monotonic(), stage.rounds
+        check(outcome.tries > len(names[:only]) // 2, f"the server was killed only {outcome.tries} times")
         _finish(stage, killed, outcome)
     return outcome
 
@@ -63,6 +64,7 @@ def server_at_random(seed: int, folder: Path, *, masks: bool, kills: int = 10) -
                 stage.kill("server")
                 outcome.tries += 1
             killed = time.monotonic(), stage.rounds
+        check(outcome.tries >= kills // 2, f"the server was killed only {outcome.tries} times")
         _finish(stage, killed, outcome)
     return outcome
 
@@ -113,6 +115,7 @@ def agent_at_failpoints(seed: int, folder: Path, *, masks: bool, only: int | Non
                 check(agent.poll() is None, f"the agent ended: {stage.processes.tail(VICTIM)}")
                 stage.kill(VICTIM)
             _check_never_under(stage, outcome)
+        check(outcome.tries > len(names[:only]) // 2, f"the agent was killed only {outcome.tries} times")
         stage.start_agent(VICTIM)
         stage.await_end()
         outcome.counts["extra charges"] += stage.check_whole(extra=1)
@@ -139,6 +142,7 @@ def agent_at_random(seed: int, folder: Path, *, masks: bool, kills: int = 10) ->
             start = time.monotonic()
             stage.await_rounds(before + 2)
             outcome.note(SECONDS, time.monotonic() - start)
+        check(outcome.tries >= kills // 2, f"agents were killed only {outcome.tries} times")
         stage.await_end()
         outcome.counts["extra charges"] += stage.check_whole(extra=1)
     return outcome

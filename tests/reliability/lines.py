@@ -1,4 +1,4 @@
-"""Bad lines: relays between agents and a server that cut, delay, throttle, double, flip, or fall silent, as they are told.
+"""Bad lines: relays between agents and a server that cut, delay, throttle, double, flip, or fall silent, as told.
 
 A line carries TLS, so that whatever changes its bytes ends the connection, at once or when the other end notices.
 """
@@ -50,12 +50,12 @@ class Line(Relay):
     def _connect(self, agent: socket.socket) -> None:
         silent = Event()
         with closing(agent), suppress(OSError), self._reached() as server:
-            back = threading.Thread(target=self._carry, args=(server, agent, silent, False), daemon=True)
+            back = threading.Thread(target=self._carry, args=(server, agent, silent), daemon=True)
             back.start()
-            self._carry(agent, server, silent, True)
+            self._carry(agent, server, silent, up=True)
             back.join()
 
-    def _carry(self, source: socket.socket, target: socket.socket, silent: Event, up: bool) -> None:  # noqa: FBT001
+    def _carry(self, source: socket.socket, target: socket.socket, silent: Event, *, up: bool = False) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 self._wait(len(piece), up=up)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.federations import SITES, charges_of, with_deadline
 from tests.reliability.lines import KINDS, until
-from tests.reliability.outcomes import Outcome, check
+from tests.reliability.outcomes import Outcome, check, same
 from tests.reliability.stage import LONG, Stage, masked, plain, staged
 
 RECOVERS = 60.0  # seconds after a line was cut
@@ -24,6 +24,7 @@ def cuts(seed: int, folder: Path, *, masks: bool = False, count: int = 20) -> Ou
         stage.await_rounds(1)
         for _ in range(count):
             _disturb(stage, "cut", rng, outcome)
+        same("cuts", outcome.tries, count)
         stage.await_end()
         outcome.counts["extra charges"] += stage.check_whole()
     return outcome

@@ -8,6 +8,10 @@ class BrokenError(AssertionError):
     """A promise was not kept."""
 
 
+class NotRunError(Exception):
+    """This machine lacks what a case needs."""
+
+
 @dataclass
 class Outcome:
     """How often a case tried, and what it measured."""

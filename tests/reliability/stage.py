@@ -3,17 +3,17 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cloister.local import start_server
 from cloister.processes import Processes
 from privacy.errors import RunError, StorageError
 from privacy.failpoints import VARIABLE
 from privacy.run.settings import RunSettings
-from server.store.store import Store
 from simulations.engine.federation import Federation
 from simulations.engine.results import opened_store, read_results
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, charges_of, run_with, share_keys
@@ -45,17 +45,16 @@ class Stage:
     """A federation whose server and agents are started and killed at will."""
 
     def __init__(
-        self, folder: Path, settings: RunSettings, processes: Processes, *, lines: bool = False, ceremony: bool = False
+        self, make: FederationMaker, settings: RunSettings, processes: Processes, *, lines: bool = False
     ) -> None:
-        """Make it. With `lines`, there is one before each agent; with `ceremony`, the sites have no common keys yet."""
-        make = FederationMaker(_keys(folder, shared=not ceremony), folder)
+        """Make it; with `lines`, there is one before each agent."""
         self.processes, self.settings, self._make, self._lined = processes, settings, make, lines
         self.port = unused_port()
         address = f"localhost:{self.port}"
         self.federation = make(settings, dict.fromkeys(SITES, replace(TERMS, tasks=(settings.task,))), address)
         self._listen()
         self.lines: dict[str, Line] = {}
-        self._store: tuple[Store, str] | None = None
+        self._store: tuple[Any, str] | None = None
         self._open, self._events = ExitStack(), list[dict[str, Any]]()
         if lines:
             self.lines = {site: Line(self.port) for site in SITES}
@@ -77,13 +76,9 @@ class Stage:
 
     def start_server(self, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start the server; return once it listens, or has ended."""
-        log = self.federation.server / "server.log"
-        server = self.processes.start(
-            "server", log, "server", str(self.federation.server), str(self.federation.manifest), env=env
-        )
         with suppress(RunError):
-            self.processes.wait_for_line("server", "listening on port ", LONG)
-        return server
+            start_server(self.processes, self.federation, env)
+        return self.process("server")
 
     def start_agent(self, site: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a site's agent."""
@@ -182,10 +177,19 @@ class Stage:
 def staged(
     folder: Path, settings: RunSettings, *, lines: bool = False, ceremony: bool = False, forked: bool = True
 ) -> Iterator[Stage]:
-    """Make a stage; at the end, end its processes. Unless `forked`, the server is started as an operator does."""
+    """Make a stage; at the end, end its processes.
+
+    Args:
+        folder: where to make it.
+        settings: the run.
+        lines: whether there is a line before each agent.
+        ceremony: whether the sites have no common keys yet.
+        forked: whether the server starts in no time; otherwise as an operator starts it.
+    """
     with ExitStack() as stack:
         processes = stack.enter_context(ForkedAgents(server=forked))
-        stage = Stage(folder, settings, processes, lines=lines, ceremony=ceremony)
+        make = FederationMaker(_keys(folder, shared=not ceremony), folder)
+        stage = Stage(make, settings, processes, lines=lines)
         stack.callback(stage.close)
         yield stage
 
@@ -219,6 +223,3 @@ def _keys(folder: Path, *, shared: bool) -> Path:
         if shared:
             share_keys(federation)
     return place
-
-
-Act = Callable[[], object]

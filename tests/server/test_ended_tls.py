@@ -26,7 +26,9 @@ from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.hub.sessions import Sessions
 from server.roster_watch import NewRosters, RosterWatch
+from server.service import agents
 from server.settings import read_consortium
+from strategies.key_turns import KeyTurns
 from tests.cloister.commands.test_check import text_of
 from tests.federations import await_condition, events_at
 from tests.forked import ForkedAgents
@@ -144,7 +146,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     folder = tmp_path_factory.mktemp("ended")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(process, "Sessions", Remembered)
+        patch.setattr(agents, "Sessions", Remembered)
         port, behind = unused_port(), unused_port()
         ports = ("--port", str(unused_port()), "--joining-port", str(unused_port()))
         cloister("init", "lungs", "--host", "localhost", "--online", *ports)
@@ -192,7 +194,7 @@ def run(ended: Ended) -> None:
 
     def serve() -> None:
         try:
-            process.serve(Path("server"), Path("run.manifest"), lambda _: None)
+            process.serve_one(Path("server"), Path("run.manifest"), lambda _: None, Event())
         except CloisterError as error:
             ended.failures.append(error)
 
@@ -273,7 +275,7 @@ def test_a_revoked_site_is_cut_within_seconds_behind_nginx_too(ended: Ended) -> 
     roster, roster_file = place.signed_roster()
     mailboxes = Mailboxes({member.node_id for member in roster.members})
     hub = Hub(roster, mailboxes, 1 << 20, roster_file, sessions=Sessions(place.tls, roster))
-    watch = RosterWatch(place, NewRosters(hub).take, roster.version)
+    watch = RosterWatch(place, NewRosters(hub, roster, KeyTurns()).take, roster.version)
     ends = list[tuple[float, Exception]]()
 
     def wait() -> None:

@@ -2,9 +2,10 @@
 
 The kill is an exception that nothing catches, raised where a signal would end the process: before any write to the
 server's disk, or once any message has been answered. The next server knows only what is on disk.
-`tests/server/test_killed_processes.py` kills real processes.
+`tests/reliability` kills real processes.
 """
 
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -18,7 +19,7 @@ from flwr.app import Context, Message
 from typing_extensions import override
 
 from client.flower import app as client_app
-from privacy.errors import RunError
+from privacy.errors import RunError, StorageError
 from privacy.run.settings import RunSettings
 from privacy.run.tables import Vote
 from simulations.engine.federation import Federation
@@ -37,6 +38,7 @@ from tests.federations import (
     signed_run,
 )
 from tests.strategies.test_voting import voting
+from transport.messages import REVEAL
 
 ROUNDS = 2
 PLAIN = replace(SETTINGS, rounds=ROUNDS)
@@ -174,6 +176,28 @@ def test_a_run_survives_one_kill_after_another(make_federation: FederationMaker)
     models, places = undisturbed(make_federation, MASKED, serve_to_a_reply)
     federation = make(make_federation, MASKED, "killed")
     assert go_on(federation, [places // 3] * 5, serve_to_a_reply) >= 3
+    check_whole(federation, models)
+
+
+def test_a_disk_that_is_full_in_a_round_costs_nothing_once_there_is_room(make_federation: FederationMaker) -> None:
+    models, _ = undisturbed(make_federation, MASKED, serve_to_a_reply)
+    federation, honest, left = make(make_federation, MASKED, "full"), client_app, [len(SITES)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def answer(message: Message, context: Context) -> Message:
+        left[0] -= message.metadata.message_type == REVEAL.name
+        if not left[0]:  # the sum is next
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, before[1]))
+        return honest(message, context)
+
+    try:
+        with pytest.raises(StorageError, match=r"store\.sqlite: "):
+            run_with(federation, answer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with opened_store(federation) as (store, run):
+        assert store.run(run).status == "running"  # a supervisor that starts the server again needs no --retry
+    run_with(federation)
     check_whole(federation, models)
 
 

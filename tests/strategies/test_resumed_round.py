@@ -29,7 +29,8 @@ from tests.federations import (
     run_with,
     with_deadline,
 )
-from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
+from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN, resigned
+from tests.strategies.hostile import sending as sending_updates
 from tests.strategies.test_killed_server import MASKED, PLAIN, Killed
 from tests.strategies.test_liars import lying, sending
 from transport.flower import reply
@@ -189,6 +190,17 @@ def test_a_third_server_asks_no_site_to_sign_another_set(make_federation: Federa
     kill(federation, killed_at(TRAIN, 5, without(federation, "west", kind=TRAIN)))
     first, second = run_with(federation, without(federation, "west", kind=TRAIN))
     assert (first["released"], first["attempts"], second["released"]) == (True, 2, True)
+
+
+def test_a_site_that_sends_the_next_server_another_update_for_the_plan_is_left_out_and_named(
+    make_federation: FederationMaker,
+) -> None:
+    federation = make_federation(MASKED)
+    kill(federation, killed_at(AGREE.name, 2))
+    other = sending_updates(federation, lambda own, update: resigned(own, update, ledger_head="ab" * 32))
+    first, _ = run_with(federation, other)
+    assert first["problems"][HOSTILE] == "it sent two different updates for the same plan; only the first one counts"
+    assert (first["released"], first["attempts"], sorted(first["sites"])) == (True, 2, HONEST)
 
 
 def test_a_stored_sum_does_not_bind_the_next_round_to_its_contributors(make_federation: FederationMaker) -> None:

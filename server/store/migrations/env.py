@@ -2,5 +2,6 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], transactional_ddl=False)
-context.run_migrations()
+if config := getattr(context, "config", None):  # None if anyone else imports this
+    context.configure(connection=config.attributes["connection"], transactional_ddl=False)
+    context.run_migrations()

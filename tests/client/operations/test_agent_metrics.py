@@ -9,7 +9,6 @@ from time import time
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from client.agent import attend
 from client.flower import open_site
@@ -19,6 +18,7 @@ from privacy.errors import BudgetError
 from simulations.engine.federation import Federation
 from tests.federations import NOISY, TERMS, FederationMaker, await_condition, restart, run_with
 from tests.ports import unused_port
+from tests.server.operations.test_server_metrics import samples
 
 
 def ask(port: int, path: str) -> httpx.Response:
@@ -26,11 +26,7 @@ def ask(port: int, path: str) -> httpx.Response:
 
 
 def metrics(port: int) -> dict[tuple[str, str], float]:
-    return {
-        (sample.name, ",".join(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(ask(port, "/metrics").text)
-        for sample in family.samples
-    }
+    return samples(ask(port, "/metrics").text)
 
 
 def with_port(federation: Federation, site: str) -> int:

@@ -1,14 +1,12 @@
-"""`cloister login`, `submit`, `runs`, `watch`, `stop` and `retry`, and `cloister.Client`, with a real server over TLS."""
+"""`cloister login`, `submit`, `runs`, `watch`, `stop`, `retry`, and `cloister.Client`, with a real API over TLS."""
 
 from __future__ import annotations
 
 import json
 import stat
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 import cloister as public
@@ -17,12 +15,14 @@ from privacy.errors import (
     AuthenticityError,
     CloisterError,
     ConfigError,
+    KeyFileError,
     MalformedError,
     NotFoundError,
     RefusedError,
     UnreachableError,
 )
 from privacy.run.manifest import open_run
+from simulations.engine.federation import Federation
 from tests.server.api.consortia import Consortium, serving, set_api
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def test_a_person_signs_in_submits_lists_watches_stops_and_signs_out(server: Ser
     assert json.loads(cloister("watch", "lungs", "--as", folder, "--json").stdout)["status"] == "finished"
 
     again = cloister("stop", "lungs", "--as", folder, "--reason", "wrong task")
-    assert (again.returncode, "lungs is finished, so it cannot be stopped" in again.stderr) == (1, True)
+    assert (again.returncode, "lungs has already finished, so it cannot be stopped" in again.stderr) == (1, True)
     assert cloister("login", "--logout", "--as", folder).stdout == f"✓ signed out of {server.address}\n"
     assert json.loads(session.read_text())["token"] == ""
     assert server.store.sessions.of("rosa") == []
@@ -170,6 +170,7 @@ def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Cl
         (lambda: rosa.run("../status"), MalformedError, "is no run"),
         (lambda: rosa.stop(digest), RefusedError, "only coordinators and operators may do this"),
         (lambda: rosa.submit(b"x"), MalformedError, "not a signed Cloister manifest"),
+        (lambda: rosa.submit("absent.manifest"), KeyFileError, "absent.manifest: no such file"),
         (lambda: rosa.submit(bytes((4 << 20) + 1)), MalformedError, "at most 4 MiB"),
         (lambda: rosa.submit(server.consortium.sign("x", "otto")), RefusedError, "only coordinators and researchers"),
         (rosa.ledger_heads, RefusedError, "only auditors"),
@@ -177,6 +178,26 @@ def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Cl
     for call, kind, text in cases:
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_signing_in_takes_the_newest_roster_and_no_older_one(
+    federation_keys: Path, tmp_path: Path, cloister: Run
+) -> None:
+    consortium = Consortium.make(federation_keys, tmp_path / "consortium")
+    set_api(consortium)
+    old = (consortium.server / "roster").read_bytes()
+    with serving(consortium) as server:
+        login = ("login", "--as", consortium.path("rosa"), "--api", server.address)
+        consortium.remove("otto")
+        assert cloister(*login).returncode == 0
+        taken = (consortium.path("rosa") / "keys" / "roster").read_bytes()
+        assert taken == (consortium.server / "roster").read_bytes() != old
+        with public.Client(consortium.path("founder"), server.address) as founder:
+            assert founder.take_roster() == server.queue.roster().version
+        (consortium.server / "roster").write_bytes(old)
+        refused = cloister(*login)
+    assert (refused.returncode, "is older than the one here" in refused.stderr) == (1, True)
+    assert (consortium.path("rosa") / "keys" / "roster").read_bytes() == taken
 
 
 def test_a_session_that_was_ended_elsewhere_is_begun_anew(server: Server, rosa: public.Client) -> None:
@@ -199,7 +220,9 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
         events = client.follow(digest)
         assert next(events)["event"] == "started"
     settings = consortium.server / "consortium.toml"
-    settings.write_text(settings.read_text().replace('[api]\nlisten = "localhost:0"', f'[api]\nlisten = "localhost:{port}"'))
+    settings.write_text(
+        settings.read_text().replace('[api]\nlisten = "localhost:0"', f'[api]\nlisten = "localhost:{port}"')
+    )
     monkeypatch.setattr(client_module, "_PAUSES", (0.05,))
     seen = list[str]()
     following = threading.Thread(target=lambda: seen.extend(event["event"] for event in events))
@@ -212,13 +235,12 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
     assert seen == ["round", "finished"]
 
 
-def test_a_server_that_is_not_there_or_not_ours_is_named(
-    server: Server, federation_keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from simulations.engine.federation import Federation  # noqa: PLC0415
-
+def test_a_server_that_is_not_there_or_not_ours_is_named(server: Server, tmp_path: Path) -> None:
     folder = server.consortium.path("rosa")
-    with public.Client(folder, "localhost:1") as client, pytest.raises(UnreachableError, match="nothing listens at this"):
+    with (
+        public.Client(folder, "localhost:1") as client,
+        pytest.raises(UnreachableError, match="nothing listens at this"),
+    ):
         client.status()
     Federation.create(tmp_path / "other", ("north",), "other")
     with (
@@ -226,8 +248,9 @@ def test_a_server_that_is_not_there_or_not_ours_is_named(
         pytest.raises(AuthenticityError, match="did not issue"),
     ):
         client.status()
-    with public.Client(folder, server.address.replace("localhost", "127.0.0.1")) as client, pytest.raises(
-        AuthenticityError, match="a certificate for another name"
+    with (
+        public.Client(folder, server.address.replace("localhost", "127.0.0.1")) as client,
+        pytest.raises(AuthenticityError, match="a certificate for another name"),
     ):
         client.status()
     with pytest.raises(ConfigError, match="no such folder"):

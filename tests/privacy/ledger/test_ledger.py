@@ -118,6 +118,7 @@ def test_all_runs_share_the_budget_and_each_attempt_is_charged(tmp_path: Path) -
     for run in ("a" * 64, "b" * 64):
         for attempt in (1, 2):
             ledger(path).reserve(Release(run, 1, attempt), ROUND, AMPLE)
+            ledger(path).leaves(Release(run, 1, attempt), "a")
     assert ledger(path).mechanisms() == [ROUND] * 4
 
 
@@ -127,11 +128,13 @@ def test_attempts_cannot_exceed_the_budget_of_one_run(tmp_path: Path) -> None:
     budget = Budget(100.0, 1e-5, run_epsilon=epsilon([ROUND] * 3, 1e-5))
     for attempt in (1, 2, 3):
         ledger(path).reserve(Release("a" * 64, 1, attempt), ROUND, budget)
+        ledger(path).leaves(Release("a" * 64, 1, attempt), "a")
     before = path.read_bytes()
     with pytest.raises(BudgetError, match=r"round 1, attempt 4, would bring this run's spending at north to ε \d"):
         ledger(path).reserve(Release("a" * 64, 1, 4), ROUND, budget)
     assert path.read_bytes() == before
     ledger(path).reserve(Release("b" * 64, 1, 1), ROUND, budget)
+    ledger(path).fails(Release("b" * 64, 1, 1))
     with pytest.raises(BudgetError, match="over the limit of nan for one run; end the run"):
         ledger(path).reserve(Release("b" * 64, 1, 2), ROUND, Budget(100.0, 1e-5, run_epsilon=float("nan")))
 

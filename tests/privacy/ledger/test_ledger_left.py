@@ -41,9 +41,9 @@ def ledger(path: Path) -> Ledger:
     return Ledger(path, "north", "patients", signing_key("north"))
 
 
-def charge(path: Path) -> int:
-    """Reserve the release, and count what was ever charged."""
-    ledger(path).reserve(RELEASE, ROUND, AMPLE)
+def charge(path: Path, attempt: int = 1) -> int:
+    """Reserve the release, or another attempt at it, and count what was ever charged."""
+    ledger(path).reserve(replace(RELEASE, attempt=attempt), ROUND, AMPLE)
     return len(ledger(path).mechanisms())
 
 
@@ -58,6 +58,31 @@ def test_a_charge_is_reused_until_a_release_or_a_reported_failure(path: Path) ->
     with pytest.raises(ProtocolError, match="it does not send a second one"):
         ledger(path).leaves(RELEASE, "b")
     assert charge(path) == 3
+
+
+def test_another_attempt_takes_over_the_charge_of_one_at_which_the_site_was_killed(path: Path) -> None:
+    assert [charge(path), charge(path, attempt=2)] == [1, 1]
+    first, later = (ledger(path).reserve(replace(RELEASE, attempt=number), ROUND, AMPLE) for number in (1, 3))
+    assert (first.head, first.release.attempt, later.release.attempt) == (later.head, 1, 3)
+    ledger(path).leaves(replace(RELEASE, attempt=2), "a")
+    assert charge(path, attempt=3) == 2  # an update has left: the next one is another
+    ledger(path).fails(replace(RELEASE, attempt=3))
+    assert [charge(path, attempt=4), charge(path, attempt=4)] == [3, 3]
+    assert charge(path, attempt=3) == 4  # an earlier attempt after a later one: nobody asks for that
+
+
+def test_another_attempt_of_another_cost_is_charged(path: Path) -> None:
+    charge(path)
+    ledger(path).reserve(replace(RELEASE, attempt=2), Mechanism(1.0, 0.1, 6), AMPLE)
+    for other in (replace(RELEASE, round=2), replace(RELEASE, run="b" * 64), replace(RELEASE, purpose="evaluation")):
+        ledger(path).reserve(other, ROUND, AMPLE)
+    assert len(ledger(path).mechanisms()) == 5
+
+
+def test_after_a_loss_of_entries_no_earlier_charge_is_taken_over(path: Path) -> None:
+    charge(path)
+    ledger(path).accept_lost([], [], 1)  # a lost entry may have said that the update left
+    assert charge(path) == 2
 
 
 def test_an_update_leaves_only_for_a_charged_round(path: Path) -> None:

@@ -16,6 +16,7 @@ ALLOWED = {
     ("sign", "coordinator"), ("sign", "researcher"),
     ("administer", "coordinator"),
     ("operate", "operator"),
+    ("stop", "coordinator"), ("stop", "operator"),
     ("audit", "auditor"),
     ("look", "coordinator"), ("look", "researcher"), ("look", "operator"), ("look", "auditor"),
 }  # fmt: skip

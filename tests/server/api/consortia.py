@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +12,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from client.joining import finish, prepare
 from privacy.crypto.signing import sign
+from privacy.errors import RunError
 from privacy.run.manifest import open_run
 from privacy.run.new_manifest import sign_manifest
-from privacy.run.people import ROLES
+from privacy.run.people import read_role
 from server.api.listening import ApiPort
 from server.coordinator import Coordinator
 from server.settings import read_consortium
 from server.store.store import Store
-from simulations.engine.federation import Federation
 from strategies.registry import completed
 from tests.federations import SETTINGS, SITES
 from transport.api import SIGN_IN, sign_in_payload
@@ -29,7 +27,8 @@ from transport.channel import authority_context
 from transport.pki import read_certificate, read_signing_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -43,8 +42,10 @@ PEOPLE = {"founder": "coordinator", "rosa": "researcher", "otto": "operator", "a
 class Status:
     """What the service does now."""
 
-    online: frozenset[str] = frozenset({"north"})
+    members: tuple[str, ...] = SITES
+    online: tuple[str, ...] = ("north",)
     running: tuple[str, ...] = ()
+    paused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,13 +62,23 @@ class Queue:
     def submit(self, document: bytes, by: str) -> StoredRun:
         return self.store.submit(open_run(document, self.roster()), by)
 
-    def stop(self, digest: str, by: str, reason: str) -> None:
-        self.stopped.append((digest, by, reason))
-        self.store.mark(digest, "stopped", reason)
+    def stop(self, name: str, by: str, reason: str = "") -> StoredRun:
+        run = self.store.run(name)
+        if run.status not in {"waiting", "running"}:
+            msg = f"{run.name} has already {run.status}, so it cannot be stopped"
+            raise RunError(msg)
+        self.stopped.append((run.digest, by, reason))
+        self.store.mark(run.digest, "stopped", reason)
+        return self.store.run(run.digest)
 
-    def retry(self, digest: str, by: str) -> None:
+    def retry(self, name: str, by: str) -> StoredRun:
         assert by in PEOPLE
-        self.store.mark(digest, "waiting")
+        run = self.store.run(name)
+        if run.status == "finished":
+            msg = f"{run.name} has finished; to train again, sign a new run"
+            raise RunError(msg)
+        self.store.mark(run.digest, "waiting")
+        return self.store.run(run.digest)
 
     def status(self) -> Status:
         return Status()
@@ -85,7 +96,9 @@ class Consortium:
         copytree(keys, folder)
         coordinator = Coordinator(folder / "coordinator")
         names = {name: role for name, role in PEOPLE.items() if name != "founder"}
-        requests = [prepare(folder / name, coordinator.invite(name, role=role)) for name, role in names.items()]
+        requests = [
+            prepare(folder / name, coordinator.invite(name, role=read_role(role))) for name, role in names.items()
+        ]
         for approval in coordinator.approve(requests)[1]:
             finish(folder / approval.name, approval.welcome)
         return cls(folder)
@@ -135,7 +148,7 @@ class Server:
         ) as client:
             yield client
 
-    def sign_in(self, person: str, **changes: Any) -> httpx.Response:
+    def sign_in(self, person: str, **changes: Any) -> httpx.Response:  # noqa: ANN401 - of several kinds
         """Sign in as a client does, but for what is changed."""
         with self.http() as http:
             given = http.post("/v1/challenges", json={"person": person}).json()
@@ -164,7 +177,7 @@ def serving(consortium: Consortium) -> Iterator[Server]:
     place = read_consortium(consortium.server)
     with Store.open(place) as store:
         queue = Queue(consortium.server, store)
-        port = ApiPort(place, queue)
+        port = ApiPort(place, queue)  # type: ignore[arg-type]  # its status is a part of a service's
         try:
             yield Server(consortium, queue, port)
         finally:

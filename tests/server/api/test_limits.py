@@ -100,7 +100,10 @@ def test_what_is_slow_is_cut_off(hasty: Server) -> None:
     with secured(hasty) as line:  # no request
         assert everything(line) == b""
     assert answer_to(hasty, b"GET /v1/runs HTTP/1.1\r\nHost: local") == b""
-    head = b"POST /v1/challenges HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    head = (
+        b"POST /v1/challenges HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9\r\n\r\n{"
+    )
     assert answer_to(hasty, head).startswith(b"HTTP/1.1 408 ")
     idle = answer_to(hasty, b"GET /v1/runs HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert idle.startswith(b"HTTP/1.1 401 ")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from server.api import asking, guard
@@ -49,25 +50,24 @@ def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
     usual = settings(
         max_examples=requests, deadline=None, suppress_health_check=list(HealthCheck), derandomize=derandomize
     )
+    tokens = [server.token("founder")]
+
+    def agree(case: schemathesis.Case[Any]) -> None:
+        nonlocal sent
+        sent += 1
+        signed = case.path == "/v1/runs" and case.method == "POST"  # no schema says what a signature is
+        case.call_and_validate(
+            headers={"Authorization": f"Bearer {tokens[0]}"},
+            verify=authority,
+            excluded_checks=[positive_data_acceptance] if signed else [],
+        )
+        if case.method == "DELETE":
+            tokens[0] = server.token("founder")
+
     for found in described.get_all_operations():
+        assert isinstance(found, Ok)
         for mode in GenerationMode:
-
-            @usual
-            @given(case=found.ok().as_strategy(generation_mode=mode))
-            def agree(case: schemathesis.Case) -> None:
-                nonlocal sent
-                sent += 1
-                token = server.token("founder") if case.method == "DELETE" or sent == 1 else tokens[-1]
-                tokens.append(token)
-                signed = case.path == "/v1/runs" and case.method == "POST"  # no schema says what a signature is
-                case.call_and_validate(
-                    headers={"Authorization": f"Bearer {token}"},
-                    verify=authority,
-                    excluded_checks=[positive_data_acceptance] if signed else [],
-                )
-
-            tokens = [server.token("founder")]
-            agree()
+            usual(given(case=found.ok().as_strategy(generation_mode=mode))(agree))()
     return sent
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.server.api.consortia import Server
 
-EVERYBODY = set(ROLES)
+EVERYBODY: set[str] = set(ROLES)
 PUBLIC = {("POST", "/v1/challenges"), ("POST", "/v1/sessions"), ("POST", "/v1/sessions/oidc")}
 MAY: dict[tuple[str, str], set[str]] = {
     ("GET", "/v1/sessions/current"): EVERYBODY,
@@ -46,8 +46,7 @@ MAY: dict[tuple[str, str], set[str]] = {
 def run(shared_server: Server) -> str:
     """A run of the coordinator's that has failed."""
     server = shared_server
-    digest = server.queue.submit(server.consortium.sign("failed", "founder"), "founder").digest
-    return digest
+    return server.queue.submit(server.consortium.sign("failed", "founder"), "founder").digest
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +57,10 @@ def tokens(shared_server: Server) -> dict[str, str]:
 def ask(server: Server, method: str, path: str, run: str, token: str) -> httpx.Response:
     server.store.mark(run, "running" if path.endswith("stop") else "failed")
     runs = path == "/v1/runs"
-    body = {"content": server.consortium.sign("again", "founder")} if runs and method == "POST" else {}
+    body = server.consortium.sign("again", "founder") if runs and method == "POST" else None
     headers = {"Content-Type": "application/octet-stream"} if body else {}
     with server.http(token) as http:
-        return http.request(method, path.format(run=run), **body, headers=headers)
+        return http.request(method, path.format(run=run), content=body, headers=headers)
 
 
 def test_these_tests_cover_every_endpoint(shared_server: Server) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from cloister.event_stream import EventStream
 from privacy.run.manifest import open_run
 from server.api.following import AT_ONCE_OF_ONE
+from tests.server.api.consortia import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
 
-    from tests.server.api.consortia import Server
+    from tests.server.api.consortia import Consortium, Server
 
 BYTES = {"Content-Type": "application/octet-stream"}
 SECONDS = 30.0
@@ -80,7 +81,7 @@ def test_runs_and_events_are_listed_page_by_page(shared_server: Server, rosa: ht
     assert found[:5] == digests[::-1]
 
     record(shared_server, digests[0], *"abcde")
-    numbers, after = list[int](), 0
+    numbers, after = list[int](), cast("int | None", 0)
     while after is not None:
         page = rosa.get(f"/v1/runs/{digests[0]}/events", params={"limit": 2, "after": after})
         numbers += [each["number"] for each in page.json()["events"]]
@@ -108,15 +109,16 @@ def test_unknown_or_impossible_parameters_are_refused(shared_server: Server, ros
     assert "'staus'; known here: before, limit, status" in rosa.get("/v1/runs?staus=failed").json()["detail"]
 
 
-def test_a_run_that_has_ended_is_not_stopped_and_one_that_has_not_failed_is_not_tried_again(
+def test_a_run_that_has_ended_is_not_stopped_and_one_that_has_finished_is_not_tried_again(
     shared_server: Server, rosa: httpx.Client
 ) -> None:
     digest = shared_server.queue.submit(shared_server.consortium.sign("conflict"), "rosa").digest
     with shared_server.http(shared_server.token("otto")) as otto:
+        shared_server.store.mark(digest, "finished")
         assert otto.post(f"/v1/runs/{digest}/retry").status_code == 409
         shared_server.store.mark(digest, "failed", "the disk is full")
         refused = otto.post(f"/v1/runs/{digest}/stop")
-        assert (refused.status_code, refused.json()["detail"].split(",")[0]) == (409, "conflict is failed")
+        assert (refused.status_code, refused.json()["detail"].split(",")[0]) == (409, "conflict has already failed")
         assert otto.post(f"/v1/runs/{digest}/retry").json()["status"] == "waiting"
     assert rosa.post(f"/v1/runs/{digest}/stop", json={"reason": "x", "force": True}).status_code == 422
     assert rosa.post(f"/v1/runs/{digest}/stop", json={"reason": "x" * 301}).status_code == 422
@@ -180,6 +182,19 @@ def test_many_people_follow_one_run_and_nobody_follows_too_many(shared_server: S
     wait_until(lambda: not server.port._following._streams)
 
 
+def test_a_stream_whose_reader_has_gone_counts_no_more(shared_server: Server) -> None:
+    server = shared_server
+    digest = server.queue.submit(server.consortium.sign("gone"), "rosa").digest
+    server.store.mark(digest, "running")
+    record(server, digest, "started")
+    with server.http(server.token("aude")) as http:
+        events = follow(http, digest)
+        next(events)
+        assert server.port._following._streams == {"aude": 1}
+        events.close()  # type: ignore[attr-defined]  # a generator
+    wait_until(lambda: not server.port._following._streams)
+
+
 def test_a_stream_ends_with_its_session(shared_server: Server) -> None:
     server = shared_server
     digest = server.queue.submit(server.consortium.sign("endless"), "rosa").digest
@@ -191,6 +206,22 @@ def test_a_stream_ends_with_its_session(shared_server: Server) -> None:
         next(events)
         assert other.delete("/v1/sessions/current").status_code == 204
         assert list(events) == []
+
+
+def test_a_server_that_stops_with_the_run_still_tells_how_it_ended(consortium: Consortium) -> None:
+    with serving(consortium) as server:
+        digest = server.queue.submit(consortium.sign("last"), "rosa").digest
+        server.store.mark(digest, "running")
+        with server.http(server.token("rosa")) as http:
+            seen = list[str]()
+            client = threading.Thread(target=lambda: seen.extend(kind for _, kind, _ in follow(http, digest)))
+            client.start()
+            wait_until(lambda: server.port._following._streams)
+            record(server, digest, "finished")
+            server.store.mark(digest, "finished")
+            server.port.stop()
+            client.join(SECONDS)
+    assert seen == ["message", "end"]
 
 
 def wait_until(holds: Any) -> None:  # noqa: ANN401 - a function

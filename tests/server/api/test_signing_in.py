@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from privacy.run.manifest import KIND
+from privacy.storage import write_atomically
 from server.api.asking import FAILURES_BURST
 from server.api.people import MOST_SESSIONS
 from server.challenges import Challenges
 from tests.server.api.consortia import serving
-from transport.pki import Authority
+from transport.channel import authority_context
+from transport.pki import Authority, certificate_pem, read_authority, read_tls_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,12 +90,6 @@ def test_one_more_session_than_a_person_may_have_ends_their_oldest(server: Serve
 
 
 def test_the_server_shows_a_certificate_of_its_own_authority_and_takes_no_older_tls(server: Server) -> None:
-    import ssl  # noqa: PLC0415
-
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
-
-    from transport.channel import authority_context  # noqa: PLC0415
-
     stranger = authority_context(Authority.create("other").certificate.public_bytes(Encoding.DER))
     with httpx.Client(verify=stranger, trust_env=False) as http, pytest.raises(httpx.ConnectError, match="CERTIFICATE"):
         http.get(f"https://{server.address}/v1/openapi.json")
@@ -99,6 +97,25 @@ def test_the_server_shows_a_certificate_of_its_own_authority_and_takes_no_older_
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with httpx.Client(verify=old, trust_env=False) as http, pytest.raises(httpx.ConnectError):
         http.get(f"https://{server.address}/v1/openapi.json")
+
+
+def test_a_renewed_certificate_is_shown_to_the_next_connection(server: Server) -> None:
+    path, folder = server.consortium.server / "tls.pem", server.consortium.folder / "coordinator"
+    key = read_tls_key(server.consortium.server / "tls.key")
+    before = shown(server)
+    path.write_bytes(b"no certificate")
+    assert shown(server) == before
+    renewed = read_authority(folder / "authority.key", folder / "authority.pem").issue_server(
+        "localhost", key.public_key()
+    )
+    write_atomically(path, certificate_pem(renewed))
+    assert shown(server) == renewed.public_bytes(Encoding.DER) != before
+
+
+def shown(server: Server) -> bytes:
+    """Return the certificate that the server shows, DER."""
+    pem = ssl.get_server_certificate(("localhost", server.port.port))
+    return ssl.PEM_cert_to_DER_cert(pem)
 
 
 @pytest.mark.parametrize(

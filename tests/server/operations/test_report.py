@@ -4,15 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from client.flower import open_site
 from server.operations.report import ReportedRuns
+from server.operations.run_events import RunEvents
 from tests import studies
 from tests.federations import (
     NOISY,
     SITES,
     TERMS,
     FederationMaker,
-    open_site,
     own_metrics,
     run_with,
     signed_run,
@@ -24,14 +26,20 @@ pytest.importorskip("tensorboard", reason="the extra tracking is not installed")
 from tests.transport.tracking.test_tracking import scalars
 
 
-def test_the_server_reports_rounds_and_a_site_its_own_metrics(make_federation: FederationMaker) -> None:
+def test_the_server_counts_and_reports_rounds_and_a_site_its_own_metrics(make_federation: FederationMaker) -> None:
     settings = replace(NOISY, rounds=2, task=task_name(studies.Scored))
     terms = replace(TERMS, tasks=(settings.task,), disclose=("epsilon", "loss"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms))
     with (federation.paths["north"] / "site.toml").open("a", encoding="utf-8") as file:
         file.write('\n[report]\ntensorboard = "board"\n')
+    counted = RunEvents(CollectorRegistry())
+    counted.attach()
     with ReportedRuns(Report(tensorboard=Path("board")), federation.server):
         events = run_with(federation)
+    counted.detach()
+    assert (counted.age, counted.needed) == (0, 0)  # the run has ended
+    assert counted._rounds.labels("released")._value.get() == 2
+    assert counted._bytes.labels("up")._value.get() == sum(event["bytes_up"] for event in events)
     open_site(federation.paths["north"]).tracking.close()
 
     name = f"{settings.name}-{signed_run(federation)[2][:8]}"

@@ -41,12 +41,16 @@ class Server:
         return httpx.get(f"http://localhost:{self.port.port}{path}", timeout=10, trust_env=False)
 
     def metrics(self) -> dict[tuple[str, str], float]:
-        """Every sample by its name and the values of its labels, by their names."""
-        return {
-            (sample.name, ",".join(value for _, value in sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(self.ask("/metrics").text)
-            for sample in family.samples
-        }
+        return samples(self.ask("/metrics").text)
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    """Every sample by its name and the values of its labels, by their names."""
+    return {
+        (sample.name, ",".join(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ from threading import Event
 
 import pytest
 
+from cloister.client import Client
 from privacy.errors import AuthenticityError, NotFoundError, RefusedError, RunError, StorageError
-from privacy.run.new_manifest import sign_manifest
+from privacy.run.manifest import open_run
 from privacy.run.settings import RunSettings
 from server.process import open_service
 from server.service.service import Service
 from server.settings import read_consortium
 from server.store.store import StoredRun
 from simulations.engine.federation import Federation
-from strategies.registry import completed
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -28,13 +28,14 @@ from tests.federations import (
     FederationMaker,
     await_condition,
     charges_of,
+    roster_of,
+    signed_document,
     task_name,
     with_deadline,
 )
 from tests.forked import ForkedAgents
 from tests.ports import unused_port
 from tests.studies import HOLD, MET, Held
-from transport.pki import read_signing_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agents"), pytest.mark.timeout(300)]
 
@@ -51,12 +52,11 @@ class Consortium:
     charges: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SITES, 0))
 
     def signed(self, settings: RunSettings = HELD, **changes: object) -> bytes:
-        key = read_signing_key(self.federation.folder / "coordinator" / "signing.key")
-        return sign_manifest(completed(replace(settings, **changes)), key, roster_version=1).to_bytes()
+        return signed_document(self.federation, replace(settings, **changes))  # type: ignore[arg-type]
 
     @contextmanager
     def serving(self, service: str = "") -> Iterator[Service]:
-        """Serve, with further settings."""
+        """Serve, with further settings: those of `[service]` first."""
         file = self.federation.server / "consortium.toml"
         text = file.read_text(encoding="utf-8")
         file.write_text(f"{text}\n[service]\n{service}\n", encoding="utf-8")
@@ -135,7 +135,9 @@ def test_runs_are_served_in_order_and_one_that_fails_does_not_stop_the_queue(con
 
 def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: Consortium) -> None:
     with consortium.serving("runs_at_once = 2") as service, consortium.held("north"):
-        runs = [service.submit(consortium.signed(MASKED, name=name), "ana") for name in ("one", "two", "three")]
+        documents = [consortium.signed(MASKED, name=name) for name in ("one", "two", "three")]
+        service.new_epoch.add(open_run(documents[1], roster_of(consortium.federation)).digest)
+        runs = [service.submit(document, "ana") for document in documents]
         consortium.await_training("north")
         await_condition(lambda: len(service.status().running) == 2, LONG)
         assert service.store.run(runs[2].digest).status == "waiting"
@@ -145,17 +147,36 @@ def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: C
     assert consortium.charged() == dict.fromkeys(SITES, 6)
     assert len({frozenset(consortium.models(run)) for run in ended}) == 1  # they have the same seed
     assert ended[1].started < ended[0].ended  # type: ignore[operator]
+    with consortium.serving() as service:
+        events = [[event["event"] for _, event in service.store.events(run.digest)] for run in ended]
+    assert [names.count("epoch") for names in events] == [0, 1, 0]
+
+
+def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(consortium: Consortium) -> None:
+    port = unused_port()
+    with (
+        consortium.serving(f'[api]\nlisten = "localhost:{port}"'),
+        Client(consortium.federation.folder / "coordinator", f"localhost:{port}") as client,
+    ):
+        run = client.submit(consortium.signed(name="remote"))
+        events = [event["event"] for event in client.follow(run.digest)]
+        assert (events[0], events[-1]) == ("started", "finished")
+        assert client.run("remote").status == "finished"
 
 
 def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Consortium) -> None:
-    with consortium.serving() as service, consortium.held("north"):
-        run = service.submit(consortium.signed(rounds=5), "ana")
+    with consortium.serving() as service:
+        run = service.submit(consortium.signed(rounds=12), "ana")
         following = service.submit(consortium.signed(name="following"), "ana")
+        await_condition(lambda: service.store.run(run.digest).released > 0, LONG)
+        hold = consortium.federation.paths["north"] / HOLD
+        hold.touch()
         consortium.await_training("north")
         stopped = service.stop(run.digest, "ana", "wrong task")
         assert (stopped.status, stopped.reason) == ("stopped", "stopped by ana: wrong task")
-        await_condition(lambda: not service.status().running or service.status().running == (following.digest,), LONG)
-        (consortium.federation.paths["north"] / HOLD).unlink()
+        await_condition(lambda: service.status().running == (following.digest,), LONG)
+        assert len(consortium.models(stopped)) == 1  # of the last round that was released
+        hold.unlink()
         assert over(service, following).status == "finished"
         assert service.store.run(run.digest).status == "stopped"
         assert service.store.events(run.digest)[-1][1]["reason"] == "stopped by ana: wrong task"
@@ -164,7 +185,7 @@ def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Con
             service.stop(following.digest, "ana")
         assert service.retry(run.digest, "ana").status == "waiting"
         again = over(service, run)
-        assert (again.status, again.released) == ("finished", 5)
+        assert (again.status, again.released) == ("finished", 12)
     assert len(consortium.models(again)) == 1
 
 

@@ -52,6 +52,19 @@ def test_a_sum_for_which_there_is_no_room_leaves_the_one_before(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.sqlite"]
 
 
+def test_an_event_for_which_the_disk_is_full_is_written_once_there_is_room(tmp_path: Path) -> None:
+    with Store.open(place_in(tmp_path)) as store:
+        record = store.record(store.submit(run_named(), "ada").digest)
+        limit = "PRAGMA max_page_count = {}"
+        store.database.write(lambda connection: connection.exec_driver_sql(limit.format(1)).scalar())
+        with pytest.raises(StorageError, match=r"store\.sqlite: the disk is full; make room on it"):
+            record.append({"event": "long", "text": "x" * (1 << 20)})
+        assert store.events(record.run) == []
+        store.database.write(lambda connection: connection.exec_driver_sql(limit.format(1 << 20)))
+        record.append({"event": "short"})
+        assert store.events(record.run) == [(1, {"event": "short"})]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         StorageError, match=r"/sys/store\.sqlite: .*; let this account read and write this file and its"

@@ -1,0 +1,51 @@
+"""Phrase a run's events as lines of a log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_LISTED = 5  # problems in a line
+
+
+def line_of(entry: Mapping[str, Any]) -> str:
+    """Return an event as one line.
+
+    >>> line_of({"event": "resumed", "ended": 2, "rounds": 5})
+    'goes on after round 2 of 5'
+    """
+    line = _LINES.get(entry["event"])
+    return line(entry) if line else str(entry["event"])
+
+
+def _round(entry: Mapping[str, Any]) -> str:
+    outcome = "released" if entry["released"] else "nothing released"
+    reason = f" ({entry['reason']})" if "reason" in entry else ""
+    sites = f"{len(entry['sites'])} of {len(entry['cohort'])} sites"
+    return f"round {entry['round']}: {outcome}{reason}, {sites}, {entry['seconds']:.2f} s{_problems(entry)}"
+
+
+def _problems(entry: Mapping[str, Any]) -> str:
+    problems = sorted(entry["problems"].items())
+    few = "; ".join(f"{site}: {reason}" for site, reason in problems[:_LISTED])
+    more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return f"; {few}{more}" if few else ""
+
+
+def _ended(entry: Mapping[str, Any]) -> str:
+    return f"{entry['event']}: {entry['reason']}"
+
+
+_LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "started": lambda entry: f"begins: {entry['rounds']} rounds, {len(entry['sites'])} sites",
+    "resumed": lambda entry: f"goes on after round {entry['ended']} of {entry['rounds']}",
+    "waiting": lambda entry: f"waits: {len(entry['sites'])} of {entry['minimum']} sites are ready{_problems(entry)}",
+    "epoch": lambda entry: f"key epoch {entry['epoch']}, made at {entry['leader']}",
+    "roster": lambda entry: f"goes on under roster {entry['version']}, with {len(entry['sites'])} of its sites",
+    "round": _round,
+    "finished": lambda entry: f"has finished: {entry['rounds']} rounds released a sum",
+    "failed": _ended,
+    "stopped": _ended,
+}

@@ -1,0 +1,83 @@
+"""A run that was simulated goes to real sites unchanged, and they arrive at the same model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from cloister import simulate
+from cloister.local import follow, start_agents, start_server
+from cloister.processes import Processes
+from privacy.config import read_toml
+from privacy.run.settings import RunSettings
+from simulations.engine.federation import Federation
+from simulations.engine.inline import run_inline
+from simulations.engine.results import read_results
+from simulations.pools import Division, Pool
+from simulations.study.protocol import terms_for
+from simulations.tasks.digits import LARGEST, Digits, digits, write_digits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from simulations.engine.federation import SiteTerms
+
+PIXELS, LABELS = digits()
+PARTS = dict(zip(("north", "south", "east"), np.array_split(np.arange(240), 3), strict=True))
+RUN = {
+    "rounds": 2,
+    "seed": 4,
+    "privacy": {"noise_multiplier": 0.0, "max_grad_norm": 1.0},
+    "training": {"sample_rate": 0.5, "steps_per_round": 2, "learning_rate": 0.5},
+}
+
+
+def deployed(tmp_path: Path) -> tuple[str, Federation, SiteTerms]:
+    """Simulate a run, found a consortium whose sites have the same records in files, and sign the exported run."""
+    named = {site: (PIXELS[part] / LARGEST, LABELS[part]) for site, part in PARTS.items()}
+    tested = np.arange(240, 300)
+    result = simulate(Digits, named, RUN, engine="inline", test=(PIXELS[tested] / LARGEST, LABELS[tested]))
+    exported = result.to_run(tmp_path / "run.toml")
+    federation = Federation.create(tmp_path / "real", tuple(PARTS))
+    for site, part in PARTS.items():
+        write_digits(federation.paths[site] / "digits.csv", part)
+    settings = read_toml(exported, RunSettings)
+    federation.sign(settings)
+    return result.digest, federation, replace(terms_for(settings), file="digits.csv")
+
+
+def test_sites_that_read_files_arrive_at_the_simulated_model(tmp_path: Path) -> None:
+    digest, federation, terms = deployed(tmp_path)
+    for site in federation.sites:
+        federation.write_settings(site, "localhost:1", terms)
+    run_inline(federation)
+    assert read_results(federation).model == digest
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_real_agents_arrive_at_the_simulated_model(tmp_path: Path) -> None:
+    digest, federation, terms = deployed(tmp_path)
+    with Processes() as processes:
+        start_agents(processes, federation, start_server(processes, federation), terms)
+        follow(processes, federation, lambda _: None)
+    results = read_results(federation)
+    assert results.model == digest
+    assert len(set(results.digests.values())) == 1
+
+
+def test_a_division_is_the_pools_of_its_sites() -> None:
+    named = {site: pool_of(part) for site, part in PARTS.items()}
+    division = Division.of(named)
+    assert division.sizes == {"north": 80, "south": 80, "east": 80}
+    for site, pool in named.items():
+        assert (division[site].targets == pool.targets).all()
+
+
+def pool_of(part: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Pool:
+    """Some digits."""
+    return Pool(torch.from_numpy(PIXELS[part]).float(), torch.from_numpy(LABELS[part]))
