@@ -103,7 +103,9 @@ class _Play:
         self.wire.restart()
         self.crashes += 1
         back = self.wire.clock.now + (fault.seconds if fault else self.wire.down)
+        self.wire.serving = False
         self.wire.run_until(back)
+        self.wire.serving = True
         self.wire.clock.now = max(self.wire.clock.now, back)
 
     def afterwards(self) -> None:
