@@ -19,7 +19,6 @@ from client.task.task import Task
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.optimizer import Adam, AdamW, Cosine, Sgd
-from privacy.run.settings import Training
 from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.gradients.test_augmentation import Varied
 from tests.client.specimens import RECORDS, Scores, make_specimen, manifest
@@ -73,7 +72,8 @@ class Case:
     @property
     def manifest(self) -> Manifest:
         run = manifest(STEPS, 0.5, 1.0, 1.0)
-        training = replace(run.settings.training or Training(0.5, 0.1, 1), **self.training)  # type: ignore[arg-type]
+        assert run.settings.training
+        training = replace(run.settings.training, **self.training)  # type: ignore[arg-type]
         privacy = replace(run.settings.privacy, **self.privacy)  # type: ignore[arg-type]
         return replace(run, settings=replace(run.settings, training=training, privacy=privacy))
 
@@ -166,11 +166,7 @@ def test_a_damaged_file_is_noticed_and_the_round_starts_again_with_new_noise(
 @pytest.mark.parametrize("other", [Case(training={"learning_rate": 0.3}), Case(solver=LocalSolver(proximal=0.1))])
 def test_steps_of_another_purpose_are_not_used(other: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "steps"
-    runs: list[Callable[[], object]] = [
-        lambda: other.train(path, 1, 5),
-        lambda: Case().train(path, 1, 5, purpose=b"another model"),
-    ]
-    for run in runs:
+    for run in (lambda: other.train(path, 1, 5), lambda: Case().train(path, 1, 5, purpose=b"another model")):
         with pytest.raises(Killed):
             run()
         caplog.clear()
