@@ -166,7 +166,11 @@ def test_a_damaged_file_is_noticed_and_the_round_starts_again_with_new_noise(
 @pytest.mark.parametrize("other", [Case(training={"learning_rate": 0.3}), Case(solver=LocalSolver(proximal=0.1))])
 def test_steps_of_another_purpose_are_not_used(other: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "steps"
-    for run in (lambda: other.train(path, 1, 5), lambda: Case().train(path, 1, 5, purpose=b"another model")):
+    runs: list[Callable[[], object]] = [
+        lambda: other.train(path, 1, 5),
+        lambda: Case().train(path, 1, 5, purpose=b"another model"),
+    ]
+    for run in runs:
         with pytest.raises(Killed):
             run()
         caplog.clear()
