@@ -191,4 +191,7 @@ def _tell(report: Report, bugs: Mapping[str, Mapping[str, object]]) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # otherwise sets of names have another order in every process
+        again = [sys.executable, "-m", "simulations.schedules", *sys.argv[1:]]
+        os.execve(sys.executable, again, os.environ | {"PYTHONHASHSEED": "0"})  # noqa: S606 - this very command
     sys.exit(main())
