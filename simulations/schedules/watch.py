@@ -24,7 +24,7 @@ import numpy as np
 
 from privacy.crypto.agreement import set_digest
 from privacy.run.plan import read_plan
-from simulations.schedules.work import START, numbers
+from simulations.schedules.updates import START, numbers
 from transport.messages import AGREE, REVEAL, TRAIN
 
 if TYPE_CHECKING:

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 from typing_extensions import override
 
 from client.site import Site
-from privacy.codec.update import Layout, Model, Update
+from privacy.codec.update import Update
+from simulations.schedules.updates import LAYOUT, START
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from client.settings import SiteFolder
     from client.work.work import Work
     from privacy.codec.header import UpdateHeader
+    from privacy.codec.update import Layout, Model
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings
     from simulations.schedules.watch import Watch
-
-LAYOUT = Layout((("weights", (8,)),))
-START = Model(np.zeros(LAYOUT.size, dtype=np.float32), LAYOUT)
-
-
-def numbers(site: str, number: int, count: int) -> NDArray[np.float32]:
-    """Return the update `(8,)` of a site's training in a round, the `count`-th time. The first value keeps the range.
-
-    >>> float(numbers("north", 1, 1)[0])
-    0.5
-    """
-    digest = sha256(f"{site} {number} {count}".encode()).digest()
-    values = np.frombuffer(digest, dtype="<u4")[: LAYOUT.size] / 2**32 - 0.5
-    values[0] = 0.5
-    return values.astype(np.float32)
 
 
 class Counting:

@@ -64,6 +64,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "round"): ("cloister.benchmarks.round.measure", []),
     ("bench", "api"): ("cloister.benchmarks.api.measure", []),
     ("bench", "scale"): ("cloister.benchmarks.scale.measure", []),
+    ("bench", "simulation"): ("cloister.benchmarks.simulation.measure", []),
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
     ("bench", "algorithms"): ("cloister.benchmarks.algorithms.measure", []),

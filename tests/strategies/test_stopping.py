@@ -117,11 +117,11 @@ def test_a_site_whose_disk_fails_is_asked_again_and_left_out_until_it_is_repaire
     federation = make_federation(replace(NOISY, rounds=2))
     outbox, release = federation.paths[HOSTILE] / "outbox", Study.release
 
-    def spoiling(self: Study, *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
+    def spoiling(self: Study, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - what it returns
         if self._site.name == HOSTILE:
             outbox.rename(outbox.with_name("elsewhere"))
             outbox.write_text("")
-        return release(self, *arguments)
+        return release(self, *arguments, **named)
 
     monkeypatch.setattr(Study, "release", spoiling)
     first, second = run_with(federation)

@@ -270,9 +270,9 @@ def test_disk_space_for_a_round_is_reserved_while_a_site_trains_and_then_freed(
     federation, blocks = make_federation(NOISY), dict[str, int]()
     release, folder = Study.release, federation.paths[SITE]
 
-    def watched(self: Study, *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
+    def watched(self: Study, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - what it returns
         blocks.update({path.parent.name: 512 * path.stat().st_blocks for path in folder.rglob(".space")})
-        return release(self, *arguments)
+        return release(self, *arguments, **named)
 
     monkeypatch.setattr(Study, "release", watched)
     plan = plan_of(federation)
@@ -290,10 +290,10 @@ def test_a_disk_that_fails_while_a_site_trains_leaves_no_half_file_and_costs_no_
     federation = make_federation(NOISY)
     plan, folder, release = plan_of(federation), federation.paths[SITE], Study.release
 
-    def spoiling(self: Study, *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
+    def spoiling(self: Study, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - what it returns
         (folder / "outbox").rename(folder / "elsewhere")
         (folder / "outbox").write_text("")
-        return release(self, *arguments)
+        return release(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Study, "release", spoiling)
