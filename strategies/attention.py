@@ -99,6 +99,13 @@ class Attention:
         self._open |= sent
         return set(sent)
 
+    def forget_queries(self) -> None:
+        """Ignore answers to queries sent so far: what they say may be out of date."""
+        self._late = []
+        self._open = {
+            name: message for name, message in self._open.items() if message.metadata.message_type != MessageType.QUERY
+        }
+
     def take(self, grid: Grid) -> Iterator[tuple[Message, Message]]:
         """Yield pushed messages with the replies that have arrived."""
         late, self._late = self._late, []

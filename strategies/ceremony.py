@@ -101,6 +101,7 @@ class Ceremony:
     def _ask_again(self, grid: Grid, sites: list[str]) -> list[str]:
         """Ask sites once more which keys they have; return those that answer."""
         self._turn.asks_anew()
+        self._members.attention.forget_queries()
         for site in sites:
             self._members.doubt(site)
         here = self._members.gather(grid, len(sites), min(_RETURN, self._members.attention.seconds))
