@@ -1,9 +1,10 @@
 """Submit a signed run, look at runs and their events, follow one, stop one, let one go on."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import WithJsonSchema
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -18,16 +19,23 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
-_LAST_EVENT = 1 << 53
+_LAST_EVENT, _DIGEST = 1 << 53, r"^[0-9a-f]{64}$"
 Looking = Annotated[SignedIn, Depends(allowed("look"))]
 Signing = Annotated[SignedIn, Depends(allowed("sign"))]
 Stopping = Annotated[SignedIn, Depends(allowed("stop"))]
 Named = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="the run's digest, or what its digest or name starts with")
 ]
-Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="the run's digest")]
+Digest = Annotated[str, Path(pattern=_DIGEST, description="the run's digest")]
 After = Annotated[int, Query(ge=0, le=_LAST_EVENT, description="only events with higher numbers")]
-Cursor = Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$", description="`next` of the page before")]
+Cursor = Annotated[
+    str | None,
+    Query(pattern=_DIGEST, description="`next` of the page before"),
+    WithJsonSchema({"type": "string", "pattern": _DIGEST}),  # a parameter is there or not; it is never null
+]
+Standing = Annotated[
+    Status | None, Query(description="only runs that stand so"), WithJsonSchema({"enum": list(get_args(Status))})
+]
 
 
 @router.post("", status_code=HTTPStatus.CREATED, openapi_extra={
@@ -43,7 +51,7 @@ async def submit(api: Here, request: Request, found: Signing) -> RunAnswer:
 @router.get("", dependencies=[Depends(allowed("look"))])
 async def list_runs(
     api: Here,
-    status: Annotated[Status | None, Query(description="only runs that stand so")] = None,
+    status: Standing = None,
     before: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=MOST_RUNS)] = 20,
 ) -> RunsAnswer:
@@ -95,11 +103,11 @@ async def follow(
     found: Looking,
     run: Named,
     after: After = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=_LAST_EVENT, description="instead of `after`")] = None,
+    last_event_id: Annotated[int, Header(ge=0, le=_LAST_EVENT, description="as `after`; the higher counts")] = 0,
 ) -> EventSourceResponse:
     """Follow a run's events until it ends."""
     stored = await run_in_threadpool(api.runs.store.run, run)
-    return api.following.follow(stored.digest, after if last_event_id is None else last_event_id, found)
+    return api.following.follow(stored.digest, max(after, last_event_id), found)
 
 
 @router.post("/{run}/stop", openapi_extra=described(StopRequest, required=False))
