@@ -92,6 +92,11 @@ class ApiSession:
             headers={"Accept-Encoding": "identity"},
         )
 
+    @property
+    def token(self) -> str:
+        """The session's token; empty if there is none."""
+        return self._kept.token
+
     def close(self) -> None:
         """Close the connection."""
         self._http.close()

@@ -104,6 +104,11 @@ class Client:
         """The API's address."""
         return self._session.api
 
+    @property
+    def token(self) -> str:
+        """The session's token, for other HTTP clients; empty before one has signed in."""
+        return self._session.token
+
     def __enter__(self) -> Self:
         return self
 

@@ -122,6 +122,10 @@ class EncryptedStrategy(Strategy):
         if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
             self._voting.undo(grid, away)
+        if self._event_log.unconfirmed:
+            members.deliver_again(grid, members.gather(grid, len(members.wanted), _LAST * self._seconds), self._seconds)
+            self.released += not self._event_log.unconfirmed
+            self._keep(is_open=False)
         members.catch_up(grid, _LAST * self._seconds)
 
     def close(self) -> None:
@@ -162,8 +166,7 @@ class EncryptedStrategy(Strategy):
             return self._ask_to_train(grid, current.plan, [site for site in current.plan.cohort if site in present])
         self._voting.undo(grid, present)
         present = [site for site in present if site in self._members.nodes]
-        if self._event_log.unconfirmed:
-            present = self._members.deliver_again(grid, present, seconds)
+        present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.absent | self._members.problems
         current.started = time.monotonic()  # do not count the wait for sites
         if len(present) < cohort.minimum or self._members.model is None:
@@ -257,12 +260,8 @@ class EncryptedStrategy(Strategy):
             return None
         metrics = averaged(reports, self._manifest.settings.cohort.sizes)
         votes = self._count(current)
-        self._record(
-            model=self._members.model,
-            metrics=metrics,
-            sharing=sorted(site for site in reports if reports[site]),
-            **votes,
-        )
+        sharing = sorted(site for site in reports if reports[site])
+        self._record(model=self._members.model, metrics=metrics, sharing=sharing, **votes)
         self._voting.undo(self._grid, list(self._members.nodes))  # if the votes say so, and now that it is on disk
         return MetricRecord(dict(metrics))
 

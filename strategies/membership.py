@@ -265,11 +265,13 @@ class Membership:
         return apart
 
     def deliver_again(self, grid: Grid, sites: list[str], seconds: float) -> list[str]:
-        """Deliver the last sum again, because no resulting model is confirmed; return the sites that now agree.
+        """Deliver the last sum again if no resulting model is confirmed; return the sites that now agree.
 
         Raises:
             RunError: if no majority reached the same model.
         """
+        if not self.event_log.unconfirmed:
+            return sites
         number, messages, plan = 0, list[Message](), b""
         # A site whose model is unknown to the event log has opened the last sum.
         models = {site: (self.models[site], self.bounds[site]) for site in sites

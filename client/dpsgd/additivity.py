@@ -22,7 +22,7 @@ import math
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -73,7 +73,7 @@ class ClippedSum:
         self.optimizer.zero_grad(set_to_none=True)
         self.mode.fill(inputs, targets)
         self.optimizer.clip_and_accumulate()
-        parameters: list[Any] = list(self.optimizer.params)  # to which Opacus adds attributes
+        parameters = self.optimizer.params
         gradient = sketch([parameter.summed_grad for parameter in parameters])
         for parameter in parameters:
             parameter.summed_grad = None

@@ -18,7 +18,7 @@ from client.gradients.clipping import add_clipped
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
@@ -63,6 +63,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are always float32
     dropped: int = 0  # records whose gradients were not finite
     values_a_record: int = 0  # values in memory per record, on top of plain training
+    _tables: Sequence[Mapping[str, Tensor | None]] = ()  # of every module's own parameters
 
     def fill(self, inputs: Inputs, targets: Tensor) -> None:
         """Clip these records' gradients and add them to `p.summed_grad` of every trained parameter.
@@ -83,13 +84,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             if len(gradients) != len(self.trained):
                 msg = f"only {len(gradients)} of the model's {len(self.trained)} parameters have gradients"
                 raise TaskError(msg)
-            known = trainable(self._module)
-            if len(known) != len(self.trained) or any(a is not b for a, b in zip(known, self.trained, strict=True)):
-                msg = (
-                    "the model replaces its parameters or freezes some in forward; keep the parameters that it was "
-                    "made with"
-                )
-                raise TaskError(msg)
+            self._check_parameters()
         if self.augmentation and self.augmentation.copies > 1:
             with torch.no_grad():
                 gradients = [gradient and gradient.averaged(self.augmentation.copies) for gradient in gradients]
@@ -97,6 +92,26 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             self.dropped += dropped  # torch makes setting a module's attributes slow
         if records and not self.values_a_record:
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // records
+
+    def _check_parameters(self) -> None:
+        """Refuse a model whose trained parameters are no longer those in `trained`.
+
+        `trainable` would take as long as the rest of a small model's bookkeeping; modules that appear later than the
+        first batch have no part in the update.
+
+        Raises:
+            TaskError: if it replaces some or freezes them.
+        """
+        if not self._tables:
+            self._tables = [part._parameters for part in self._module.modules()]  # noqa: SLF001 - torch's
+        found = (parameter for table in self._tables for parameter in table.values())
+        known = dict.fromkeys(id(parameter) for parameter in found if parameter is not None and parameter.requires_grad)
+        if list(known) != [id(parameter) for parameter in self.trained]:
+            msg = (
+                "the model replaces its parameters or freezes some in forward; keep the parameters that it was made "
+                "with"
+            )
+            raise TaskError(msg)
 
     def at_once(self, physical_batch: int) -> int:
         """Return the number of records whose copies are so many rows, or one record."""

@@ -44,8 +44,6 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         self._randomness = randomness
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
         self._ahead: Future[None] | None = None
-        self._noise = torch.empty(0)  # of all parameters, written anew in every step
-        self._parts: list[Tensor] = []  # of the noise, shaped as the parameters
 
     def draw_ahead(self) -> None:
         """Start drawing the next step's noise, if that does not take a core from those that compute the gradients.
@@ -53,11 +51,17 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         Nobody else may draw from the randomness until the step is taken.
         """
         if self._scale > 0 and self._draws_ahead:
-            self._ahead = self._thread.submit(self._draw, self._room())
+            self._ahead = self._thread.submit(self._draw, self._noise)
 
     def close(self) -> None:
         """Wait for the thread, and end it."""
         self._thread.shutdown()
+
+    @cached_property
+    @override
+    def params(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride] - a property of Opacus
+        """The trained parameters, to which Opacus adds attributes; collected once, as a pass may freeze some."""
+        return [parameter for group in self.param_groups for parameter in group["params"] if parameter.requires_grad]
 
     @cached_property
     def _draws_ahead(self) -> bool:
@@ -77,16 +81,18 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         expected: Any = self.expected_batch_size  # optional in Opacus, always set here
         return 1.0 / float(expected) if self.loss_reduction == "mean" else 1.0
 
-    def _room(self) -> Tensor:
-        """Return memory for a step's noise, `(values,)`. Do not call it in a pass, which may freeze parameters."""
-        parameters = self.params
-        size = sum(parameter.numel() for parameter in parameters)
-        if self._noise.numel() != size:
-            double = any(parameter.dtype is torch.float64 for parameter in parameters)
-            self._noise = torch.empty(size, dtype=torch.float64 if double else torch.float32)
-            parts = self._noise.split([parameter.numel() for parameter in parameters])
-            self._parts = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
-        return self._noise
+    @cached_property
+    def _noise(self) -> Tensor:
+        """The noise of all parameters, `(values,)`, written anew in every step."""
+        double = any(parameter.dtype is torch.float64 for parameter in self.params)
+        size = sum(parameter.numel() for parameter in self.params)
+        return torch.empty(size, dtype=torch.float64 if double else torch.float32)
+
+    @cached_property
+    def _parts(self) -> list[Tensor]:
+        """The same memory, shaped as the parameters."""
+        parts = self._noise.split([parameter.numel() for parameter in self.params])
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self.params, strict=True)]
 
     def _drawn(self, sums: list[Tensor]) -> list[Tensor]:
         """Return the noise, shaped as the sums. To another device it is copied as one: every copy makes both wait."""
@@ -157,8 +163,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Forget gradients; sums too, unless a part of a batch has left them. They are set to None in any case."""
         del set_to_none
-        parameters: list[Any] = list(self.params)  # to which Opacus adds attributes
-        for parameter in parameters:
+        for parameter in self.params:
             parameter.grad = parameter.grad_sample = None
             if not self._is_last_step_skipped:
                 parameter.summed_grad = None
@@ -191,17 +196,17 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         The noise is drawn in double precision, and rounded to the parameters' precision. If the reduction is the sum,
         nothing is divided.
         """
-        parameters, share = list[Any](self.params), self._share
+        parameters, share, noisy = self.params, self._share, self._scale > 0
         sums: list[Tensor] = [parameter.summed_grad for parameter in parameters]
-        if self._scale > 0:
+        if noisy:
             if self._ahead:
                 self._ahead.result()
                 self._ahead = None
             else:
-                self._draw(self._room())
+                self._draw(self._noise)
             for noise, total in zip(self._drawn(sums), sums, strict=True):
                 torch.add(noise.to(total), total, alpha=share, out=total)
         for parameter, total in zip(parameters, sums, strict=True):
-            if not self._scale > 0:
+            if not noisy:
                 total.mul_(share)
             parameter.grad, parameter.summed_grad = total, None

@@ -165,10 +165,9 @@ def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Ch
     try:
         if not isinstance(work, Study) or current.settings.shares_noise:
             return work.release(current.manifest, number, checkpoint.model, randomness), charge
-        file = None
+        train = partial(work.release, current.manifest, number, checkpoint.model, randomness)
         if current.site.settings.training.checkpoint_steps:
-            file = current.site.partial.file(charge, checkpoint.digest, work.digest())
-        train = partial(work.release, current.manifest, number, checkpoint.model, randomness, file=file)
+            train = partial(train, file=current.site.partial.file(charge, checkpoint.digest, work.digest()))
         return train_locally(str(current.settings.strategy["name"]), current.algorithm, at, train), charge
     except KeyboardInterrupt:
         raise

@@ -159,7 +159,7 @@ def _summarise(results: Results, course: _Course, sites: Sequence[str]) -> dict[
         "server_seconds": round(float(np.median(np.diff(course.server))), 3),
         "agent_seconds": round(float(np.median(np.diff(course.agents))), 3),
         "server_bytes": course.memory,
-        "server_slope_bytes_per_100_rounds": round(100 * slope(course.memory[len(course.memory) // 4 :])),
+        "server_slope_bytes_per_100_rounds": round(100 * slope(course.memory[len(course.memory) // 2 :])),
         "bytes_up": round(events[-1]["bytes_up"] / len(sites)),
         "bytes_down": round(events[-1]["bytes_down"] / len(sites)),
         "model": next(iter(results.digests.values())),

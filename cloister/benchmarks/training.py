@@ -111,8 +111,6 @@ def table(report: dict[str, Any]) -> str:
             chosen = f"  {row['chosen']}" if "chosen" in row else ""
             lines.append(f"{name}{row['seconds']:>9.3f}{row['ratio']:>9.2f}{row['peak_mb']:>9.0f}{chosen}")
     what = (
-        "processor seconds per epoch, one core"
-        if cores == 1
-        else f"seconds per epoch, {cores} cores, with the better number of torch's threads"
+        "processor seconds per epoch, one core" if cores == 1 else f"seconds per epoch, {cores} cores, 1 thread or more"
     )
     return "\n".join([*lines, "", f"{what}; the fastest of {report['repeats']} repetitions"])

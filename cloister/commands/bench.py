@@ -46,6 +46,21 @@ def bench_scale(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("api", epilog="Example:  cloister bench api --rate 100 --json")
+def bench_api(
+    parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=16, help="Rounds to measure, half of them with requests.")] = 80,
+    sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
+    rate: Annotated[float, typer.Option(min=1, max=180, help="Requests a second.")] = 100.0,
+    as_json: Json = False,
+) -> None:
+    """Measure how much requests to the API slow a round: server and agents as processes."""
+    from cloister.benchmarks.api import measure, table  # noqa: PLC0415
+
+    report = measure(parameters, rounds, sites, rate)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("simulation", epilog="Example:  cloister bench simulation --sites 100 --engine vectorised --engine loop")
 def bench_simulation(
     sites: Annotated[list[int], typer.Option(min=2, help="Numbers of sites.")] = [100, 1000],  # noqa: B006 - typer copies

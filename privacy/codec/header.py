@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, Hex32
-from privacy.crypto.signing import verify
+from privacy.crypto.signing import forget_signatures, verify
 from privacy.errors import MalformedError, ProtocolError
 from privacy.run.settings import SiteName
 
@@ -100,6 +100,12 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
         msg = f"{site}'s update is masked, or not, other than the run says; it was not added"
         raise ProtocolError(msg)
     return header
+
+
+def forget_headers() -> None:
+    """Forget the headers and signatures that were verified: those of the next plan are others."""
+    _read.cache_clear()
+    forget_signatures()
 
 
 @lru_cache(maxsize=4096)

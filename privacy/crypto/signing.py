@@ -67,6 +67,11 @@ def verify(key: PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
         raise AuthenticityError(msg) from error
 
 
+def forget_signatures() -> None:
+    """Forget which signatures were valid: the next ones are others."""
+    _note.cache_clear()
+
+
 @lru_cache(maxsize=_REMEMBERED)
 def _note(digest: bytes) -> list[bool]:
     """Return the note on a signature, by the digest of key, signature and document; it is empty unless it was valid."""

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from privacy.codec.ciphertext import Accumulator, SummedCiphertexts, seeds_digest
-from privacy.codec.header import verify_header
+from privacy.codec.header import forget_headers, verify_header
 from privacy.crypto.expansion import add_expanded
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
 from privacy.run.plan import RoundPlan, read_plan
@@ -68,6 +68,7 @@ class RunningSum:
     """A round's sum as it grows, in the memory of one sum, whatever the number of sites."""
 
     def __init__(self, plan: RoundPlan) -> None:
+        forget_headers()  # a server that serves a long run keeps no earlier plan's
         self.plan = plan
         self._c0: Accumulator | None = None
         self._c1: Accumulator | None = None

@@ -60,7 +60,8 @@ class Following:
 
     async def _stream(self, digest: str, after: int, asker: SignedIn) -> AsyncIterator[ServerSentEvent]:
         with self._counted(asker.person.name):
-            while not self.stopping:
+            while True:
+                stopping = self.stopping
                 holds, run, events = await run_sync(self._look, digest, after, asker, limiter=self._threads)
                 if not holds:
                     return
@@ -71,6 +72,8 @@ class Following:
                     continue
                 if run.status in ENDED:
                     yield ServerSentEvent(json.dumps({"status": run.status, "reason": run.reason}), event="end")
+                    return
+                if stopping:  # only now: the run may be why the server stops
                     return
                 await self._wait(digest, after)
 
@@ -86,8 +89,13 @@ class Following:
             wait = self._runs.store.wait_for_events
             call = run_sync(wait, digest, after, _LOOK_SECONDS, limiter=self._threads)
             waiting = self._waiting[digest] = asyncio.ensure_future(call)
-            waiting.add_done_callback(lambda _: self._waiting.pop(digest, None))
+            waiting.add_done_callback(lambda task: self._waited(digest, task))
         await asyncio.wait({waiting}, timeout=_LOOK_SECONDS)
+
+    def _waited(self, digest: str, task: asyncio.Task[bool]) -> None:
+        self._waiting.pop(digest, None)
+        if not task.cancelled():
+            task.exception()  # whoever follows looks at the store next, and meets it there
 
     @property
     def _threads(self) -> CapacityLimiter:

@@ -24,7 +24,7 @@ BODY_SECONDS, SEND_SECONDS = 20.0, 20.0
 LARGEST_BODY = 16 << 10
 """Bytes of any body but a signed run."""
 
-RATE, BURST = 50.0, 150.0
+RATE, BURST = 200.0, 400.0
 """Requests of one address: a second, and at once."""
 
 _HEADERS = (

@@ -1,6 +1,7 @@
 """People who signed in: by a signed challenge, or by their organisation's word. A token of a session is a secret.
 
-The store has the digest of a token. A session holds while the roster lists the person with the key that they had when
+The store has the digest of a token; sessions that are in use are in memory, too: only one process serves the API. A
+session holds while the roster lists the person with the key that they had when
 they signed in: who is removed, or gets another key, is out with the next request, and a new role counts at once.
 """
 
@@ -66,6 +67,7 @@ class People:
         """
         self._runs, self._tls, self._now = runs, tls, now
         self._turn, self._purged = Lock(), 0.0
+        self._known = dict[str, Session]()  # in use, by digest
         self._challenges, self._nonces = Challenges(time.monotonic), Challenges(time.monotonic, ACCOUNT_SECONDS)
         self.authority = read_certificate(tls.authority).fingerprint(hashes.SHA256()).hex()
 
@@ -134,10 +136,16 @@ class People:
                 self._purged = now
                 sessions.purge(now)
             for old in sessions.of(person.name)[: -MOST_SESSIONS + 1]:
+                self._known.pop(old.token, None)
                 sessions.revoke(old.token)
+            self._known = {token: known for token, known in self._known.items() if known.ends > now}
             sessions.add(session)
         log.info("%s signed in", person.name)
         return token, SignedIn(person, session)
+
+    def remembers(self, token: str) -> bool:
+        """Return whether `who` needs not look into the store."""
+        return _digest(token) in self._known
 
     def who(self, token: str) -> SignedIn:
         """Return who holds a token.
@@ -145,7 +153,11 @@ class People:
         Raises:
             RefusalError: if nobody does, or no longer.
         """
-        session = self._runs.store.sessions.get(_digest(token))
+        digest = _digest(token)
+        if (session := self._known.get(digest)) is None:
+            with self._turn:
+                if session := self._runs.store.sessions.get(digest):
+                    self._known[digest] = session
         if session is None or not self.holds(session):
             detail = "this session has ended, or never was; sign in again (cloister login)"
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
@@ -160,11 +172,13 @@ class People:
 
     def still_holds(self, session: Session) -> bool:
         """Return whether a session holds, and was not ended by hand."""
-        return self._runs.store.sessions.get(session.token) is not None and self.holds(session)
+        return session.token in self._known and self.holds(session)
 
     def end(self, session: Session) -> None:
         """End a session."""
-        self._runs.store.sessions.revoke(session.token)
+        with self._turn:
+            self._known.pop(session.token, None)
+            self._runs.store.sessions.revoke(session.token)
         log.info("%s signed out", session.person)
 
     def _is_ours(self, host: str) -> bool:

@@ -1,7 +1,7 @@
 """Submit a signed run, look at runs and their events, follow one, stop one, let one go on."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
@@ -41,22 +41,22 @@ async def submit(api: Here, request: Request, found: Signing) -> RunAnswer:
 
 
 @router.get("", dependencies=[Depends(allowed("look"))])
-def list_runs(
+async def list_runs(
     api: Here,
     status: Annotated[Status | None, Query(description="only runs that stand so")] = None,
     before: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=MOST_RUNS)] = 20,
 ) -> RunsAnswer:
     """List runs, the newest first."""
-    found = api.runs.store.runs(status, before, limit + 1)
+    found = await run_in_threadpool(api.runs.store.runs, status, before, limit + 1)
     shown = [_shown(run) for run in found[:limit]]
     return RunsAnswer(runs=shown, next=shown[-1].digest if len(found) > limit else None)
 
 
 @router.get("/{run}", dependencies=[Depends(allowed("look"))])
-def look_at_run(api: Here, run: Named) -> RunAnswer:
+async def look_at_run(api: Here, run: Named) -> RunAnswer:
     """Look at a run."""
-    return _shown(api.runs.store.run(run))
+    return _shown(await run_in_threadpool(api.runs.store.run, run))
 
 
 @router.get(
@@ -65,18 +65,23 @@ def look_at_run(api: Here, run: Named) -> RunAnswer:
     response_class=Response,
     responses={200: as_bytes("the signed run")},
 )
-def fetch_manifest(api: Here, run: Named) -> Response:
+async def fetch_manifest(api: Here, run: Named) -> Response:
     """Fetch a run as it was signed."""
-    return Response(api.runs.store.run(run).document, media_type=BYTES)
+    stored = await run_in_threadpool(api.runs.store.run, run)
+    return Response(stored.document, media_type=BYTES)
 
 
 @router.get("/{run}/events", dependencies=[Depends(allowed("look"))])
-def list_events(
+async def list_events(
     api: Here, run: Named, after: After = 0, limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 100
 ) -> EventsAnswer:
     """List a run's events, the oldest first."""
-    stored = api.runs.store.run(run)
-    found = api.runs.store.events(stored.digest, after, limit + 1)
+
+    def work() -> "tuple[StoredRun, list[tuple[int, dict[str, Any]]]]":
+        stored = api.runs.store.run(run)
+        return stored, api.runs.store.events(stored.digest, after, limit + 1)
+
+    stored, found = await run_in_threadpool(work)
     shown = [NumberedEvent(number=number, event=event) for number, event in found[:limit]]
     return EventsAnswer(events=shown, next=shown[-1].number if len(found) > limit else None, status=stored.status)
 
@@ -111,9 +116,9 @@ async def stop(api: Here, request: Request, found: Looking, run: Digest) -> RunA
 
 
 @router.post("/{run}/retry")
-def retry(api: Here, found: Stopping, run: Digest) -> RunAnswer:
+async def retry(api: Here, found: Stopping, run: Digest) -> RunAnswer:
     """Let a run that failed or was stopped go on where it ended; it may charge sites for further rounds."""
-    return _shown(api.runs.retry(run, found.person.name))
+    return _shown(await run_in_threadpool(api.runs.retry, run, found.person.name))
 
 
 def _shown(run: "StoredRun") -> RunAnswer:

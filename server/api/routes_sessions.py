@@ -68,7 +68,7 @@ async def sign_in_with_account(api: Here, request: Request, origin: Origin) -> N
 
 
 @router.get("/sessions/current")
-def look_at_session(found: Asker) -> SessionAnswer:
+async def look_at_session(found: Asker) -> SessionAnswer:
     """Look who one is, and what one may do."""
     return SessionAnswer(**_shown(found))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from privacy.errors import ConfigError, StorageError
 from privacy.failpoints import failpoint
@@ -125,7 +126,9 @@ class Database:
     def fail(self, error: SQLAlchemyError) -> NoReturn:
         """Raise a database's error as a sentence."""
         cause = getattr(error, "orig", None) or error
-        if isinstance(cause, sqlite3.Error):
+        if isinstance(error, PoolTimeout):
+            msg = f"{self.place}: too many requests use this database at once; try again"
+        elif isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
             msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
         elif self.is_postgres:
@@ -190,7 +193,9 @@ def _sqlite(file: Path) -> Engine:
             raise
         return connection
 
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), creator=connect, hide_parameters=True)
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(file)), creator=connect, hide_parameters=True, max_overflow=32
+    )
 
     def begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get(_READS)

@@ -96,22 +96,29 @@ def _file_locked(database: Path) -> Iterator[None]:
 
 
 class _PostgresLeader:
-    """Holds the advisory lock, and makes the connection that holds it again if it is lost and nobody took over."""
+    """Holds the advisory lock, and takes it again if its connection is lost and nobody took over meanwhile."""
 
     def __init__(self, database: Database) -> None:
         self._database, self.leadership = database, Leadership()
         self._connection: Connection | None = None
+        self._locked = False
         self._number: int | None = None
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._look, name="leadership", daemon=True)
 
     def wait(self, waiting: Callable[[], None]) -> None:
-        """Return once this process leads."""
-        said = False
-        while not self._locks():
-            if not said:
-                log.info("another server leads; this one waits until it ends")
-                said = True
+        """Return once this process leads.
+
+        Raises:
+            StorageError: if the database is away for too long.
+        """
+        said, seen = False, time.monotonic()
+        while not self._lock(seen):
+            if self._connection is not None:
+                seen = time.monotonic()
+                if not said:
+                    log.info("another server leads; this one waits until it ends")
+                    said = True
             waiting()
             time.sleep(_WAIT)
         self._number = self._database.write(_take_over)
@@ -119,19 +126,24 @@ class _PostgresLeader:
         self.leadership.since = time.time()
         self._watch.start()
 
-    def _locks(self) -> bool:
-        """Try to take the lock, on a new connection if the present one is lost."""
+    def _lock(self, seen: float) -> bool:
+        """Try to take the lock, on a new connection if the present one is lost; return whether this process has it.
+
+        Raises:
+            StorageError: if the database has been away for too long since `seen`, and this process does not lead.
+        """
         try:
             if self._connection is None:
                 self._connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            schema = self._connection.scalar(sa.select(sa.func.current_schema()))
-            key = int.from_bytes(sha256(f"cloister leads {schema}".encode()).digest()[:8], "big", signed=True)
-            return bool(self._connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))))
+            if not self._locked:
+                schema = self._connection.scalar(sa.select(sa.func.current_schema()))
+                key = int.from_bytes(sha256(f"cloister leads {schema}".encode()).digest()[:8], "big", signed=True)
+                self._locked = bool(self._connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))))
         except SQLAlchemyError as error:
             self._drop()
-            if self._number is None:
+            if self._number is None and time.monotonic() - seen > self._database.patience:
                 self._database.fail(error)
-            return False
+        return self._locked
 
     def _fence(self, connection: Connection) -> None:
         """Check, and keep so until the transaction ends, that nobody else leads."""
@@ -142,41 +154,34 @@ class _PostgresLeader:
             self.leadership.check()
 
     def _look(self) -> None:
-        """Watch the connection; once it is lost for good, or somebody else leads, this process does not."""
+        """Watch until somebody else leads, or the lock is lost for too long. Its old connection may hold it a while."""
         seen = time.monotonic()
         while not self._ended.wait(_LOOK):
-            if self._holds() or self._leads_again():
+            newest = self._newest() if self._lock(seen) or self._connection else None
+            if self._locked and newest == self._number:
                 seen = time.monotonic()
-            elif self._connection is not None or time.monotonic() - seen > self._database.patience:
+            elif newest not in {None, self._number} or time.monotonic() - seen > self._database.patience:
                 break
         if not self._ended.is_set():
             self.leadership.lost.set()
             log.error("this server leads no longer")
 
-    def _holds(self) -> bool:
+    def _newest(self) -> int | None:
+        """Return the number of who leads; None if the database is away."""
+        assert self._connection is not None  # noqa: S101 - the caller looked
         try:
-            return self._connection is not None and self._connection.scalar(sa.select(1)) == 1
+            newest: int | None = self._connection.scalar(sa.select(sa.func.max(LEADERS.c.number)))
         except SQLAlchemyError:
             self._drop()
-            return False
-
-    def _leads_again(self) -> bool:
-        """Take the lock again, if nobody has led meanwhile. With a connection left and no lock, somebody has."""
-        if not self._locks() or self._connection is None:
-            return False
-        try:
-            newest = self._connection.scalar(sa.select(sa.func.max(LEADERS.c.number)))
-        except SQLAlchemyError:
-            self._drop()
-            return False
-        return bool(newest == self._number)
+            return None
+        return newest
 
     def _drop(self) -> None:
         if self._connection is not None:
             with suppress(SQLAlchemyError):
                 self._connection.invalidate()
                 self._connection.close()
-        self._connection = None
+        self._connection, self._locked = None, False
 
     def stop(self) -> None:
         """Let another server lead."""

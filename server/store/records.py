@@ -55,7 +55,8 @@ class StoredRecord:
         if self._pending is not None:
             yield
             return
-        changes = self._pending = list[Change]()
+        changes: list[Change] = []
+        self._pending = changes
         try:
             yield
         finally:

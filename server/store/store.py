@@ -63,7 +63,7 @@ class Store:
         """Take a database whose tables are up to date."""
         self.database, self._folder = database, place.folder
         self._sealing = Sealing(place.folder)
-        self._appended = threading.Condition()
+        self._appended, self._writes = threading.Condition(), 0
         self.sessions = StoredSessions(database)
 
     @classmethod
@@ -216,6 +216,7 @@ class Store:
 
     def _tell(self) -> None:
         with self._appended:
+            self._writes += 1
             self._appended.notify_all()
 
     def events(self, digest: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
@@ -240,9 +241,10 @@ class Store:
         query = sa.select(sa.func.max(EVENTS.c.number)).where(EVENTS.c.run == digest)
         deadline = time.monotonic() + seconds
         while True:
+            seen = self._writes
+            last = self.database.read(lambda connection: connection.scalar(query)) or 0
+            left = deadline - time.monotonic()
+            if last > after or left <= 0:
+                return last > after
             with self._appended:
-                last = self.database.read(lambda connection: connection.scalar(query)) or 0
-                left = deadline - time.monotonic()
-                if last > after or left <= 0:
-                    return last > after
-                self._appended.wait(min(left, _POLL))
+                self._appended.wait_for(lambda: self._writes != seen, min(left, _POLL))  # noqa: B023 - called at once

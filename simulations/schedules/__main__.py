@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from simulations.schedules.faults import Schedule
     from simulations.schedules.play import Outcome
 
+    _Batch = tuple[list[tuple[int, Outcome]], float]
+
 SCHEDULES = 5000
 MOST = 600  # schedules in which a bug must be found
 _AT_ONCE = 8  # that a process takes at a time
@@ -43,6 +45,7 @@ class Report:
     released: int = 0  # rounds
     crashes: int = 0  # of servers and sites
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     broken: dict[int, str] = field(default_factory=dict)  # by seed
 
     def add(self, seed: int, outcome: Outcome) -> None:
@@ -59,9 +62,12 @@ class Report:
 def explore(seeds: Sequence[int], processes: int) -> Report:
     """Play the schedules of these seeds, in several processes."""
     report, began = Report(), time.monotonic()
-    for seed, outcome in _played(seeds, processes):
-        report.add(seed, outcome)
+    for outcomes, seconds in _played(seeds, processes):
+        report.processor_seconds += seconds
+        for seed, outcome in outcomes:
+            report.add(seed, outcome)
     report.seconds = round(time.monotonic() - began, 1)
+    report.processor_seconds = round(report.processor_seconds, 1)
     return report
 
 
@@ -99,26 +105,25 @@ def _begin(place: Path) -> None:
     gc.freeze()
 
 
-def _play(seeds: Sequence[int]) -> list[tuple[int, Outcome]]:
+def _play(seeds: Sequence[int]) -> _Batch:
     gc.disable()  # what a schedule leaves is small
+    began = time.process_time()
     try:
-        return [(seed, play(draw(seed), _own[0])) for seed in seeds]
+        return [(seed, play(draw(seed), _own[0])) for seed in seeds], time.process_time() - began
     finally:
         gc.enable()
         gc.collect()
 
 
-def _played(seeds: Sequence[int], processes: int) -> Iterator[tuple[int, Outcome]]:
+def _played(seeds: Sequence[int], processes: int) -> Iterator[_Batch]:
     batches = [seeds[start : start + _AT_ONCE] for start in range(0, len(seeds), _AT_ONCE)]
     with folder() as place:
         if processes == 1:
             _begin(place)
-            for batch in batches:
-                yield from _play(batch)
+            yield from map(_play, batches)
             return
         with multiprocessing.get_context("fork").Pool(processes, _begin, (place,)) as pool:
-            for outcomes in pool.imap_unordered(_play, batches):
-                yield from outcomes
+            yield from pool.imap_unordered(_play, batches)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,14 +178,16 @@ def _bugs(first: int) -> dict[str, dict[str, object]]:
 
 
 def _tell(report: Report, bugs: Mapping[str, Mapping[str, object]]) -> None:
+    took = f"{report.seconds:g} s ({report.processor_seconds:g} s of processor time)"
     _say(
-        f"{report.schedules} schedules in {report.seconds:g} s: {report.steps} deliveries, {report.crashes} crashes, "
+        f"{report.schedules} schedules in {took}: {report.steps} deliveries, {report.crashes} crashes, "
         f"{report.released} rounds opened, {report.checks} promises checked, {len(report.broken)} broken"
     )
     for seed, broken in sorted(report.broken.items()):
         _say(f"{broken}\n    again: make schedules ARGS='--seed {seed}'")
     for bug, found in bugs.items():
-        _say(f"{bug}: " + (f"found by schedule {found['found']}: {found['broken']}" if found["found"] else "not found"))
+        result = f"found by schedule {found['found']}: {found['broken']}" if found["found"] else "not found"
+        _say(f"{bug}: {result}")
 
 
 if __name__ == "__main__":

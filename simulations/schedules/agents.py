@@ -35,7 +35,7 @@ class Agent:
 
     def __init__(self, name: str, node: int, disk: Disk, clock: Clock, watch: Watch) -> None:
         self.name, self.node, self.disk = name, node, disk
-        self.away_until = 0.0
+        self.away_until, self.crashes = 0.0, 0
         self.lies: dict[str, Lie] = {}  # instead of the true answer, by kind of message
         self._clock, self._watch = clock, watch
         self._crashes: dict[int, Fault] = {}
@@ -74,7 +74,7 @@ class Agent:
             self._crash()
             return None
         if not answered.has_error() and self.name != self._watch.liar:
-            self._watch.leaves(self.site, kind, decode_instruction(data).content, answered.content)
+            self._watch.leaves(self.site, kind, lambda: decode_instruction(data).content, answered.content)
         return answered
 
     def _false(self, lie: Lie, message: Message, context: Context) -> Message | None:
@@ -92,5 +92,5 @@ class Agent:
     def _crash(self) -> None:
         fault = self._crashes[self.disk.operations]
         self.disk.restart(random.Random(fault.choice) if fault.kind == "cut" else None)  # noqa: S311 - guards nothing
-        self._site = None
+        self._site, self.crashes = None, self.crashes + 1
         self.away_until = self._clock.now + fault.seconds

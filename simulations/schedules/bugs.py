@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from client.round import train_round
 from client.state.outbox import Outbox
 from privacy import files, storage
-from privacy.codec import envelope
+from privacy.codec import envelope, header
 from privacy.crypto import summation
 from privacy.ledger.ledger import Ledger
 from simulations.schedules.clock import replaced
@@ -50,9 +50,14 @@ BUGS: dict[str, tuple[Edit, ...]] = {
     "another attempt that trains again": (
         Edit(train_round, "_make_update", "packed, whole = recover(current), None", "packed, whole = None, None"),
     ),
-    "a missing attempt check": (
+    "a missing attempt check, at the sites": (
         Edit(Outbox, "find", "if noted == wanted:", "if False:"),
         *_RETRAINING,
+    ),
+    "a missing attempt check, at the server": (
+        Edit(header, "verify_header", "if getattr(header, name) != value:",
+             'if name in {"site", "weight"} and getattr(header, name) != value:'),
+        Edit(summation.RunningSum, "add", "header.plan != self.plan.digest", "False"),
     ),
     "a quorum off by one, at the server": (
         Edit(summation.RunningSum, "close", "< self.plan.minimum_cohort:", "< self.plan.minimum_cohort - 1:"),
@@ -61,12 +66,9 @@ BUGS: dict[str, tuple[Edit, ...]] = {
         Edit(summation, "check_contributions", "< manifest.settings.cohort.minimum:",
              "< manifest.settings.cohort.minimum - 1:"),
     ),
-    "an unverified digest, of ciphertexts": (
+    "an unverified digest": (
         Edit(envelope, "verify_update",
              "(ciphertexts.digest, seeds_digest(ciphertexts.seeds)) != (header.ciphertexts, header.seeds)", "False"),
-    ),
-    "an unverified digest, of the base model": (
-        Edit(train_round, "_starting_point", "checkpoint.digest != plan.base_model", "False"),
     ),
 }  # fmt: skip
 """The bugs, by name."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from math import inf
-from shutil import copytree, rmtree
-from typing import TYPE_CHECKING
+from pathlib import Path
+from shutil import copytree
 
 from client.round.key_epochs import accept_letter, accept_pairs, lead_epoch
 from client.settings import read_site
 from client.site import Site
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.engine.federation import Federation, SiteTerms
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SITES = ("north", "south", "east", "west", "centre")
 SECONDS = 8.0  # of virtual time: a round's deadline
@@ -52,7 +50,7 @@ class Consortium:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made, self._signed = cache(self._make), cache(self._sign)
+        self._made, self._signed, self._files = cache(self._make), cache(self._sign), cache(_read)
 
     def begin(self, shape: Shape, *, keys: bool) -> Federation:
         """Return a federation in which nothing has happened yet.
@@ -62,10 +60,10 @@ class Consortium:
             keys: whether the sites have the keys of a first epoch.
         """
         self._made(shape.sites)
-        folder = self._folder / "now"
-        rmtree(folder, ignore_errors=True)
-        copytree(self._place(shape.sites, keys=keys), folder)
-        federation = Federation(folder, SITES[: shape.sites])
+        place = self._place(shape.sites, keys=keys)
+        now = place.with_name(f"{place.name}-now")
+        _restore(now, self._files(place))
+        federation = Federation(now, SITES[: shape.sites])
         federation.manifest.write_bytes(self._signed(shape))
         return federation
 
@@ -87,6 +85,28 @@ class Consortium:
     def _sign(self, shape: Shape) -> bytes:
         federation = Federation(self._place(shape.sites, keys=False), SITES[: shape.sites])
         return federation.sign(shape.settings()).read_bytes()
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder, by their paths in it, but for the coordinator's."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and "coordinator" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def _restore(folder: Path, files: dict[str, bytes]) -> None:
+    """Have these files, and no others, below a folder."""
+    missing = dict(files)
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            content = files.get(relative := str(path.relative_to(folder)))
+            if content is None:
+                path.unlink()
+            elif path.read_bytes() == content:
+                del missing[relative]
+    for relative, content in missing.items():
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        (folder / relative).write_bytes(content)
 
 
 def _share_keys(sites: list[Site]) -> None:

@@ -91,7 +91,7 @@ def draw(seed: int) -> Schedule:
     messages = shape.sites * (_QUERY + shape.rounds * (_MASKED if shape.masked else _PLAIN) + (not keys) * _CEREMONY)
     faults = [_fault(rng, shape, messages) for _ in range(rng.choice((1, 2, 2, 3, 3, 4, 5, 6)))]
     if kind in {"altered", "hostile"}:
-        faults += [_of_message(rng, "alter", messages) for _ in range(rng.randint(1, 3))]
+        faults += [_alteration(rng, shape, messages) for _ in range(rng.randint(2, 5))]
     liar = SITES[rng.randrange(shape.sites)] if kind == "lying" else None
     ordered = tuple(sorted(faults, key=lambda fault: (fault.party, fault.place)))
     lie = rng.choice(_LIES) if liar else ""
@@ -106,6 +106,13 @@ def _fault(rng: random.Random, shape: Shape, messages: int) -> Fault:
     changes = _SERVER + 4 * shape.sites if party == "server" else _CHANGES
     place = rng.randint(1, changes * shape.rounds)
     return Fault(kind, place, party, _seconds(rng), rng.randrange(1 << 30))
+
+
+def _alteration(rng: random.Random, shape: Shape, messages: int) -> Fault:
+    """Return an alteration anywhere, or where the first updates are asked for and sent."""
+    fault = _of_message(rng, "alter", messages)
+    first = rng.randint(_QUERY * shape.sites + 1, (_QUERY + 2) * shape.sites)
+    return fault if rng.random() < 2 / 3 else replace(fault, place=first)
 
 
 def _of_message(rng: random.Random, kind: str, messages: int) -> Fault:

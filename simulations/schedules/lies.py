@@ -106,6 +106,9 @@ def _instead(message: Message, content: RecordDict | None) -> bytes | None:
 
 def _other_plan(plan: bytes, rng: random.Random) -> bytes:
     now = read_plan(plan)
+    if rng.random() < 1 / 2:  # a plan that a site could take for a true one
+        likely: list[dict[str, Any]] = [{"deadline": now.deadline - 1}, {"cohort": now.cohort[::-1]}, {"attempt": 2}]
+        return replace(now, **rng.choice(likely)).to_bytes()
     changes: list[dict[str, Any]] = [
         {"round": now.round + 1}, {"round": max(1, now.round - 1)}, {"attempt": now.attempt + 1},
         {"cohort": now.cohort[:-1]}, {"cohort": now.cohort[::-1]}, {"base_model": "0" * 64}, {"minimum_cohort": 1},
@@ -170,7 +173,8 @@ def _damaged(content: RecordDict, rng: random.Random) -> RecordDict:
     places = [(name, key) for name, record in content.items() for key in record]
     if not places:
         return content
-    where, changed = rng.choice(places), RecordDict()
+    large = [(name, key) for name, key in places if isinstance(content[name][key], Array)]
+    where, changed = rng.choice(large if large and rng.random() < 1 / 2 else places), RecordDict()
     for name, record in content.items():
         items: dict[str, Any] = {
             key: _other(value, rng) if (name, key) == where else value for key, value in record.items()

@@ -103,7 +103,9 @@ class _Play:
         self.wire.restart()
         self.crashes += 1
         back = self.wire.clock.now + (fault.seconds if fault else self.wire.down)
+        self.wire.serving = False
         self.wire.run_until(back)
+        self.wire.serving = True
         self.wire.clock.now = max(self.wire.clock.now, back)
 
     def afterwards(self) -> None:
@@ -149,8 +151,8 @@ def play(schedule: Schedule, consortium: Consortium) -> Outcome:
                 game.afterwards()
             except Broken as error:
                 broken = str(error)
-    wire, watch = game.wire, game.watch
-    return Outcome(broken, wire.steps, watch.checks, len(watch.released), game.crashes, wire.trace.hexdigest())
+    wire, watch, crashes = game.wire, game.watch, game.crashes + sum(agent.crashes for agent in game.agents)
+    return Outcome(broken, wire.steps, watch.checks, len(watch.released), crashes, wire.trace.hexdigest())
 
 
 @contextmanager

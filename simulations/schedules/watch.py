@@ -28,7 +28,7 @@ from simulations.schedules.work import START, numbers
 from transport.messages import AGREE, REVEAL, TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flwr.app import RecordDict
     from numpy.typing import NDArray
@@ -92,12 +92,12 @@ class Watch:
         self._trained[site, number] += 1
         return numbers(site, number, self._trained[site, number])
 
-    def leaves(self, site: Site, kind: str, question: RecordDict, answer: RecordDict) -> None:
-        """Check what an honest site sends."""
+    def leaves(self, site: Site, kind: str, question: Callable[[], RecordDict], answer: RecordDict) -> None:
+        """Check what an honest site sends in answer to a question."""
         if kind == TRAIN.name:
-            self._update_leaves(site, read_plan(TRAIN.read(question).plan), answer)
+            self._update_leaves(site, read_plan(TRAIN.read(question()).plan), answer)
         elif kind in {AGREE.name, REVEAL.name}:
-            shown = AGREE.read(question)
+            shown = AGREE.read(question())
             plan, headers = read_plan(shown.plan), _by_site(shown.contributions)
             named = f"round {plan.round}, attempt {plan.attempt}"
             self.check(len(headers) >= self._minimum, f"one set: {site.name} takes {len(headers)} sites for {named}")
@@ -124,6 +124,8 @@ class Watch:
         events = [json.loads(line.split(b" ", 2)[2]) for line in ledger.splitlines(keepends=True) if line[-1:] == b"\n"]
         charged = [event for event in events if event.get("round") == plan.round and "steps" in event]
         self.check(charged, f"charged: {site.name} sends its update of {named}, and its disk has no charge")
+        again = Counter(event["attempt"] for event in charged).most_common(1)[0][1]
+        self.check(again == 1, f"charged: {site.name} charges {named} {again} times")
         noted = sha256(update.header).hexdigest()
         self.check(
             any(event.get("left") == noted and event["round"] == plan.round for event in events),
@@ -145,7 +147,12 @@ class Watch:
     def summed(self, plan: RoundPlan, contributions: Sequence[Contribution], *, kept: bool) -> None:
         """Check the contributors of a sum that the server sends, and that it is on its disk."""
         self.check(kept, f"kept first: the sum of round {plan.round} is sent, and is not kept")
-        sites = [json.loads(part.header)["site"] for part in contributions]
+        headers = [json.loads(part.header) for part in contributions]
+        sites = [header["site"] for header in headers]
+        self.check(
+            all(header["plan"] == plan.digest for header in headers),
+            f"exact: the server adds an update of another plan to round {plan.round}, attempt {plan.attempt}",
+        )
         self.check(len(sites) >= self._minimum, f"quorum: the server sends round {plan.round} of {len(sites)} sites")
         self.check(len(set(sites)) == len(sites), f"quorum: the server sends round {plan.round} with a site twice")
 

@@ -48,7 +48,7 @@ class Wire:
     def __init__(self, schedule: Schedule, clock: Clock, agents: dict[int, Agent], kept: MemoryRecord, watch: Watch,
                  overheard: Overheard) -> None:  # fmt: skip
         self.clock, self.agents, self.watch, self._kept = clock, agents, watch, kept
-        self.calm, self.steps = False, 0
+        self.calm, self.steps, self.serving = False, 0, True
         self.too_late = False  # whether the last round's plan is a killed server's, and its deadline had passed
         self.trace = sha256()  # of everything that passed
         self.down = 0.0  # seconds until a killed server is back
@@ -129,7 +129,7 @@ class Wire:
         self.trace.update(f"{self.clock.now} {message.metadata.dst_node_id} {message.metadata.message_type}".encode())
         faults, late = self._faults.pop(self._passed, []), 0.0
         for fault in faults:
-            if fault.kind in {"kill", "cut"}:
+            if fault.kind in {"kill", "cut"} and self.serving:
                 self.down, self._kept.disk.dead = fault.seconds, True
                 raise Killed
             if fault.kind == "leave":

@@ -33,7 +33,7 @@ START = Model(np.zeros(LAYOUT.size, dtype=np.float32), LAYOUT)
 def numbers(site: str, number: int, count: int) -> NDArray[np.float32]:
     """Return the update `(8,)` of a site's training in a round, the `count`-th time. The first value keeps the range.
 
-    >>> numbers("north", 1, 1)[0]
+    >>> float(numbers("north", 1, 1)[0])
     0.5
     """
     digest = sha256(f"{site} {number} {count}".encode()).digest()

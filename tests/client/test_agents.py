@@ -29,6 +29,7 @@ from tests.federations import (
     signed_run,
     task_name,
 )
+from tests.forked import ForkedAgents
 from tests.ports import unused_port
 from transport import messages as wire
 from transport.flower import instruction, stamp
@@ -161,3 +162,16 @@ def test_processes_that_train_one_site_together_do_not_serve_several(monkeypatch
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="name one site"):
         attend_all([], Event())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_the_agents_of_a_process_end_at_once_and_their_log_names_the_sites(federation: Federation) -> None:
+    with ForkedAgents() as processes:
+        log = federation.folder / "agents.log"
+        agents = processes.start("agents", log, "agent", *(str(federation.paths[site]) for site in HERE))
+        for site in HERE:  # nobody listens there
+            processes.wait_for_line("agents", f"WARNING {site}: ", LONG)
+        agents.terminate()
+        assert agents.wait(LONG) == 130
+        assert "left; nothing is lost" in log.read_text(encoding="utf-8")

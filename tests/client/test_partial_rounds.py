@@ -111,7 +111,7 @@ def test_another_attempt_goes_on_with_the_steps_of_the_first(
     plan = plan_of(federation)
     interrupt(federation, plan)
     for attempt in (2, 3):  # the third sends the second's update under other masks
-        assert update_of(train(federation, replace(plan, attempt=attempt, cohort=tuple(sorted(SITES)[:3]))))
+        assert update_of(train(federation, replace(plan, attempt=attempt, cohort=tuple(sorted(SITES)[:3])))).header
     assert caplog.text.count("this round goes on after step") == 1
     assert charges_of(federation, SITE) == 1
 
@@ -139,7 +139,7 @@ def test_a_round_whose_steps_cannot_be_used_starts_again_under_its_charge(
     plan = plan_of(federation)
     change(federation, interrupt(federation, plan))
     restart(federation, SITE)
-    assert update_of(train(federation, plan))
+    assert update_of(train(federation, plan)).header
     assert not goes_on(caplog)
     assert kept(federation) == []
     assert charges_of(federation, SITE) == 1
@@ -152,7 +152,7 @@ def test_a_round_that_fails_keeps_nothing_and_is_charged_again(
     Interrupted.calls, Interrupted.error = 7, ValueError
     assert train(federation, plan).has_error()
     assert kept(federation) == []
-    assert update_of(train(federation, plan))
+    assert update_of(train(federation, plan)).header
     assert not goes_on(caplog)
     assert charges_of(federation, SITE) == 2
 
@@ -191,7 +191,7 @@ def test_in_an_encrypted_folder_the_steps_are_encrypted_and_no_backup_has_them(
     file = interrupt(federation, plan)
     assert file.read_bytes().startswith(MAGIC)
     assert not any(entry.name.startswith(FOLDER) for entry in back_up(place, tmp_path / "backup").files)
-    assert update_of(train(federation, plan))
+    assert update_of(train(federation, plan)).header
     assert goes_on(caplog)
     forget(place.folder)
 

@@ -35,7 +35,7 @@ def test_the_python_example_submits_a_run_and_follows_it(
     assert capsys.readouterr().out == "1 ['north']\nfinished\n"
     listed = re.search(r"`Client` has (.*?);", DOCUMENT, re.DOTALL)
     assert listed
-    public = {name for name in vars(cloister.Client) if not name.startswith("_")} - {"api", "close"}
+    public = {name for name in vars(cloister.Client) if not name.startswith("_")} - {"api", "close", "token"}
     assert set(re.findall(r"`(\w+)`", listed[1])) == public
 
 

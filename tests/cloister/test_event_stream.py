@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cloister.event_stream import LARGEST, EventStream, ServerSent
 from privacy.errors import MalformedError
 
-lines = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",)), max_size=8)
+lines = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=8)
 sent = st.builds(ServerSent, st.integers(1, 99).map(str), st.sampled_from(["message", "end", "é"]), lines)
 
 

@@ -62,6 +62,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("audit", "inversion"): ("cloister.audit.inversion.demonstrate", []),
     ("audit", "statement"): ("cloister.audit.statement.write_statement", ["north"]),
     ("bench", "round"): ("cloister.benchmarks.round.measure", []),
+    ("bench", "api"): ("cloister.benchmarks.api.measure", []),
     ("bench", "scale"): ("cloister.benchmarks.scale.measure", []),
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),

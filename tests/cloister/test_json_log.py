@@ -56,7 +56,7 @@ def test_no_log_of_a_run_holds_a_tensor_a_record_or_a_secret(canaries: Federatio
 
     logs = {site: entries_of(canaries.paths[site] / "agent.log") for site in SITES}
     logs["server"] = entries_of(log)
-    assert [entry["round"] for entry in logs["server"] if entry["message"] == "round"] == [1, 2]
+    assert [entry["round"] for entry in logs["server"] if entry.get("event") == "round"] == [1, 2]
     (run,) = {entry["run"] for entry in logs["server"] if "run" in entry}
     assert {entry["site"] for entry in logs["north"] if entry["logger"] == "cloister.agent"} == {"north"}
     assert {(entry["run"], entry["round"]) for entry in logs["north"] if "round" in entry} == {(run, 1), (run, 2)}
@@ -108,7 +108,7 @@ def entry_of(record: logging.LogRecord) -> dict[str, Any]:
 
 def record_of(text: str, *arguments: object, error: BaseException | None = None) -> logging.LogRecord:
     trace = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("cloister.agent", logging.WARNING, __file__, 1, text, arguments, trace)  # type: ignore[arg-type]
+    return logging.LogRecord("cloister.agent", logging.WARNING, __file__, 1, text, arguments, trace)
 
 
 def test_an_entry_says_what_it_is_about_and_nothing_else_once_that_is_over() -> None:

@@ -9,9 +9,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read(containerfile: Path) -> list[Stage]:
 def script_of(stages: list[Stage], folder: Path, data: Path, command: list[str]) -> str:
     """Return a shell script that builds an image and runs a command in it as it would run there."""
     lines = ["set -eu", f"mount -t tmpfs none {folder}"]
-    roots = dict[str, Path]()
+    roots, root = dict[str, Path](), folder
     for stage in stages:
         roots[stage.name] = root = folder / (stage.name or "image") / "root"
         upper, work = root.parent / "upper", root.parent / "work"
@@ -119,15 +120,12 @@ def running(script: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a script in a mount namespace of its own, which ends with it."""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/",
+            ["/usr/bin/unshare", "--mount", "--pid", "--fork", "sh", "-c", script],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/", start_new_session=True,
         )  # fmt: skip
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -79,7 +79,7 @@ def test_an_image_has_what_it_needs_of_the_lock(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["build", *NAMES])
 def test_every_package_of_an_image_has_a_hash(name: str) -> None:
-    command = [sys.executable, FOLDER / "locked.py", FOLDER / f"{name}.names", LOCK]
+    command: list[str | Path] = [sys.executable, FOLDER / "locked.py", FOLDER / f"{name}.names", LOCK]
     part = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
     entries = re.split(r"\n(?=\S)", part.strip())
     assert len(entries) == len((FOLDER / f"{name}.names").read_text(encoding="utf-8").split())
@@ -88,7 +88,7 @@ def test_every_package_of_an_image_has_a_hash(name: str) -> None:
 
 def test_a_package_that_the_lock_lacks_ends_the_build(tmp_path: Path) -> None:
     (tmp_path / "names").write_text("numpy\nno-such-package\n", encoding="utf-8")
-    command = [sys.executable, FOLDER / "locked.py", tmp_path / "names", LOCK]
+    command: list[str | Path] = [sys.executable, FOLDER / "locked.py", tmp_path / "names", LOCK]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, "lacks no-such-package" in ended.stderr) == (1, True)
 

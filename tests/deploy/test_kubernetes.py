@@ -124,7 +124,7 @@ def test_a_folder_is_filled_without_replacing_what_the_process_wrote(part: str, 
 def rendered(values: Path) -> list[dict[str, Any]] | None:
     """What Helm makes of the chart; None if it refuses. Skip where there is no Helm."""
     if helm := shutil.which("helm"):
-        command = [helm, "template", "cloister", CHART, "--namespace", "cloister", "--values", values]
+        command: list[str | Path] = [helm, "template", "cloister", CHART, "--namespace", "cloister", "--values", values]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         return None if ended.returncode else list(yaml.safe_load_all(ended.stdout))
     helm_python = pytest.importorskip("helm_python", reason="there is no helm, and no helm-python-sdk")
@@ -169,7 +169,7 @@ def test_helm_refuses_values_that_make_no_sense(wrong: dict[str, Any], tmp_path:
 
 def test_helms_linter_finds_nothing() -> None:
     if helm := shutil.which("helm"):
-        command = [helm, "lint", "--strict", CHART, "--values", EXAMPLE]
+        command: list[str | Path] = [helm, "lint", "--strict", CHART, "--values", EXAMPLE]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert ended.returncode == 0, ended.stdout
         return

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.reliability import bench
 from tests.reliability.promises import CASES
@@ -19,7 +20,9 @@ def main() -> int:
     parser.add_argument("--only", choices=["cases", "tests"], help="leave out the other")
     parser.add_argument("--write", type=Path, help="also write this page, and figures beside it; other cases' stay")
     options = parser.parse_args()
-    report = bench.read_report(options.write) if options.write else {"cases": {}, "tests": {}, "seconds": 0.0}
+    report: dict[str, Any] = {"cases": {}, "tests": {}, "seconds": 0.0}
+    if options.write:
+        report = bench.read_report(options.write)
     broken = 0
     print(f"{'case':<26}tries  outcome")  # noqa: T201
     for name in options.case or ([] if options.only == "tests" else CASES):

@@ -59,7 +59,7 @@ def test_what_a_case_finds_is_on_the_page_with_the_command_that_replays_what_bro
             raise BrokenError(msg)
         return Outcome(3, {"rounds lost": 0}, {"s until the next round": seed + 0.5}, {"sum-stored"})
 
-    monkeypatch.setitem(bench.CASES, "clocks", Case(breaks, 2))
+    monkeypatch.setitem(CASES, "clocks", Case(breaks, 2))
     held = bench.run_case("clocks")
     assert (held["state"], held["tries"], held["counts"]) == ("held", 6, {"rounds lost": 0})
     assert bench.figures([held]) == "0 rounds lost; at most 1.5 s until the next round"

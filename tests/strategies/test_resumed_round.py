@@ -15,6 +15,7 @@ from server.coordinator import Coordinator
 from simulations.attacks import spoilers
 from simulations.engine.federation import Federation
 from simulations.engine.inline import serve_inline
+from simulations.engine.results import read_results
 from strategies import encrypted_strategy, judging, masking, open_round, run_memory
 from tests.federations import (
     SITES,
@@ -181,6 +182,21 @@ def test_a_site_that_was_away_since_the_server_was_killed_gets_the_last_model(ma
     run_with(federation, away_until(federation, "west", rounds=2))
     models = models_of(federation)
     assert (len(models), len(set(models.values()))) == (4, 1)
+
+
+def test_a_last_sum_counts_though_the_first_replies_about_it_are_lost(make_federation: FederationMaker) -> None:
+    federation, asked = make_federation(replace(PLAIN, rounds=1)), set[int]()
+
+    def answer(message: Message, context: Context) -> Message:
+        response, first = client_app(message, context), context.node_id not in asked
+        if message.metadata.message_type == EVALUATE and first:
+            asked.add(context.node_id)
+            return reply(Error(1, "the line broke"), message)
+        return response
+
+    run_with(federation, answer)
+    results = read_results(federation)
+    assert (results.rounds, len(set(results.digests.values()))) == (1, 1)
 
 
 def test_a_third_server_asks_no_site_to_sign_another_set(make_federation: FederationMaker) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from client.task.task import Task
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.optimizer import Adam, AdamW, Cosine, Sgd
-from privacy.run.settings import Privacy, Training
 from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.gradients.test_augmentation import Varied
 from tests.client.specimens import RECORDS, Scores, make_specimen, manifest
@@ -39,7 +39,7 @@ class Stream(Randomness):
         self._left = steps
 
     @override
-    def uniform(self, count: int) -> NDArray:
+    def uniform(self, count: int) -> NDArray[np.float64]:
         self._left -= 1
         if self._left < 0:
             raise Killed
@@ -72,8 +72,9 @@ class Case:
     @property
     def manifest(self) -> Manifest:
         run = manifest(STEPS, 0.5, 1.0, 1.0)
-        training = replace(run.settings.training or Training(0.5, 0.1, 1), **self.training)  # type: ignore[arg-type]
-        privacy = replace(run.settings.privacy or Privacy(), **self.privacy)  # type: ignore[arg-type]
+        assert run.settings.training
+        training = replace(run.settings.training, **self.training)  # type: ignore[arg-type]
+        privacy = replace(run.settings.privacy, **self.privacy)  # type: ignore[arg-type]
         return replace(run, settings=replace(run.settings, training=training, privacy=privacy))
 
     def train(self, path: Path, key: int, steps: int = STEPS, every: int = EVERY, purpose: bytes = b"") -> Tensor:

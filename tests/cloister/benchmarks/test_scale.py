@@ -22,10 +22,19 @@ def test_sites_that_share_processes_take_part_in_every_round(monkeypatch: pytest
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("masked", [True, False])
-def test_two_hundred_sites_take_part_in_twenty_rounds_and_the_servers_memory_does_not_grow(
+def test_two_hundred_sites_take_part_in_twenty_rounds(
     masked: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     report = scale.measure(100_000, 20, 200, 4, masked=masked)
+    assert report["rounds"] == 20
+    assert report["agent_peak_bytes"] < 40e6
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_a_servers_memory_does_not_grow_from_round_to_round() -> None:
+    # Over many rounds, since messages of hundreds of sites make its memory vary by megabytes.
+    report = scale.measure(100_000, 200, 12, 2, masked=True)
     assert report["server_slope_bytes_per_100_rounds"] < 1e6
 
 

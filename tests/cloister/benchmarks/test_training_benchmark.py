@@ -1,13 +1,15 @@
 """The training benchmark trains what it says, with every mode on the same batches. Never times."""
 
 import json
+import os
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 from cloister.benchmarks.training import measure, table
-from cloister.benchmarks.training_times import MODES, Course, Mode
+from cloister.benchmarks.training_times import MODES, Course, Mode, on_cores
 from cloister.benchmarks.zoo import SPECIMENS
 from tests.forked import start_forking
 
@@ -25,7 +27,7 @@ def modes(request: pytest.FixtureRequest) -> tuple[Mode, ...]:
     return modes_
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.soak)], ids=["one-core", "two-cores"])
 def report(request: pytest.FixtureRequest, modes: tuple[Mode, ...]) -> dict[str, Any]:
     start_forking()
     return measure(1, modes, models=["mlp"], cores=request.param)
@@ -56,6 +58,24 @@ def test_the_table_has_a_line_for_every_row(report: dict[str, Any]) -> None:
     assert max(len(line) for line in lines) <= 80
     assert "bookkeeping" in table(report)
     assert ("processor seconds" in lines[-1]) == (report["cores"] == 1)
+
+
+def test_the_table_says_how_many_threads_were_better_and_fits_the_terminal(report: dict[str, Any]) -> None:
+    rows = [row | {"threads": 16} for row in report["rows"]]
+    lines = table(report | {"rows": rows, "cores": 16, "repeats": 100}).splitlines()
+    assert "auto, 16" in lines[2]
+    assert "16 cores" in lines[-1]
+    assert max(len(line) for line in lines) <= 80
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs sched_setaffinity")
+def test_torch_and_the_process_have_the_cores_that_are_named_and_get_back_what_they_had() -> None:
+    before = os.sched_getaffinity(0), torch.get_num_threads()
+    for cores in (1, 2):
+        with on_cores(cores, threads=cores):
+            assert torch.get_num_threads() == cores
+            assert len(os.sched_getaffinity(0)) == min(cores, len(before[0]))
+    assert (os.sched_getaffinity(0), torch.get_num_threads()) == before
 
 
 def test_the_models_have_the_stated_sizes() -> None:

@@ -202,7 +202,8 @@ def test_signing_in_takes_the_newest_roster_and_no_older_one(
 
 def test_a_session_that_was_ended_elsewhere_is_begun_anew(server: Server, rosa: public.Client) -> None:
     assert rosa.login()["person"] == "rosa"
-    server.store.sessions.revoke_all("rosa")
+    with server.http(rosa.token) as http:
+        assert http.delete("/v1/sessions/current").is_success
     assert rosa.status()["consortium"] == "demo"
 
 

@@ -15,6 +15,7 @@ from privacy.crypto.signing import sign
 from privacy.errors import RunError
 from privacy.run.manifest import open_run
 from privacy.run.new_manifest import sign_manifest
+from privacy.run.people import read_role
 from server.api.listening import ApiPort
 from server.coordinator import Coordinator
 from server.settings import read_consortium
@@ -95,7 +96,9 @@ class Consortium:
         copytree(keys, folder)
         coordinator = Coordinator(folder / "coordinator")
         names = {name: role for name, role in PEOPLE.items() if name != "founder"}
-        requests = [prepare(folder / name, coordinator.invite(name, role=role)) for name, role in names.items()]
+        requests = [
+            prepare(folder / name, coordinator.invite(name, role=read_role(role))) for name, role in names.items()
+        ]
         for approval in coordinator.approve(requests)[1]:
             finish(folder / approval.name, approval.welcome)
         return cls(folder)
@@ -174,7 +177,7 @@ def serving(consortium: Consortium) -> Iterator[Server]:
     place = read_consortium(consortium.server)
     with Store.open(place) as store:
         queue = Queue(consortium.server, store)
-        port = ApiPort(place, queue)
+        port = ApiPort(place, queue)  # type: ignore[arg-type]  # its status is a part of a service's
         try:
             yield Server(consortium, queue, port)
         finally:

@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.say(self.provider.document())
         elif place.path == "/keys":
             self.provider.fetched += 1
-            self.say((self.provider.published or KeySet([self.provider.key])).as_dict(private=False))
+            self.say(dict((self.provider.published or KeySet([self.provider.key])).as_dict(private=False)))
         elif place.path == "/authorize" and asked["code_challenge_method"] == "S256":
             code = secrets.token_hex(8)
             self.provider.codes[code] = asked

@@ -178,7 +178,8 @@ def test_a_person_signs_in_with_a_browser(
         browser.join()
     with Client(folder) as client:
         assert list(client.runs()) == []
-        server.store.sessions.revoke_all("rosa")
+        with server.http(client.token) as http:
+            assert http.delete("/v1/sessions/current").is_success
         with pytest.raises(AuthenticityError, match="sign in again: cloister login --account"):
             client.status()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from server.api import asking, guard
@@ -51,7 +52,7 @@ def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
     )
     tokens = [server.token("founder")]
 
-    def agree(case: schemathesis.Case) -> None:
+    def agree(case: schemathesis.Case[Any]) -> None:
         nonlocal sent
         sent += 1
         signed = case.path == "/v1/runs" and case.method == "POST"  # no schema says what a signature is
@@ -64,6 +65,7 @@ def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
             tokens[0] = server.token("founder")
 
     for found in described.get_all_operations():
+        assert isinstance(found, Ok)
         for mode in GenerationMode:
             usual(given(case=found.ok().as_strategy(generation_mode=mode))(agree))()
     return sent

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from cloister.event_stream import EventStream
 from privacy.run.manifest import open_run
 from server.api.following import AT_ONCE_OF_ONE
+from tests.server.api.consortia import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
 
-    from tests.server.api.consortia import Server
+    from tests.server.api.consortia import Consortium, Server
 
 BYTES = {"Content-Type": "application/octet-stream"}
 SECONDS = 30.0
@@ -80,7 +81,7 @@ def test_runs_and_events_are_listed_page_by_page(shared_server: Server, rosa: ht
     assert found[:5] == digests[::-1]
 
     record(shared_server, digests[0], *"abcde")
-    numbers, after = list[int](), 0
+    numbers, after = list[int](), cast("int | None", 0)
     while after is not None:
         page = rosa.get(f"/v1/runs/{digests[0]}/events", params={"limit": 2, "after": after})
         numbers += [each["number"] for each in page.json()["events"]]
@@ -205,6 +206,22 @@ def test_a_stream_ends_with_its_session(shared_server: Server) -> None:
         next(events)
         assert other.delete("/v1/sessions/current").status_code == 204
         assert list(events) == []
+
+
+def test_a_server_that_stops_with_the_run_still_tells_how_it_ended(consortium: Consortium) -> None:
+    with serving(consortium) as server:
+        digest = server.queue.submit(consortium.sign("last"), "rosa").digest
+        server.store.mark(digest, "running")
+        with server.http(server.token("rosa")) as http:
+            seen = list[str]()
+            client = threading.Thread(target=lambda: seen.extend(kind for _, kind, _ in follow(http, digest)))
+            client.start()
+            wait_until(lambda: server.port._following._streams)
+            record(server, digest, "finished")
+            server.store.mark(digest, "finished")
+            server.port.stop()
+            client.join(SECONDS)
+    assert seen == ["message", "end"]
 
 
 def wait_until(holds: Any) -> None:  # noqa: ANN401 - a function

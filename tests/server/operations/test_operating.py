@@ -1,6 +1,5 @@
 """A server's port for operators, from when it waits to lead until it ends."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
@@ -38,7 +37,7 @@ class Operated:
 
 
 @pytest.fixture
-def operated(make_federation: FederationMaker) -> Iterator[Operated]:
+def operated(make_federation: FederationMaker) -> Operated:
     return Operated(make_federation())
 
 

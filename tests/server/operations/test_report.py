@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from client.flower import open_site
 from server.operations.report import ReportedRuns
 from server.operations.run_events import RunEvents
 from tests import studies
@@ -14,7 +15,6 @@ from tests.federations import (
     SITES,
     TERMS,
     FederationMaker,
-    open_site,
     own_metrics,
     run_with,
     signed_run,
