@@ -22,6 +22,7 @@ IDLE, STRANGERS, MEMBERS = 500, 100, 100  # connections; the last two kinds send
 ROUNDS = 20  # of which the median counts
 FLOOD, MOST = 300 << 20, 16 << 20  # bytes
 _KIB = 1 << 10
+_HEAD, _PING = 9, 6  # of frames of HTTP/2: the head's length, and a type
 _SECONDS = 60.0
 _ENDLESS = 10_000  # rounds: the run lasts longer than the case
 
@@ -97,11 +98,27 @@ def _trickle(strangers: list[socket.socket], members: list[ssl.SSLSocket], ended
                 open_ += 1
         for member in members:
             with suppress(OSError):
+                _answer_pings(member)
                 member.sendall(data)
                 open_ += 1
         first, count.slow = False, open_
         if ended.wait(1.0):
             return
+
+
+def _answer_pings(member: ssl.SSLSocket) -> None:
+    """Answer what the server asks to see whether the line stands."""
+    member.settimeout(0.001)
+    arrived = b""
+    with suppress(TimeoutError, ssl.SSLWantReadError):
+        while piece := member.recv(_KIB):
+            arrived += piece
+    member.settimeout(_SECONDS)
+    while len(arrived) >= _HEAD:
+        size, kind, flags = int.from_bytes(arrived[:3], "big"), arrived[3], arrived[4]
+        if (kind, flags) == (_PING, 0):
+            member.sendall(_frame(_PING, 1, 0, arrived[_HEAD : _HEAD + size]))
+        arrived = arrived[_HEAD + size :]
 
 
 def _client_hello() -> bytes:

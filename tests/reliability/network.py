@@ -73,7 +73,7 @@ def straggler(seed: int, folder: Path) -> Outcome:
         stage.start_server()
         stage.await_rounds(1)
         line = stage.lines[late]
-        line.rate = 2e3
+        line.rate = 4e3
         check(until(lambda: _without(stage, late) >= 1, LONG) is not None, f"no round closed without {late}")
         line.rate = float("inf")
         outcome.tries = 1

@@ -261,7 +261,7 @@ PROMISES = (
     ),
     Promise(
         33, _SCALE, "Many sites train one model; a model too large for a site's memory is refused before a charge.", (),
-        ("simulations/engine/test_many_sites.py",
+        ("simulations/engine/test_many_sites.py", "cloister/benchmarks/test_scale.py",
          "client/round/test_readiness.py::test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charge"),
     ),
     Promise(

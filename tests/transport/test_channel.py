@@ -231,8 +231,7 @@ def test_a_key_under_a_passphrase_is_refused_instead_of_asked_for(federation: Fe
 def test_an_idle_connection_is_kept_alive_below_a_minute_and_the_server_permits_it() -> None:
     both_ends = dict(OPTIONS)
     assert both_ends["grpc.keepalive_time_ms"] <= 30_000
-    assert both_ends["grpc.keepalive_timeout_ms"] <= 10_000
-    assert both_ends["grpc.http2.ping_timeout_ms"] <= 10_000  # unless it is given, gRPC waits a minute for the answer
+    assert both_ends["grpc.keepalive_time_ms"] + both_ends["grpc.http2.ping_timeout_ms"] <= 50_000  # of silence
     assert both_ends["grpc.keepalive_permit_without_calls"] == 1
     assert both_ends["grpc.http2.max_pings_without_data"] == 0  # any number
     assert both_ends["grpc.http2.min_ping_interval_without_data_ms"] < both_ends["grpc.keepalive_time_ms"]
