@@ -85,6 +85,7 @@ class Membership:
         self.listed = tuple(site for site in self.listed if site in names)
         self.keys.clear()
         self.pairs.clear()
+        self.attention.forget_queries()
 
     @property
     def wanted(self) -> set[str]:
