@@ -201,11 +201,12 @@ class ApiSession:
         Raises:
             CloisterError: as `ask` does.
         """
-        headers = dict(request.get("headers") or {})
+        headers: dict[str, str] = dict(request.get("headers") or {})
         if token:
             headers["Authorization"] = f"Bearer {self._kept.token}"
         try:
-            with self._http.stream(method, path, **(request | {"headers": headers})) as response:
+            asked: Any = request | {"headers": headers}
+            with self._http.stream(method, path, **asked) as response:
                 if not response.is_success:
                     raise self._refusal(response)
                 size = 0

@@ -51,7 +51,7 @@ def identity_token(described: object, nonce: str) -> str:
     with HTTPServer(("127.0.0.1", 0), _Return) as back:
         back.timeout = 1.0
         address = f"http://127.0.0.1:{back.server_port}/"
-        with OAuth2Client(
+        with OAuth2Client(  # pyright: ignore[reportGeneralTypeIssues] - as httpx's client is
             client_id, redirect_uri=address, scope="openid email", code_challenge_method="S256",
             token_endpoint_auth_method="none", timeout=_ANSWER_SECONDS,  # noqa: S106 - there is no secret
             verify=ssl.create_default_context(),  # whom this system trusts, as its browser does

@@ -154,7 +154,8 @@ def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  #
         inputs, targets = records
         loaded = _tensors(inputs, example.inputs), _tensors(targets, example.targets)
     elif hasattr(records, "__getitem__") and hasattr(records, "__len__") and not isinstance(records, Mapping):
-        loaded = torch.utils.data.Subset(records, range(len(records)))
+        dataset: Any = records
+        loaded = torch.utils.data.Subset(dataset, range(len(dataset)))
     else:
         msg = f"records are a {type(records).__name__}; give {_FORMS}"
         raise DataError(msg)

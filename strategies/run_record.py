@@ -19,16 +19,20 @@ class RunRecord(Protocol):
     @property
     def place(self) -> str:
         """Where the record is, for messages."""
+        ...
 
     @property
     def scratch(self) -> Path:
         """A folder for temporary files that need not survive this process."""
+        ...
 
     def together(self) -> AbstractContextManager[None]:
         """Write what is written within this context as one: all of it, at its end, or nothing. Reads see none of it."""
+        ...
 
     def state(self) -> bytes | None:
         """Return the run's state, as last written; None if the run was never begun."""
+        ...
 
     def write_state(self, state: bytes, released: int) -> None:
         """Replace the run's state, and note how many rounds released a sum."""
@@ -41,9 +45,11 @@ class RunRecord(Protocol):
 
     def read_sum(self, number: int) -> bytes | bytearray:
         """Return the sum of a round, which must have been written."""
+        ...
 
     def has_sum(self, number: int) -> bool:
         """Whether a round's sum is kept."""
+        ...
 
     def remove_sum(self, number: int) -> None:
         """Forget a round's sum, if one is kept."""
@@ -51,6 +57,7 @@ class RunRecord(Protocol):
     @property
     def holds_sums(self) -> bool:
         """Whether any round's sum is kept."""
+        ...
 
     def check_room(self, size: int) -> None:
         """Check that there is room for `size` more bytes of sums and temporary files."""

@@ -59,7 +59,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @cached_property
     @override
-    def params(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride] - a property of Opacus
+    def params(self) -> list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - a property of Opacus
         """The trained parameters, to which Opacus adds attributes; collected once, as a pass may freeze some."""
         return [parameter for group in self.param_groups for parameter in group["params"] if parameter.requires_grad]
 

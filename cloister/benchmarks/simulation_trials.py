@@ -79,7 +79,7 @@ def _private_step(module: nn.Module) -> Callable[[Tensor, Tensor], None]:
     def step(inputs: Tensor, targets: Tensor) -> None:
         parameters = dict(module.named_parameters())
         gradients = of_records({name: value.detach() for name, value in parameters.items()}, inputs, targets)
-        norms = torch.sqrt(sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values()))
+        norms = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0).sqrt()
         factors = (NORM / (norms + 1e-6)).clamp(max=1.0)
         with torch.no_grad():
             for name, parameter in parameters.items():

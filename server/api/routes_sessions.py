@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
@@ -90,7 +90,7 @@ async def _open(api: Api, origin: str, how: Callable[[], tuple[str, SignedIn]]) 
     return NewSession(token=token, **_shown(found))
 
 
-def _shown(found: SignedIn) -> dict[str, object]:
+def _shown(found: SignedIn) -> dict[str, Any]:
     role = found.person.role
     rights = [right for right in RIGHTS if may(role, right)]
     return {"person": found.person.name, "role": role, "rights": rights, "ends": found.session.ends}

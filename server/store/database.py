@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -201,7 +202,7 @@ def _sqlite(file: Path) -> Engine:
         reads = connection.get_execution_options().get(_READS)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")  # it could not turn from one into the other
 
-    sa.event.listen(engine, "begin", begin)
+    event.listen(engine, "begin", begin)
     return engine
 
 

@@ -206,7 +206,8 @@ class Store:
     def _read(self, row: dict[str, Any]) -> StoredRun:
         row.pop("number")
         reason = self._sealing.open("runs", (row["digest"],), row["reason"], "reason").decode()
-        return StoredRun(**(row | {"reason": reason}))
+        values: dict[str, Any] = row | {"reason": reason}
+        return StoredRun(**values)
 
     # --- Records ----------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,9 @@ class StoreWatch:
         count = sa.select(RUNS.c.status, sa.func.count()).group_by(RUNS.c.status)
         try:
             # As a transaction that writes, which needs whatever any other does.
-            runs = self._database.write(lambda connection: [tuple(row) for row in connection.execute(count)])
+            runs = self._database.write(
+                lambda connection: [(str(status), int(runs)) for status, runs in connection.execute(count)]
+            )
             file = self._database.file
             full = file is not None and shutil.disk_usage(file.parent).free < _ROOM
         except (StorageError, OSError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flwr.app import Context, Message
+from sqlalchemy import event
 from typing_extensions import override
 
 from client.flower import app as client_app
@@ -76,7 +77,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_audit)
 
 
-@sa.event.listens_for(sa.Engine, "commit")
+@event.listens_for(sa.Engine, "commit")
 def _before_commit(connection: sa.Connection) -> None:
     if _WRITES and connection.in_transaction() and not connection.get_execution_options().get("cloister_reads"):
         _WRITES[-1][1]()

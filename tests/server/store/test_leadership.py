@@ -108,7 +108,7 @@ def test_a_leader_whose_connection_is_lost_leads_on_if_nobody_took_over(
     with Store.open(place) as store, store.lead() as leads, connected(database) as connection:
         holds = "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
         (before,) = connection.execute(holds).fetchall()
-        connection.execute(f"SELECT pg_terminate_backend({before[0]})")
+        connection.execute("SELECT pg_terminate_backend(%s)", (before[0],))
         deadline = time.monotonic() + LONG
         while (after := connection.execute(holds).fetchall()) in ([], [before]) and time.monotonic() < deadline:
             threading.Event().wait(0.02)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget, header_of, is_protected
@@ -49,9 +50,9 @@ def killed_at() -> Iterator[Callable[[int], None]]:
         if not left[0]:
             raise Killed
 
-    sa.event.listen(sa.Engine, "commit", commit)
+    event.listen(sa.Engine, "commit", commit)
     yield lambda number: left.__setitem__(0, number)
-    sa.event.remove(sa.Engine, "commit", commit)
+    event.remove(sa.Engine, "commit", commit)
 
 
 def fill(place: ServerFolder) -> str:

@@ -53,7 +53,7 @@ class Sign(Task):
 
 
 def _frame() -> pd.DataFrame:
-    frame = pd.DataFrame(INPUTS, columns=["a", "b", "c", "d"])
+    frame = pd.DataFrame(dict(zip("abcd", INPUTS.T, strict=True)))
     frame["positive"] = TARGETS.astype(int)
     frame["ward"] = [f"ward {place % 4}" for place in range(len(frame))]
     return frame
