@@ -108,6 +108,8 @@ class Result:
         note = f"# As simulated by the engine {self.engine}" + (
             ": real sites arrive at the same model within rounding.\n" if self.engine == "vectorised" else ".\n"
         )
+        if self._outcome.study.simulation.task_name.startswith("__main__:"):
+            note += "# Before it is signed: put the task into a file that every site has, and name it below.\n"
         write_atomically(out, (note + self.toml).encode())
         return out
 

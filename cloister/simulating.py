@@ -102,6 +102,9 @@ def simulate(
     if callable(callbacks):
         msg = "callbacks is a list: write callbacks=[…]"
         raise ConfigError(msg)
+    if measure_every < 1:
+        msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
+        raise ConfigError(msg)
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
         "seed": seed, "device": device, "processes": processes,

@@ -154,7 +154,7 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
         with RoundTable(make_console(json=as_json)) as table:
             if run.status == "waiting":
                 table.status("waiting for its turn")
-                table.note(f"waits for its turn{f': {run.reason}' if run.reason else ''}")
+                table.note(f"waits for its turn{f': {run.reason}' if run.reason else _behind(client, run)}")
             again = "the connection to the server was lost; it is made again, for five minutes"
             for event in client.follow(run.digest, on_lost=lambda: table.note(again)):
                 try:
@@ -174,6 +174,19 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
         typer.echo(f"{mark} {ended.name} {ended.digest[:8]} {_has(ended)}{why}")
     if ended.status in ENDED - {"finished"}:
         raise typer.Exit(1)
+
+
+def _behind(client: Client, run: RunStatus) -> str:
+    """Return which runs go on before this one: a stopped one does, too, until its sites have its last sum."""
+    digests = client.status().get("running")
+    before = [each for each in digests if each != run.digest] if isinstance(digests, list) else []
+    known = [client.run(str(digest)) for digest in before]
+    names = [
+        f"{each.name} {each.digest[:8]}"
+        + (", stopped, still delivers its last sum" if each.status == "stopped" else "")
+        for each in known
+    ]
+    return f", after {'; '.join(names)}" if names else ""
 
 
 def _has(run: RunStatus) -> str:

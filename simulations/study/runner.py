@@ -106,9 +106,10 @@ def prepare(
         CloisterError: if anything is wrong, before any round is played.
     """
     place = read_device(device)
-    if sites is not None and (not isinstance(sites, Integral) or sites < 1):
-        msg = f"sites = {sites!r} is no number of sites; write for example sites=10"
-        raise ConfigError(msg)
+    for what, count in (("sites", sites), ("processes", processes)):
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
+            raise ConfigError(msg)
     own, name = named_task(task)
     wanted = read_run_settings(run)
     with torch.random.fork_rng(devices=[]):

@@ -23,7 +23,7 @@ from privacy.errors import (
 )
 from privacy.run.manifest import open_run
 from simulations.engine.federation import Federation
-from tests.server.api.consortia import Consortium, serving, set_api
+from tests.server.api.consortia import Consortium, Status, serving, set_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,6 +140,23 @@ def test_ctrl_c_only_leaves_and_says_how_to_come_back(
     assert "       waits for its turn\n" in left.stdout
     assert left.stderr == f"left; the run goes on. To come back: cloister watch {digest[:8]} --as {folder}\n"
     assert server.store.run(digest).status == "waiting"
+
+
+def test_whoever_watches_a_run_that_waits_sees_which_goes_on_before_it(
+    server: Server, cloister: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, behind = (server.queue.submit(server.consortium.sign(name), "rosa").digest for name in ("first", "second"))
+    server.store.mark(before, "stopped", "stopped by rosa")
+    monkeypatch.setattr(server.queue, "status", lambda: Status(running=(before,)))
+
+    def interrupted(*_: object, **__: object) -> Iterator[dict[str, Any]]:
+        yield STARTED
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client_module.Client, "follow", interrupted)
+    left = cloister("watch", behind, "--as", server.consortium.path("rosa"), "--api", server.address)
+    says = f"waits for its turn, after first {before[:8]}, stopped, still delivers its last sum\n"
+    assert left.stdout.splitlines()[0] + "\n" == "       " + says
 
 
 # --- The client -----------------------------------------------------------------------------------------------------

@@ -157,6 +157,8 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"sites": 1}, "no federation"),
         ({"sites": 0}, "no number of sites"),
         ({"sites": "4"}, "no number of sites"),
+        ({"processes": -1}, "no number of processes"),
+        ({"measure_every": 0}, "1 for every round"),
         ({"device": "gpu"}, "no device"),
         ({"device": "meta"}, "cpu or cuda"),
         ({"device": "cuda:99"}, "no such GPU"),
