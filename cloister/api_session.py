@@ -242,10 +242,14 @@ class ApiSession:
             if isinstance(inner, ssl.SSLError):
                 return UnreachableError(not_ours(self.api, "a Cloister server", inner))
             if isinstance(inner, OSError):
-                return UnreachableError(f"cannot reach the API at {self.api}: {cause(inner)} (`--api`)")
+                advice = "`--api` names another address, and the server needs `[api]` in consortium.toml"
+                return UnreachableError(f"cannot reach the API at {self.api}: {cause(inner)}; {advice}")
             inner = inner.__cause__ or inner.__context__
         said = plain(str(error)) or type(error).__name__
-        return UnreachableError(f"the connection to the API at {self.api} was lost ({said}); try again")
+        return UnreachableError(
+            f"the connection to the API at {self.api} was lost ({said}); try again, and if that does not help, "
+            "check whether this is the API's port"
+        )
 
     def _object(self, data: bytes) -> dict[str, Any]:
         try:

@@ -187,7 +187,7 @@ def sign(
             typer.echo(line)
         if report["delta_warning"]:
             typer.echo(f"! {report['delta_warning']}")
-        typer.echo(f"next: cloister server server {out}")
+        typer.echo(f"next: cloister submit {out} --as {folder}    (or, at the server: cloister server server {out})")
 
 
 @app.command(epilog="Example:  cloister server server    (or, for one run alone: cloister server server run.manifest)")

@@ -23,7 +23,7 @@ from client.person import is_person, read_person
 from cloister.api_session import ApiSession
 from cloister.event_stream import EventStream
 from privacy.crypto.signing import digest
-from privacy.errors import AuthenticityError, MalformedError, UnreachableError
+from privacy.errors import AuthenticityError, ConfigError, MalformedError, UnreachableError
 from privacy.run.manifest import KIND, open_run
 from privacy.run.roster import open_roster
 from privacy.storage import read_document
@@ -32,13 +32,16 @@ from transport.api import LARGEST_RUN, MOST_EVENTS, MOST_RUNS
 from transport.pki import read_authority_key, read_roster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from privacy.run.manifest import SignedRun
 
 T = TypeVar("T")
+
+STATUSES = ("waiting", "running", "finished", "failed", "stopped")
+"""How a run may stand."""
 
 ENDED = frozenset({"finished", "failed", "stopped"})
 """Of runs that will not go on by themselves."""
@@ -55,7 +58,7 @@ class RunStatus:
     name: str
     by: str  # who submitted it
     submitted: float
-    status: str  # waiting, running, finished, failed or stopped
+    status: str  # one of `STATUSES`
     reason: str  # why it failed or was stopped
     started: float | None
     ended: float | None
@@ -151,6 +154,9 @@ class Client:
         """Submit a signed run: its file, or its bytes. The same one again changes nothing."""
         advice = "name a signed run; `cloister sign RUN.toml` makes one"
         document = run if isinstance(run, bytes) else read_document(Path(run), bytes, advice)
+        if not isinstance(run, bytes) and Path(run).suffix == ".toml":
+            msg = f"{run} is not signed; submit what `cloister sign {run}` writes"
+            raise MalformedError(msg)
         if len(document) > LARGEST_RUN:
             msg = f"a signed run has at most {LARGEST_RUN >> 20} MiB; name the file that `cloister sign` wrote"
             raise MalformedError(msg)
@@ -161,7 +167,14 @@ class Client:
         return status
 
     def runs(self, status: str | None = None) -> Iterator[RunStatus]:
-        """Return the server's runs, the newest first; only those with this status, if given."""
+        """Return the server's runs, the newest first; only those with this status, if given.
+
+        Raises:
+            ConfigError: if there is no such status.
+        """
+        if status is not None and status not in STATUSES:
+            msg = f"{status!a} is no status of a run; write {', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
+            raise ConfigError(msg)
         before: str | None = ""
         while before is not None:
             given = {"status": status, "before": before or None, "limit": MOST_RUNS}
@@ -188,23 +201,33 @@ class Client:
             yield from (plain_values(each.event) for each in page.events)
             following = page.next
 
-    def follow(self, run: str, after: int = 0) -> Iterator[dict[str, Any]]:
+    def follow(
+        self, run: str, after: int = 0, *, on_lost: Callable[[], object] = lambda: None
+    ) -> Iterator[dict[str, Any]]:
         """Return the events of a run as they happen, until it ends; then, `run` says how.
 
         A lost connection is made again, for five minutes, without losing an event: a server may be restarted.
+
+        Args:
+            run: its digest, or what its digest or name begins with.
+            after: the number of the last event that one has.
+            on_lost: called once whenever the connection is lost.
         """
-        lost, attempts = time.monotonic(), 0
+        lost, attempts, said = time.monotonic(), 0, False
         while True:
             try:
                 for number, event in self._stream(run, after):
                     if number is None:
                         return
-                    after, lost, attempts = number, time.monotonic(), 0
+                    after, lost, attempts, said = number, time.monotonic(), 0, False
                     yield event
                 attempts = 0
             except UnreachableError:
                 if time.monotonic() > lost + _PATIENCE:
                     raise
+                if not said:
+                    on_lost()
+                said = True
             else:
                 lost = time.monotonic()
             time.sleep(_PAUSES[min(attempts, len(_PAUSES) - 1)])

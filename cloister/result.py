@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from simulations.study.runner import Outcome
 
-_NOT_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
+NOT_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
+"""What a row has beside the loss and metrics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Result:
     def metrics(self) -> dict[str, float]:
         """The loss and metrics of the last model."""
         last: Mapping[str, Any] = next((row for row in reversed(self.rows) if "loss" in row), {})
-        return {name: value for name, value in last.items() if name not in _NOT_METRICS}
+        return {name: value for name, value in last.items() if name not in NOT_METRICS}
 
     @property
     def epsilon(self) -> float:
@@ -107,12 +108,21 @@ class Result:
         note = f"# As simulated by the engine {self.engine}" + (
             ": real sites arrive at the same model within rounding.\n" if self.engine == "vectorised" else ".\n"
         )
+        if self._outcome.study.simulation.task_name.startswith("__main__:"):
+            note += "# Before it is signed: put the task into a file that every site has, and name it below.\n"
         write_atomically(out, (note + self.toml).encode())
         return out
 
     def save(self, folder: Path | str) -> Path:
-        """Write the result to a folder: run.toml, history.csv, result.json, model.safetensors, a plot and a report."""
+        """Write the result to a folder: run.toml, history.csv, result.json, model.safetensors, a plot and a report.
+
+        Raises:
+            ConfigError: if there is a file of that name.
+        """
         out = Path(folder)
+        if out.exists() and not out.is_dir():
+            msg = f"{out} is a file; name a folder to save to"
+            raise ConfigError(msg)
         out.mkdir(parents=True, exist_ok=True)
         self.to_run(out / "run.toml")
         write_atomically(out / "history.csv", self._csv().encode())

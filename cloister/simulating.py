@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloister.result import Result
+from cloister.result import NOT_METRICS, Result
+from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,8 +35,16 @@ class EarlyStop:
         self._best, self._since = -math.inf, 0
 
     def __call__(self, row: Mapping[str, Any]) -> str | None:
-        """Return why the simulation ends, or None."""
+        """Return why the simulation ends, or None.
+
+        Raises:
+            ConfigError: if the task measures no such metric.
+        """
         if self.metric not in row:
+            if "loss" in row:  # the round was measured
+                known = [name for name in row if name not in NOT_METRICS]
+                msg = f"EarlyStop: the task has no metric {self.metric!r}; it measures {', '.join(known)}"
+                raise ConfigError(msg)
             return None
         value = self._sign * float(row[self.metric])
         self._since = 0 if value > self._best else self._since + 1
@@ -90,6 +99,12 @@ def simulate(
     Raises:
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
+    if callable(callbacks):
+        msg = "callbacks is a list: write callbacks=[…]"
+        raise ConfigError(msg)
+    if measure_every < 1:
+        msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
+        raise ConfigError(msg)
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
         "seed": seed, "device": device, "processes": processes,
@@ -162,7 +177,6 @@ def _shown(visible: bool | None) -> Iterator[_Bar]:
 
 
 def _described(row: Mapping[str, Any]) -> str:
-    known = {"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"}
-    figures = [f"{name} {value:.3f}" for name, value in row.items() if name not in known][:_SHOWN]
+    figures = [f"{name} {value:.3f}" for name, value in row.items() if name not in NOT_METRICS][:_SHOWN]
     cost = [f"ε {row['epsilon']:.2f}"] if math.isfinite(row["epsilon"]) else []
     return ", ".join([*figures, *cost])

@@ -70,7 +70,7 @@ def submit(
     with _client(folder, api, proxy) as client:
         submitted = client.submit(run)
         if watching:
-            _follow(client, submitted.digest, folder, as_json=as_json)
+            _follow(client, submitted, folder, as_json=as_json)
             return
         text = f"✓ {submitted.name} {submitted.digest[:8]} is {submitted.status}"
         _say(asdict(submitted), text, as_json=as_json)
@@ -121,7 +121,7 @@ def watch(
                 typer.echo("no runs; submit one: cloister submit run.manifest", err=True)
                 raise typer.Exit(1)
             run = newest.digest
-        _follow(client, client.run(run).digest, folder, as_json=as_json)
+        _follow(client, client.run(run), folder, as_json=as_json)
 
 
 def stop(
@@ -145,23 +145,26 @@ def retry(run: Run, folder: As = _ME, api: Api = None, proxy: Proxy = None, as_j
     _say(asdict(again), f"✓ {again.name} {again.digest[:8]} is {again.status}", as_json=as_json)
 
 
-def _follow(client: Client, digest: str, folder: Path, *, as_json: bool) -> None:
+def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> None:
     """Show a run until it ends; exit with 1 if it did not finish, with 130 if the user leaves."""
     from cloister.client import ENDED  # noqa: PLC0415
     from privacy.errors import MalformedError  # noqa: PLC0415
 
     try:
         with RoundTable(make_console(json=as_json)) as table:
-            table.status("waiting for its turn")
-            for event in client.follow(digest):
+            if run.status == "waiting":
+                table.status("waiting for its turn")
+                table.note(f"waits for its turn{f': {run.reason}' if run.reason else _behind(client, run)}")
+            again = "the connection to the server was lost; it is made again, for five minutes"
+            for event in client.follow(run.digest, on_lost=lambda: table.note(again)):
                 try:
                     table.show(event)
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
                     msg = f"{client.api} sends events of another version of Cloister; install the server's version"
                     raise MalformedError(msg) from error
-        ended = client.run(digest)
+        ended = client.run(run.digest)
     except KeyboardInterrupt:
-        typer.echo(f"left; the run goes on. To come back: {_command(digest, folder)}", err=True)
+        typer.echo(f"left; the run goes on. To come back: {_command(run.digest, folder)}", err=True)
         raise typer.Exit(_STOPPED) from None
     if as_json:
         typer.echo(json.dumps(asdict(ended)))
@@ -171,6 +174,19 @@ def _follow(client: Client, digest: str, folder: Path, *, as_json: bool) -> None
         typer.echo(f"{mark} {ended.name} {ended.digest[:8]} {_has(ended)}{why}")
     if ended.status in ENDED - {"finished"}:
         raise typer.Exit(1)
+
+
+def _behind(client: Client, run: RunStatus) -> str:
+    """Return which runs go on before this one: a stopped one does, too, until its sites have its last sum."""
+    digests = client.status().get("running")
+    before = [each for each in digests if each != run.digest] if isinstance(digests, list) else []
+    known = [client.run(str(digest)) for digest in before]
+    names = [
+        f"{each.name} {each.digest[:8]}"
+        + (", stopped, still delivers its last sum" if each.status == "stopped" else "")
+        for each in known
+    ]
+    return f", after {'; '.join(names)}" if names else ""
 
 
 def _has(run: RunStatus) -> str:

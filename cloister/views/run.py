@@ -72,6 +72,10 @@ class RoundTable:
         """Show a status below the table."""
         self._bar.update(self._task, description=text)
 
+    def note(self, text: str) -> None:
+        """Show a line among the rows."""
+        self._print(f"       {text}", "yellow")
+
     def show(self, event: dict[str, Any]) -> None:
         """Show one event of the server's event log."""
         if event["event"] in {"started", "resumed"}:

@@ -112,7 +112,7 @@ class Training:
         if run.encryption.update_bound is None:
             return "a run with [training] needs update_bound in [encryption]"
         if run.privacy.max_grad_norm is None:
-            return "a run with [training] needs max_grad_norm in [privacy]"
+            return "a run with [training] needs max_grad_norm in [privacy], such as 1.0"
         return self._of_shared_noise(run) if run.shares_noise else None
 
     def _of_shared_noise(self, run: RunSettings) -> str | None:

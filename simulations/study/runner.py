@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,11 @@ def prepare(
     Raises:
         CloisterError: if anything is wrong, before any round is played.
     """
+    place = read_device(device)
+    for what, count in (("sites", sites), ("processes", processes)):
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
+            raise ConfigError(msg)
     own, name = named_task(task)
     wanted = read_run_settings(run)
     with torch.random.fork_rng(devices=[]):
@@ -124,7 +130,7 @@ def prepare(
     Fitness(own, name, own.model()).check(tested.records, range(1, len(tested) + 1), Path("the test records"))
     manifest = make_manifest(settings, roster_version=1)
     simulation = Simulation(
-        own, name, settings, divided, read_participation(participation), seed, torch.device(device), folder,
+        own, name, settings, divided, read_participation(participation), seed, place, folder,
         processes or processes_here(),
     )  # fmt: skip
     chosen = choose(
@@ -165,6 +171,26 @@ def play(study: Study, *, every: int = 1, keep_models: bool = False) -> Iterator
             else:
                 outcome.models[-1] = played.model
             yield outcome, row
+
+
+def read_device(device: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        ConfigError: if there is none, here or at all.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        msg = f"{device!r} is no device; write cpu or cuda"
+        raise ConfigError(msg) from error
+    if place.type not in {"cpu", "cuda"}:
+        msg = f"{device!r}: a simulation trains on cpu or cuda"
+        raise ConfigError(msg)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        msg = f"device {device!r}: PyTorch finds no such GPU here; write cpu, or install PyTorch for CUDA"
+        raise ConfigError(msg)
+    return place
 
 
 def named_task(task: type[Task] | Task | str) -> tuple[Task, str]:

@@ -23,7 +23,7 @@ from privacy.errors import (
 )
 from privacy.run.manifest import open_run
 from simulations.engine.federation import Federation
-from tests.server.api.consortia import Consortium, serving, set_api
+from tests.server.api.consortia import Consortium, Status, serving, set_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,15 +130,33 @@ def test_ctrl_c_only_leaves_and_says_how_to_come_back(
     folder = server.consortium.path("rosa")
     digest = server.queue.submit(server.consortium.sign("left"), "rosa").digest
 
-    def interrupted(*_: object) -> Iterator[dict[str, Any]]:
+    def interrupted(*_: object, **__: object) -> Iterator[dict[str, Any]]:
         yield STARTED
         raise KeyboardInterrupt
 
     monkeypatch.setattr(client_module.Client, "follow", interrupted)
     left = cloister("watch", "left", "--as", folder, "--api", server.address)
     assert left.returncode == 130
+    assert "       waits for its turn\n" in left.stdout
     assert left.stderr == f"left; the run goes on. To come back: cloister watch {digest[:8]} --as {folder}\n"
     assert server.store.run(digest).status == "waiting"
+
+
+def test_whoever_watches_a_run_that_waits_sees_which_goes_on_before_it(
+    server: Server, cloister: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, behind = (server.queue.submit(server.consortium.sign(name), "rosa").digest for name in ("first", "second"))
+    server.store.mark(before, "stopped", "stopped by rosa")
+    monkeypatch.setattr(server.queue, "status", lambda: Status(running=(before,)))
+
+    def interrupted(*_: object, **__: object) -> Iterator[dict[str, Any]]:
+        yield STARTED
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client_module.Client, "follow", interrupted)
+    left = cloister("watch", behind, "--as", server.consortium.path("rosa"), "--api", server.address)
+    says = f"waits for its turn, after first {before[:8]}, stopped, still delivers its last sum\n"
+    assert left.stdout.splitlines()[0] + "\n" == "       " + says
 
 
 # --- The client -----------------------------------------------------------------------------------------------------
@@ -170,6 +188,7 @@ def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Cl
         (lambda: rosa.run("../status"), MalformedError, "is no run"),
         (lambda: rosa.stop(digest), RefusedError, "only coordinators and operators may do this"),
         (lambda: rosa.submit(b"x"), MalformedError, "not a signed Cloister manifest"),
+        (lambda: list(rosa.runs("fialed")), ConfigError, "is no status of a run; write waiting, running"),
         (lambda: rosa.submit("absent.manifest"), KeyFileError, "absent.manifest: no such file"),
         (lambda: rosa.submit(bytes((4 << 20) + 1)), MalformedError, "at most 4 MiB"),
         (lambda: rosa.submit(server.consortium.sign("x", "otto")), RefusedError, "only coordinators and researchers"),
@@ -218,7 +237,8 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
         server.store.mark(digest, "running")
         record(server, digest, STARTED)
         client = public.Client(consortium.path("rosa"), server.address)
-        events = client.follow(digest)
+        said = list[str]()
+        events = client.follow(digest, on_lost=lambda: said.append("lost"))
         assert next(events)["event"] == "started"
     settings = consortium.server / "consortium.toml"
     settings.write_text(
@@ -234,6 +254,7 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
         following.join(SECONDS)
     client.close()
     assert seen == ["round", "finished"]
+    assert said == ["lost"]
 
 
 def test_a_server_that_is_not_there_or_not_ours_is_named(server: Server, tmp_path: Path) -> None:
@@ -258,6 +279,13 @@ def test_a_server_that_is_not_there_or_not_ours_is_named(server: Server, tmp_pat
         public.Client(tmp_path / "nobody")
     with pytest.raises(MalformedError, match="is not an address"):
         public.Client(folder, "https://x")
+
+
+def test_a_run_that_nobody_signed_is_not_sent(rosa: public.Client, tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text('name = "x"\n')
+    with pytest.raises(MalformedError, match=r"is not signed; submit what `cloister sign .*study.toml` writes"):
+        rosa.submit(study)
 
 
 def test_text_from_the_server_is_plain(server: Server, rosa: public.Client, cloister: Run) -> None:

@@ -126,6 +126,11 @@ def test_a_callback_sees_every_round_and_may_end_the_run() -> None:
         assert len(result.models) == 1 + len(result.rows)
 
 
+def test_a_misspelt_metric_does_not_go_unnoticed() -> None:
+    with pytest.raises(CloisterError, match="no metric 'acuracy'; it measures loss, accuracy"):
+        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=3, engine="vectorised", callbacks=[EarlyStop("acuracy")])
+
+
 def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
     result = simulate(Sign, (INPUTS, TARGETS), SimulatedRun(rounds=2), sites=6)
     assert list(result.history["accuracy"]) == [row["accuracy"] for row in result.rows]
@@ -150,6 +155,14 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"partition": "dirichlet:x"}, "is not a number"),
         ({"partition": "by_column:ward"}, "no such column"),
         ({"sites": 1}, "no federation"),
+        ({"sites": 0}, "no number of sites"),
+        ({"sites": "4"}, "no number of sites"),
+        ({"processes": -1}, "no number of processes"),
+        ({"measure_every": 0}, "1 for every round"),
+        ({"device": "gpu"}, "no device"),
+        ({"device": "meta"}, "cpu or cuda"),
+        ({"device": "cuda:99"}, "no such GPU"),
+        ({"callbacks": print}, "a list"),
         ({"sites": 1000}, "cannot be divided among 1000 sites"),
         ({"test": 1.5}, "between 0 and 1"),
         ({"participation": 2.0}, "says no participation"),
