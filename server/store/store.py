@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 _NAMED = 5  # runs in a message
+_SHOWN = 8  # characters of a digest that people are shown
 _POLL = 0.5  # seconds between looks for what other processes write
 _LONGEST = 2000  # characters of a reason
 
@@ -136,11 +137,13 @@ class Store:
     def run(self, name: str) -> StoredRun:
         """Return the run with this digest, or whose digest or name alone starts like this.
 
+        A name that looks like a part of a digest does not hide the run with that digest.
+
         Raises:
             NotFoundError: naming what there is, if no run or several do.
         """
         digest = RUNS.c.digest.startswith(name, autoescape=True)
-        exactly = (RUNS.c.digest == name) | (RUNS.c.name == name)
+        exactly = (RUNS.c.name == name) | (digest if len(name) >= _SHOWN else RUNS.c.digest == name)
         found: list[StoredRun] = []
         for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
             found = self._select(which, limit=_NAMED) if name else []

@@ -65,6 +65,15 @@ def test_a_run_is_found_by_what_names_it_alone(store: Store) -> None:
         store.run("heart%")
 
 
+def test_a_run_that_is_called_as_the_digest_of_another_begins_does_not_pass_for_it(store: Store) -> None:
+    ours = store.submit(run_named(), "ada")
+    theirs = store.submit(run_named(ours.digest[:8]), "mallory")
+    assert store.run(ours.digest) == store.run(ours.digest[:9]) == ours
+    assert store.run(theirs.digest[:8]) == theirs
+    with pytest.raises(NotFoundError, match="several runs are called"):
+        store.run(ours.digest[:8])
+
+
 def test_a_record_keeps_state_events_and_sums(store: Store, place: ServerFolder) -> None:
     digest = store.submit(run_named(), "ada").digest
     record = store.record(digest)
