@@ -4,6 +4,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -27,6 +29,7 @@ Named = Annotated[
 ]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="the run's digest")]
 After = Annotated[int, Query(ge=0, le=_LAST_EVENT, description="only events with higher numbers")]
+LastEvent = Annotated[int, Field(ge=0, le=_LAST_EVENT)]
 Cursor = Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$", description="`next` of the page before")]
 
 
@@ -95,7 +98,7 @@ async def follow(
     found: Looking,
     run: Named,
     after: After = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=_LAST_EVENT, description="instead of `after`")] = None,
+    last_event_id: Annotated[LastEvent | SkipJsonSchema[None], Header(description="instead of `after`")] = None,
 ) -> EventSourceResponse:
     """Follow a run's events until it ends."""
     stored = await run_in_threadpool(api.runs.store.run, run)

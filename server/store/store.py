@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from privacy.errors import NotFoundError
+from privacy.errors import NotFoundError, RunError
 from privacy.untrusted_text import plain, quoted
 from server.store.database import Database
 from server.store.leadership import leading
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+MOST_WAITING = 200
+"""How many runs of one person may wait."""
+
 _NAMED = 5  # runs in a message
 _SHOWN = 8  # characters of a digest that people are shown
 _POLL = 0.5  # seconds between looks for what other processes write
@@ -119,7 +122,11 @@ class Store:
     # --- Runs -------------------------------------------------------------------------------------------------------
 
     def submit(self, run: SignedRun, by: str) -> StoredRun:
-        """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands."""
+        """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands.
+
+        Raises:
+            RunError: if too many runs of this person wait: the queue looks at all that do.
+        """
         settings = run.manifest.settings
         values = {
             "digest": run.digest, "name": settings.name, "document": run.document, "by": plain(by),
@@ -127,8 +134,13 @@ class Store:
         }  # fmt: skip
 
         def change(connection: sa.Connection) -> None:
-            if connection.scalar(sa.select(RUNS.c.number).where(RUNS.c.digest == run.digest)) is None:
-                connection.execute(sa.insert(RUNS).values(values))
+            if connection.scalar(sa.select(RUNS.c.number).where(RUNS.c.digest == run.digest)) is not None:
+                return
+            theirs = (RUNS.c.status == "waiting") & (RUNS.c.by == values["by"])
+            if (connection.scalar(sa.select(sa.func.count()).where(theirs)) or 0) >= MOST_WAITING:
+                msg = f"{values['by']} has {MOST_WAITING} runs that wait; stop some of these first, or let them run"
+                raise RunError(msg)
+            connection.execute(sa.insert(RUNS).values(values))
 
         self.database.write(change)
         (stored,) = self._select(RUNS.c.digest == run.digest)

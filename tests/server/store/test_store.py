@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from privacy.errors import NotFoundError
+from privacy.errors import NotFoundError, RunError
 from server.store.sessions import Session
 from server.store.store import Store
 from tests.server.store.stores import run_named
@@ -72,6 +72,17 @@ def test_a_run_that_is_called_as_the_digest_of_another_begins_does_not_pass_for_
     assert store.run(theirs.digest[:8]) == theirs
     with pytest.raises(NotFoundError, match="several runs are called"):
         store.run(ours.digest[:8])
+
+
+def test_nobody_can_fill_the_queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.store.MOST_WAITING", 2)
+    first, _ = (store.submit(run_named(name), "mallory") for name in ("one", "two"))
+    with pytest.raises(RunError, match="mallory has 2 runs that wait; stop some of these first"):
+        store.submit(run_named("three"), "mallory")
+    assert store.submit(run_named("one"), "mallory") == first
+    assert store.submit(run_named("theirs"), "ada").status == "waiting"
+    store.mark(first.digest, "stopped")
+    assert store.submit(run_named("three"), "mallory").status == "waiting"
 
 
 def test_a_record_keeps_state_events_and_sums(store: Store, place: ServerFolder) -> None:
