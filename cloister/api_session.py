@@ -11,12 +11,12 @@ import ssl
 import time
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import httpx
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cloister.signer import read_signer
@@ -58,7 +58,7 @@ class _Kept:
     """What the folder remembers."""
 
     api: str
-    token: str = ""
+    token: Annotated[str, Field(pattern=r"^[0-9a-f]*$", max_length=1000)] = ""
     ends: float = 0.0
     account: bool = False  # whether an organisation vouched: then the key is not used
 

@@ -12,6 +12,7 @@ server says is data, never trusted further: text is made plain, sizes are bounde
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -46,6 +47,7 @@ STATUSES = ("waiting", "running", "finished", "failed", "stopped")
 ENDED = frozenset({"finished", "failed", "stopped"})
 """Of runs that will not go on by themselves."""
 
+_NUMBER = re.compile(r"[0-9]{1,18}")  # of an event
 _PATIENCE = 300.0  # seconds for a server that was restarted
 _PAUSES = (0.2, 1.0, 2.0, 5.0, 10.0)  # seconds between attempts
 
@@ -180,7 +182,7 @@ class Client:
             given = {"status": status, "before": before or None, "limit": MOST_RUNS}
             page = self._read(_Runs, self._session.ask("GET", "/v1/runs", _given(given)))
             yield from page.runs
-            before = page.next
+            before = page.next if page.runs else None  # not for ever, whatever the server says
 
     def run(self, run: str) -> RunStatus:
         """Return how a run stands, given its digest, or what its digest or name begins with."""
@@ -190,7 +192,11 @@ class Client:
         """Fetch a run as it was signed; its signature is checked against the roster in the folder."""
         identity = self._session.identity
         roster = read_roster(identity.roster, identity.authority)
-        return open_run(self._session.ask("GET", f"/v1/runs/{_named(run)}/manifest"), roster)
+        signed = open_run(self._session.ask("GET", f"/v1/runs/{_named(run)}/manifest"), roster)
+        if not (signed.digest.startswith(run) or signed.manifest.settings.name.startswith(run)):
+            msg = f"{self.api} answers with another run than {run}; tell the coordinator"
+            raise AuthenticityError(msg)
+        return signed
 
     def events(self, run: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """Return the events of a run so far, the oldest first; only those after the one with this number."""
@@ -198,8 +204,8 @@ class Client:
         while following is not None:
             given = {"after": following, "limit": MOST_EVENTS}
             page = self._read(_Events, self._session.ask("GET", f"/v1/runs/{_named(run)}/events", given))
-            yield from (plain_values(each.event) for each in page.events)
-            following = page.next
+            yield from (each.event for each in page.events)
+            following = page.next if page.events else None
 
     def follow(
         self, run: str, after: int = 0, *, on_lost: Callable[[], object] = lambda: None
@@ -238,11 +244,11 @@ class Client:
         stream = EventStream()
         for part in self._session.stream(f"/v1/runs/{_named(run)}/follow", {"after": after}):
             for sent in stream.feed(part):
-                event = plain_values(self._object(sent.data.encode()))
+                event = self._object(sent.data.encode())
                 if sent.kind == "end":
                     yield None, event
                     return
-                if not sent.number.isascii() or not sent.number.isdigit():
+                if not _NUMBER.fullmatch(sent.number):
                     self._unfit()
                 yield int(sent.number), event
 
@@ -265,12 +271,11 @@ class Client:
         return heads
 
     def _json(self, method: str, path: str) -> dict[str, Any]:
-        values: dict[str, Any] = plain_values(self._object(self._session.ask(method, path)))
-        return values
+        return self._object(self._session.ask(method, path))
 
     def _object(self, data: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(data)
+            value = plain_values(json.loads(data))
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -279,7 +284,7 @@ class Client:
 
     def _read(self, kind: type[T], data: bytes) -> T:
         try:
-            return TypeAdapter(kind).validate_python(plain_values(self._object(data)))
+            return TypeAdapter(kind).validate_python(self._object(data))
         except ValidationError:
             self._unfit()
 

@@ -62,7 +62,7 @@ OWNERS = {
     "fastapi": {"server/api/"},
     "starlette": {"server/api/", "transport/operations/"},
     "sse_starlette": {"server/api/"},
-    "uvicorn": {"server/api/", "transport/operations/"},
+    "uvicorn": {"server/api/", "transport/http_connections.py", "transport/operations/"},
     "h11": {"server/api/"},
     "joserfc": {"server/api/oidc.py"},
     "authlib": {"cloister/browser_login.py"},

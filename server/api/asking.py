@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
@@ -35,6 +36,8 @@ RATE, BURST = 50.0, 100.0
 FAILURES_RATE, FAILURES_BURST = 10 / 60, 10.0
 """Failed attempts to sign in of one address: a second, and at once."""
 
+_ACCOUNTS = 4  # threads that ask the provider of accounts, and may have to wait for it; the others serve
+
 JSON, BYTES = "application/json", "application/octet-stream"
 
 
@@ -48,6 +51,7 @@ class Api:
     following: "Following"
     provider: "Provider | None"
     persons: Buckets = field(default_factory=lambda: Buckets(RATE, BURST))
+    accounts: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_ACCOUNTS))
     failures: Buckets = field(default_factory=lambda: Buckets(FAILURES_RATE, FAILURES_BURST))
 
 

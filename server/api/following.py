@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from typing_extensions import override
 
 from server.api.problems import RefusalError
 from transport.api import MOST_EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from typing import Any
+
+    from starlette.types import Receive, Scope, Send
 
     from server.api.people import People, SignedIn
     from server.api.runs import Runs
@@ -55,27 +57,25 @@ class Following:
         if mine >= AT_ONCE_OF_ONE or sum(self._streams.values()) >= AT_ONCE:
             detail = f"{asker.person.name} follows {mine} runs, and others follow some too; end one of these first"
             raise RefusalError(HTTPStatus.TOO_MANY_REQUESTS, detail, {"Retry-After": "30"})
-        stream = self._stream(digest, after, asker)
-        return EventSourceResponse(stream, ping=PING_SECONDS, headers={"X-Accel-Buffering": "no"})
+        return _Counted(self._stream(digest, after, asker), self._streams, asker.person.name)
 
     async def _stream(self, digest: str, after: int, asker: SignedIn) -> AsyncIterator[ServerSentEvent]:
-        with self._counted(asker.person.name):
-            while True:
-                stopping = self.stopping
-                holds, run, events = await run_sync(self._look, digest, after, asker, limiter=self._threads)
-                if not holds:
-                    return
-                for number, event in events:
-                    yield ServerSentEvent(json.dumps(event), id=str(number))
-                    after = number
-                if events:
-                    continue
-                if run.status in ENDED:
-                    yield ServerSentEvent(json.dumps({"status": run.status, "reason": run.reason}), event="end")
-                    return
-                if stopping:  # only now: the run may be why the server stops
-                    return
-                await self._wait(digest, after)
+        while True:
+            stopping = self.stopping
+            holds, run, events = await run_sync(self._look, digest, after, asker, limiter=self._threads)
+            if not holds:
+                return
+            for number, event in events:
+                yield ServerSentEvent(json.dumps(event), id=str(number))
+                after = number
+            if events:
+                continue
+            if run.status in ENDED:
+                yield ServerSentEvent(json.dumps({"status": run.status, "reason": run.reason}), event="end")
+                return
+            if stopping:  # only now: the run may be why the server stops
+                return
+            await self._wait(digest, after)
 
     def _look(self, digest: str, after: int, asker: SignedIn) -> tuple[bool, Any, list[tuple[int, dict[str, Any]]]]:
         holds, store = self._people.still_holds(asker.session), self._runs.store
@@ -103,12 +103,21 @@ class Following:
             self._limiter = CapacityLimiter(_WAITERS)
         return self._limiter
 
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        self._streams[name] = self._streams.get(name, 0) + 1
+
+class _Counted(EventSourceResponse):
+    """A stream that counts from when it is allowed, not from its first event: many may be asked for at once."""
+
+    def __init__(self, stream: AsyncIterator[ServerSentEvent], counts: dict[str, int], name: str) -> None:
+        super().__init__(stream, ping=PING_SECONDS, headers={"X-Accel-Buffering": "no"})
+        self._counts, self._name = counts, name
+        counts[name] = counts.get(name, 0) + 1
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
         try:
-            yield
+            await super().__call__(scope, receive, send)
         finally:
-            self._streams[name] -= 1
-            if not self._streams[name]:
-                del self._streams[name]
+            self._counts[self._name] -= 1
+            if not self._counts[self._name]:
+                del self._counts[self._name]

@@ -13,7 +13,6 @@ import h11
 import uvicorn
 from anyio.to_thread import current_default_thread_limiter
 from typing_extensions import override
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from privacy.errors import CloisterError, ConfigError, RunError
 from privacy.failures import sentence
@@ -24,6 +23,7 @@ from server.hub.listening import check_free, sockets
 from server.joining.limits import network_of
 from transport.address import read_address
 from transport.channel import joining_context
+from transport.http_connections import FewConnections, PunctualConnection
 from transport.pki import check_server_certificate
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.api")
 
-HANDSHAKE_SECONDS, HEAD_SECONDS, IDLE_SECONDS = 5.0, 10.0, 5
-"""For TLS; from there, or from the last answer, to the end of a request's head; for a connection without a request."""
+HANDSHAKE_SECONDS, IDLE_SECONDS = 5.0, 5
+"""For TLS; for a connection without a request."""
 
 GOODBYE_SECONDS = 1.0
 """For a client to end TLS, once the server has."""
 
 AT_ONCE, AT_ONCE_FROM_ONE = 512, 64
-"""Connections, and those of one address."""
+"""Connections, in TLS or not yet, and those of one address."""
 
 LARGEST_HEAD = 16 << 10  # bytes
 _THREADS = 16  # that wait for the store
@@ -71,7 +71,9 @@ class ApiPort:
         accounts = settings.oidc
         app, self._following = make_app(runs, place, Provider(accounts, place.folder) if accounts else None)
         check_free(address)
-        self._sockets = sockets(address, _WAITING)
+        self._sockets = [
+            FewConnections(each, AT_ONCE, AT_ONCE_FROM_ONE, network_of) for each in sockets(address, _WAITING)
+        ]
         self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             app, http=_Connection, ws="none", lifespan="off", interface="asgi3", log_config=None,
@@ -150,38 +152,8 @@ class _Tls:
         connection.context = self._current
 
 
-class _Connection(H11Protocol):
-    """A connection, one of few from its address, with a deadline for each request's head."""
-
-    _deadline: asyncio.TimerHandle | None = None
-    network = ""
-
-    @override
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.network = network_of(self.client[0]) if self.client else ""
-        from_one = sum(isinstance(each, _Connection) and each.network == self.network for each in self.connections)
-        if len(self.connections) > AT_ONCE or from_one > AT_ONCE_FROM_ONE:
-            transport.abort()
-            return
-        self._await_head()
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._forget()
-
-    @override
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
-            self._await_head()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
+class _Connection(PunctualConnection):
+    """A connection that is refused as everything is."""
 
     @override
     def send_400_response(self, msg: str) -> None:
@@ -197,12 +169,3 @@ class _Connection(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-
-    def _await_head(self) -> None:
-        self._forget()
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
-
-    def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None

@@ -38,6 +38,7 @@ ALGORITHMS = ["RS256", "PS256", "ES256"]
 
 _LEEWAY = 60  # seconds that clocks may be apart
 _KEYS_SECONDS, _RETRY_SECONDS = 600.0, 30.0  # how long keys are kept; how soon they are fetched again for a new one
+_PAUSE_SECONDS = 5.0  # until keys are asked for again that could not be had: anybody can have them asked for
 _SECONDS = 5.0  # for the provider to answer
 _LARGEST = 256 << 10  # bytes of its answers
 
@@ -129,8 +130,7 @@ class Provider:
         from joserfc.jwk import KeySet  # noqa: PLC0415
 
         with self._turn:
-            if self._keys is None or time.monotonic() > self._fetched + oldest:
-                self._fetched = time.monotonic()
+            if time.monotonic() > self._fetched + (oldest if self._keys else _PAUSE_SECONDS):
                 try:
                     with httpx.Client(
                         verify=self._context, proxy=self._proxy, trust_env=False, timeout=_SECONDS
@@ -141,10 +141,10 @@ class Provider:
                 except (httpx.HTTPError, httpx.InvalidURL, MalformedError, JoseError, ValueError, TypeError, KeyError,
                         RecursionError) as error:  # fmt: skip
                     log.warning("%s does not give its keys: %s", self.issuer, quoted(str(error) or repr(error)))
-                    if self._keys is None:
-                        detail = f"{self.issuer} cannot be reached from the server, or gives no keys; try again later"
-                        raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, detail, {"Retry-After": "30"}) from error
-            assert self._keys is not None  # noqa: S101 - fetched
+                self._fetched = time.monotonic()
+            if self._keys is None:
+                detail = f"{self.issuer} cannot be reached from the server, or gives no keys; try again later"
+                raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, detail, {"Retry-After": "30"})
             return self._keys
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.concurrency import run_in_threadpool
 
 from privacy.run.people import RIGHTS, may
 from server.api.asking import Api, Here, asker, described, patient, read_body
@@ -64,7 +65,7 @@ async def sign_in_with_account(api: Here, request: Request, origin: Origin) -> N
         person = provider.person(asked.id_token, asked.challenge, api.people.roster())
         return api.people.by_account(person, asked.challenge)
 
-    return await _open(api, origin, work)
+    return await _open(api, origin, work, api.accounts)
 
 
 @router.get("/sessions/current")
@@ -79,10 +80,12 @@ def sign_out(api: Here, found: Asker) -> None:
     api.people.end(found.session)
 
 
-async def _open(api: Api, origin: str, how: Callable[[], tuple[str, SignedIn]]) -> NewSession:
+async def _open(
+    api: Api, origin: str, how: Callable[[], tuple[str, SignedIn]], limiter: CapacityLimiter | None = None
+) -> NewSession:
     """Sign somebody in, or count the failure."""
     try:
-        token, found = await run_in_threadpool(how)
+        token, found = await run_sync(how, limiter=limiter)
     except RefusalError as error:
         if error.status_code == HTTPStatus.UNAUTHORIZED:
             api.failures.take(origin)

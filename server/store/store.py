@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from privacy.errors import NotFoundError
+from privacy.errors import NotFoundError, RunError
 from privacy.untrusted_text import plain, quoted
 from server.store.database import Database
 from server.store.leadership import leading
@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+MOST_WAITING = 200
+"""How many runs of one person may wait."""
+
 _NAMED = 5  # runs in a message
+_SHOWN = 8  # characters of a digest that people are shown
 _POLL = 0.5  # seconds between looks for what other processes write
 _LONGEST = 2000  # characters of a reason
 
@@ -118,7 +122,11 @@ class Store:
     # --- Runs -------------------------------------------------------------------------------------------------------
 
     def submit(self, run: SignedRun, by: str) -> StoredRun:
-        """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands."""
+        """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands.
+
+        Raises:
+            RunError: if too many runs of this person wait: the queue looks at all that do.
+        """
         settings = run.manifest.settings
         values = {
             "digest": run.digest, "name": settings.name, "document": run.document, "by": plain(by),
@@ -126,8 +134,13 @@ class Store:
         }  # fmt: skip
 
         def change(connection: sa.Connection) -> None:
-            if connection.scalar(sa.select(RUNS.c.number).where(RUNS.c.digest == run.digest)) is None:
-                connection.execute(sa.insert(RUNS).values(values))
+            if connection.scalar(sa.select(RUNS.c.number).where(RUNS.c.digest == run.digest)) is not None:
+                return
+            theirs = (RUNS.c.status == "waiting") & (RUNS.c.by == values["by"])
+            if (connection.scalar(sa.select(sa.func.count()).where(theirs)) or 0) >= MOST_WAITING:
+                msg = f"{values['by']} has {MOST_WAITING} runs that wait; stop some of these first, or let them run"
+                raise RunError(msg)
+            connection.execute(sa.insert(RUNS).values(values))
 
         self.database.write(change)
         (stored,) = self._select(RUNS.c.digest == run.digest)
@@ -136,11 +149,13 @@ class Store:
     def run(self, name: str) -> StoredRun:
         """Return the run with this digest, or whose digest or name alone starts like this.
 
+        A name that looks like a part of a digest does not hide the run with that digest.
+
         Raises:
             NotFoundError: naming what there is, if no run or several do.
         """
         digest = RUNS.c.digest.startswith(name, autoescape=True)
-        exactly = (RUNS.c.digest == name) | (RUNS.c.name == name)
+        exactly = (RUNS.c.name == name) | (digest if len(name) >= _SHOWN else RUNS.c.digest == name)
         found: list[StoredRun] = []
         for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
             found = self._select(which, limit=_NAMED) if name else []

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from privacy.errors import UnreachableError
 from privacy.failures import sentence
 from transport.address import read_address
+from transport.http_connections import FewConnections, PunctualConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     Troubles = Callable[[], Sequence[str]]
 
-_CONNECTIONS = 32  # at a time; more are answered with 503
+_CONNECTIONS, _FROM_ONE = 64, 16  # at a time, and of one address; more are closed
 _SECONDS = 5.0  # that a connection may be idle, and that the end may take
 _FAMILIES = {True: socket.AF_INET6, False: socket.AF_INET}
 
@@ -48,10 +49,11 @@ class Listener:
         """
         place = read_address(address, listening=True)
         try:
-            self._socket = socket.create_server((place.host, place.port), family=_FAMILIES[":" in place.host])
+            listening = socket.create_server((place.host, place.port), family=_FAMILIES[":" in place.host])
         except OSError as error:
             msg = f"cannot listen on {place}: {sentence(error)} (`listen` in [operations])"
             raise UnreachableError(msg) from error
+        self._socket = FewConnections(listening, _CONNECTIONS, _FROM_ONE)
         self.port = int(self._socket.getsockname()[1])
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -61,10 +63,9 @@ class Listener:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=PunctualConnection,
                 loop="asyncio",
                 server_header=False,
-                limit_concurrency=_CONNECTIONS,
                 timeout_keep_alive=int(_SECONDS),
                 timeout_graceful_shutdown=1,
             )

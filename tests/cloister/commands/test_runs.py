@@ -305,3 +305,40 @@ def test_events_of_another_version_end_in_a_sentence(server: Server, cloister: R
     watched = cloister("watch", digest, "--as", server.consortium.path("rosa"), "--api", server.address)
     assert watched.returncode == 1
     assert "sends events of another version" in watched.stderr
+
+
+def deep(text: str) -> bytes:
+    """Return JSON that nests lists, beyond what Python follows."""
+    return b'{"a": ' + b"[" * 700 + text.encode() + b"]" * 700 + b"}"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [deep("1"), deep("") * 2, b"id: 1\ndata: %s\n\n" % deep("1"), b"id: " + b"9" * 5000 + b"\ndata: {}\n\n"],
+    ids=["deep", "two", "deep event", "long number"],
+)
+def test_what_no_server_of_ours_says_ends_in_a_sentence(
+    sent: bytes, rosa: public.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rosa._session, "ask", lambda *_: sent)
+    monkeypatch.setattr(rosa._session, "stream", lambda *_: iter([sent]))
+    with pytest.raises(MalformedError, match="answers in a form that"):
+        list(rosa.follow("lungs")) if b"id: " in sent else rosa.status()
+
+
+def test_empty_pages_end_a_list(rosa: public.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rosa._session, "ask", lambda *_: b'{"runs": [], "events": [], "next": 1}')
+    assert list(rosa.events("lungs")) == []
+    monkeypatch.setattr(rosa._session, "ask", lambda *_: b'{"runs": [], "next": "ab"}')
+    assert list(rosa.runs()) == []
+
+
+def test_another_run_than_was_asked_for_is_not_taken(
+    server: Server, rosa: public.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, other = (rosa.submit(signed(server, name)).digest for name in ("wanted", "other"))
+    document = server.store.run(other).document
+    assert rosa.manifest(other[:12]).digest == rosa.manifest("othe").digest == other
+    monkeypatch.setattr(rosa._session, "ask", lambda *_: document)
+    with pytest.raises(AuthenticityError, match="answers with another run than"):
+        rosa.manifest(wanted)

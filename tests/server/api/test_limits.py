@@ -5,15 +5,19 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from server.api import asking, guard, listening
 from server.api.guard import LARGEST_BODY
 from server.api.limits import Buckets
+from tests.federations import await_condition
 from tests.server.api.consortia import Queue, serving
+from transport import http_connections
 from transport.api import LARGEST_RUN
 
 if TYPE_CHECKING:
@@ -29,8 +33,8 @@ SHORT, LONG = 0.3, 20.0
 def hasty(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server with little patience."""
     monkeypatch.setattr(guard, "BODY_SECONDS", SHORT)
-    for name in ("HANDSHAKE_SECONDS", "HEAD_SECONDS"):
-        monkeypatch.setattr(listening, name, SHORT)
+    monkeypatch.setattr(listening, "HANDSHAKE_SECONDS", SHORT)
+    monkeypatch.setattr(http_connections, "HEAD_SECONDS", SHORT)
     monkeypatch.setattr(listening, "IDLE_SECONDS", 1)
     with serving(consortium) as server:
         yield server
@@ -119,18 +123,37 @@ def test_what_is_not_http_is_refused_as_everything_is(shared_server: Server) -> 
         assert b"application/problem+json" in answer
 
 
-def test_one_address_has_few_connections(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [b"Content-Length: 4000000", b"Transfer-Encoding: chunked"])
+def test_who_was_answered_cannot_keep_a_connection_by_sending_on(hasty: Server, length: bytes) -> None:
+    began = time.monotonic()
+    with secured(hasty) as line:
+        line.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n" % length)
+        assert line.recv(1 << 10).startswith(b"HTTP/1.1 200 ")
+        line.sendall(b"5\r\nabcde\r\n")
+        everything(line)
+    assert time.monotonic() < began + LONG / 2
+
+
+def test_one_address_has_few_connections_with_or_without_tls(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listening, "AT_ONCE_FROM_ONE", 3)
-    with serving(consortium) as server:
-        lines = [secured(server) for _ in range(4)]
-        try:
-            assert everything(lines[3]) == b""  # type: ignore[arg-type]
-            with server.http(), lines[0] as line:
-                line.sendall(b"GET /v1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                assert everything(line).startswith(b"HTTP/1.1 401 ")
-        finally:
-            for each in lines:
-                each.close()  # type: ignore[attr-defined]
+    with serving(consortium) as server, ExitStack() as lines:
+        silent = [lines.enter_context(dialled(server)) for _ in range(2)]
+        line = lines.enter_context(secured(server))
+        assert everything(lines.enter_context(dialled(server))) == b""
+        line.sendall(b"GET /v1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert everything(line).startswith(b"HTTP/1.1 401 ")
+        for each in silent:
+            each.close()
+        await_condition(lambda: answers(server), LONG)
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.sign_in("rosa").status_code == 201
+    except httpx.HTTPError:
+        return False
 
 
 def test_an_address_and_a_person_that_ask_too_often_have_to_wait(

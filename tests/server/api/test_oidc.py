@@ -6,6 +6,7 @@ import json
 import ssl
 import threading
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +16,7 @@ from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 from cloister import Client
 from privacy.errors import AuthenticityError, ConfigError
 from server.api import asking, oidc
+from tests.federations import await_condition
 from tests.server.api.consortia import Consortium, serving, set_api
 from tests.server.api.provider import CLIENT, providing
 
@@ -146,6 +148,28 @@ def test_a_provider_that_does_not_answer_as_one_is_named(
         challenge = nonce(server)
         refused = present(server, challenge, provider.token(challenge))
         assert (refused.status_code, "gives no keys" in refused.json()["detail"]) == (503, True)
+
+
+def test_strangers_cannot_make_everybody_wait_for_a_provider_that_does_not_answer(
+    server: Server, provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = list[str](), threading.Event()
+
+    def silent() -> dict[str, str]:
+        asked.append("once")
+        answer.wait(20)
+        return {}
+
+    monkeypatch.setattr(provider, "document", silent)
+    challenge, token = nonce(server), server.token("rosa")
+    with ThreadPoolExecutor(40) as strangers:
+        told = [strangers.submit(present, server, challenge, "a.b.c") for _ in range(40)]
+        await_condition(lambda: bool(asked))
+        with server.http(token) as http:
+            assert http.get("/v1/runs", timeout=3).status_code == 200
+        answer.set()
+        assert {each.result().status_code for each in told} == {503}
+    assert len(asked) == 1
 
 
 def test_a_person_signs_in_with_a_browser(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -180,6 +181,35 @@ def test_many_people_follow_one_run_and_nobody_follows_too_many(shared_server: S
             client.join(SECONDS)
     assert seen == [["message", "end"]] * AT_ONCE_OF_ONE
     wait_until(lambda: not server.port._following._streams)
+
+
+def test_nobody_follows_too_many_by_asking_for_them_at_once(shared_server: Server) -> None:
+    server = shared_server
+    digest = server.queue.submit(server.consortium.sign("rush"), "rosa").digest
+    server.store.mark(digest, "running")
+    record(server, digest, "started")
+    asked, answers = threading.Barrier(4 * AT_ONCE_OF_ONE), list[int]()
+
+    def ask(http: httpx.Client) -> None:
+        asked.wait(SECONDS)
+        with http.stream("GET", f"/v1/runs/{digest}/follow", timeout=SECONDS) as answer:
+            answers.append(answer.status_code)
+            for _ in answer.iter_bytes():
+                pass
+
+    with ExitStack() as clients:
+        token, own = server.token("otto"), []
+        for _ in range(asked.parties):
+            own.append(clients.enter_context(server.http(token)))
+            own[-1].get("/v1/sessions/current")  # connects
+        streams = [threading.Thread(target=ask, args=(http,)) for http in own]
+        for stream in streams:
+            stream.start()
+        wait_until(lambda: len(answers) == len(streams))
+        server.store.mark(digest, "stopped", "enough")
+        for stream in streams:
+            stream.join(SECONDS)
+    assert sorted(answers) == [200] * AT_ONCE_OF_ONE + [429] * (3 * AT_ONCE_OF_ONE)
 
 
 def test_a_stream_whose_reader_has_gone_counts_no_more(shared_server: Server) -> None:

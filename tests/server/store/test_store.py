@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from privacy.errors import NotFoundError
+from privacy.errors import NotFoundError, RunError
 from server.store.sessions import Session
 from server.store.store import Store
 from tests.server.store.stores import run_named
@@ -63,6 +63,26 @@ def test_a_run_is_found_by_what_names_it_alone(store: Store) -> None:
         store.run("lu")
     with pytest.raises(NotFoundError, match=r"there is no run “heart%”; name one of these: lungs-2"):
         store.run("heart%")
+
+
+def test_a_run_that_is_called_as_the_digest_of_another_begins_does_not_pass_for_it(store: Store) -> None:
+    ours = store.submit(run_named(), "ada")
+    theirs = store.submit(run_named(ours.digest[:8]), "mallory")
+    assert store.run(ours.digest) == store.run(ours.digest[:9]) == ours
+    assert store.run(theirs.digest[:8]) == theirs
+    with pytest.raises(NotFoundError, match="several runs are called"):
+        store.run(ours.digest[:8])
+
+
+def test_nobody_can_fill_the_queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.store.MOST_WAITING", 2)
+    first, _ = (store.submit(run_named(name), "mallory") for name in ("one", "two"))
+    with pytest.raises(RunError, match="mallory has 2 runs that wait; stop some of these first"):
+        store.submit(run_named("three"), "mallory")
+    assert store.submit(run_named("one"), "mallory") == first
+    assert store.submit(run_named("theirs"), "ada").status == "waiting"
+    store.mark(first.digest, "stopped")
+    assert store.submit(run_named("three"), "mallory").status == "waiting"
 
 
 def test_a_record_keeps_state_events_and_sums(store: Store, place: ServerFolder) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from privacy.errors import UnreachableError
+from transport import http_connections
 from transport.operations.listener import Listener, serve
 
 
@@ -56,6 +58,18 @@ def test_it_answers_nothing_else_and_does_not_name_its_server(port: Listener) ->
     assert get(port, "/").status_code == get(port, "/metrics/../etc").status_code == 404
     assert get(port, "/livez", "POST").status_code == get(port, "/metrics", "DELETE").status_code == 405
     assert "server" not in get(port, "/livez").headers
+
+
+def test_connections_that_say_nothing_do_not_make_it_look_ill(port: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connections, "HEAD_SECONDS", 0.3)
+    with ExitStack() as lines:
+        silent = [
+            lines.enter_context(socket.create_connection(("localhost", port.port), timeout=20)) for _ in range(64)
+        ]
+        for line in silent:  # beyond the limit at once, the others soon
+            with suppress(ConnectionError):
+                assert line.recv(1) == b""
+        assert get(port, "/livez").status_code == 200
 
 
 def test_an_address_that_is_taken_is_named(port: Listener) -> None:
