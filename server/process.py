@@ -11,6 +11,7 @@ from server.app import check_failure, shared_by_runs
 from server.hub.listening import check_free
 from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
+from server.open_files import allow_many_files
 from server.operations.operating import operating
 from server.protection import kept_server
 from server.roster_watch import RosterWatch
@@ -90,6 +91,7 @@ def open_service(
     """
     quieten()
     return_memory()
+    allow_many_files()
     kept_server(place).ready()
     check_server_certificate(place.tls.certificate, place.tls.authority)
 

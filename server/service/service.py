@@ -130,11 +130,12 @@ class Service:
             stored = self.store.run(name)
             if stored.status == "stopped":
                 return stored
-            if stored.status not in {"waiting", "running"}:
-                msg = f"{stored.name} {stored.digest[:8]} has already {stored.status}, so it cannot be stopped"
-                raise RunError(msg)
             text = plain(f"stopped by {by}" + (f": {reason}" if reason else ""))
             self.store.mark(stored.digest, "stopped", text)  # before it has ended: also if this process is killed
+            stored = self.store.run(stored.digest)
+            if stored.status != "stopped":
+                msg = f"{stored.name} {stored.digest[:8]} has already {stored.status}, so it cannot be stopped"
+                raise RunError(msg)
             if running := self._running.get(stored.digest):
                 running.interruption.stop(text)
             if running is None or running.over:

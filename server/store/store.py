@@ -199,7 +199,7 @@ class Store:
         return found[0] if found else None
 
     def mark(self, digest: str, status: Status, reason: str = "") -> None:
-        """Note how a run stands, and why."""
+        """Note how a run stands, and why. One that has ended meanwhile is not stopped any more."""
         text = plain(reason, _LONGEST).encode()
         values: dict[str, Any] = {
             "status": status, "reason": self._sealing.seal("runs", (digest,), text, "reason"),
@@ -209,7 +209,10 @@ class Store:
             values |= {"started": sa.func.coalesce(RUNS.c.started, now), "ended": None}
         else:
             values |= {"ended": None if status == "waiting" else now}
-        change = sa.update(RUNS).where(RUNS.c.digest == digest).values(values)
+        which = RUNS.c.digest == digest
+        if status == "stopped":
+            which &= RUNS.c.status.in_(("waiting", "running"))
+        change = sa.update(RUNS).where(which).values(values)
         self.database.write(lambda connection: connection.execute(change))
 
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:

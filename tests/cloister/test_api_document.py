@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import cloister
 from privacy.run.people import ROLES, may
 from server.api import asking, following, guard, listening, people
+from server.store.store import MOST_WAITING
 from tests.server.api.consortia import Consortium, serving, set_api
 from transport.api import LARGEST_RUN
+from transport.http_connections import HEAD_SECONDS
 
 if TYPE_CHECKING:
     import pytest
@@ -40,12 +42,14 @@ def test_the_python_example_submits_a_run_and_follows_it(
 
 
 def test_every_limit_that_the_document_names_is_the_code_s() -> None:
-    seconds = listening.HANDSHAKE_SECONDS, listening.HEAD_SECONDS, guard.BODY_SECONDS, guard.SEND_SECONDS
+    seconds = listening.HANDSHAKE_SECONDS, HEAD_SECONDS, guard.BODY_SECONDS, guard.SEND_SECONDS
     for line in (
         f"| {LARGEST_RUN >> 20} MiB; {guard.LARGEST_BODY >> 10} KiB; {listening.LARGEST_HEAD >> 10} KiB |",
         "| {:g}, {:g}, {:g} and {:g} s |".format(*seconds),
         f"| {asking.RATE:g} and {guard.RATE:g} a second, {asking.BURST:g} and {guard.BURST:g} at once |",
         f"| {asking.FAILURES_BURST:g}, then one in {1 / asking.FAILURES_RATE:g} s |",
+        f"| {HEAD_SECONDS:g} s |",
+        f"| {MOST_WAITING} |",
         f"| {listening.AT_ONCE}; {listening.AT_ONCE_FROM_ONE} |",
         f"| {following.AT_ONCE}; {following.AT_ONCE_OF_ONE} |",
         f"| {people.MOST_SESSIONS}; one more ends the oldest |",
