@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+
 HEAD_SECONDS = 10.0
 """From TLS, or from the last answer, to the end of a request's head; also for a body that nobody reads any more."""
 
@@ -103,7 +105,8 @@ class PunctualConnection(H11Protocol):
     @property
     def _is_asked(self) -> bool:
         """Whether a request waits for its answer."""
-        return self.cycle is not None and not self.cycle.response_complete
+        cycle: RequestResponseCycle | None = self.cycle  # none before the first request
+        return cycle is not None and not cycle.response_complete
 
     def _await_head(self) -> None:
         self._forget()

@@ -106,7 +106,7 @@ class ApiPort:
     async def _run(self) -> None:
         current_default_thread_limiter().total_tokens = _THREADS
         asyncio.get_running_loop().call_soon(self._begun.set)
-        await self._server.serve(self._sockets)
+        await self._server.serve([*self._sockets])
 
 
 def start(place: ServerFolder, runs: Runs) -> ApiPort:

@@ -106,7 +106,8 @@ def prepare(
         CloisterError: if anything is wrong, before any round is played.
     """
     place = read_device(device)
-    for what, count in (("sites", sites), ("processes", processes)):
+    counts: tuple[tuple[str, Any], ...] = ("sites", sites), ("processes", processes)
+    for what, count in counts:
         if count is not None and (not isinstance(count, Integral) or count < 1):
             msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
             raise ConfigError(msg)
