@@ -6,7 +6,7 @@ batches, as in Opacus, and the same noise.
 
 By default all modes, plain training included, use one core, and their processor time counts. With more cores, the time
 is that of a clock on the wall, and every mode takes turns with one thread of torch and with one per core, of which the
-faster counts: a small model trains no faster with two, but then a site draws the noise on the core that is left.
+faster counts. With one, a site draws the noise on a core that is left.
 
 Memory is measured by the system in a fresh process: the peak while training an epoch, minus the memory with libraries,
 model, records and one step of plain training.

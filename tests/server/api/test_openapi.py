@@ -48,7 +48,10 @@ def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
     described.config.update(base_url=f"https://{server.address}")
     authority, sent = str(server.consortium.server / "authority.pem"), 0
     usual = settings(
-        max_examples=requests, deadline=None, suppress_health_check=[*HealthCheck.__members__.values()], derandomize=derandomize
+        max_examples=requests,
+        deadline=None,
+        suppress_health_check=[*HealthCheck.__members__.values()],
+        derandomize=derandomize,
     )
     tokens = [server.token("founder")]
 
