@@ -23,6 +23,7 @@ ENDED = {
     "server/hub/hub.py: changed.wait()": "within `asyncio.timeout_at`",
     "server/joining/listener.py: listening.accept()": "its thread is there for that; the socket is closed at the end",
     "server/roster_watch.py: self._thread.join()": "it was told to end",
+    "transport/http_connections.py: super().accept()": "the event loop calls it once somebody has connected",
     "server/store/leadership.py: self._watch.join()": "it was told to end, and the database has deadlines",
     "privacy/at_rest/protection.py: fcntl.flock(file, fcntl.LOCK_EX)": _HELD,
     "privacy/log_fields.py: _FIELDS.get()": "a context variable",

@@ -23,6 +23,7 @@ from privacy.errors import (
 )
 from privacy.run.manifest import open_run
 from simulations.engine.federation import Federation
+from tests.federations import await_condition
 from tests.server.api.consortia import Consortium, Status, serving, set_api
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def test_a_lost_connection_is_made_again_without_losing_an_event(
     seen = list[str]()
     following = threading.Thread(target=lambda: seen.extend(event["event"] for event in events))
     following.start()
+    await_condition(lambda: said == ["lost"], SECONDS)
     with serving(consortium) as server:
         record(server, digest, ROUND, {"event": "finished"})
         server.store.mark(digest, "finished")
