@@ -29,7 +29,7 @@ def _stop_leftovers(home: Path) -> None:
                 os.kill(int(process.name), SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_flwr_run_simulates_two_encrypted_rounds(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path / "federation", SITES)
