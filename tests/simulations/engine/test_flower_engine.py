@@ -62,6 +62,7 @@ def test_flwr_run_simulates_two_encrypted_rounds(tmp_path: Path) -> None:
         )  # fmt: skip
     finally:
         _stop_leftovers(home)
+    print(finished.stdout[-6000:])  # noqa: T201 - what Flower said, if this fails
     results = read_results(federation)
     assert results.rounds == 2, finished.stdout[-3000:]
     assert len(set(results.digests.values())) == 1
