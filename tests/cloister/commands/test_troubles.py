@@ -120,7 +120,7 @@ def test_an_agent_says_it_when_another_cause_takes_the_place_of_the_first(case: 
         class Then(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 said.append(record.getMessage())
-                if "403" in said[-1]:
+                if "403 “" in said[-1]:
                     proxy.refusal = "502 Bad Gateway"
                 else:
                     signal.raise_signal(signal.SIGINT)
@@ -129,7 +129,7 @@ def test_an_agent_says_it_when_another_cause_takes_the_place_of_the_first(case: 
         done = cloister(*case.command("agent"))
         log.removeHandler(handler)
     assert done.returncode == STOPPED
-    assert [("403" in line, "502" in line) for line in said] == [(True, False), (False, True)], said
+    assert [("403 “" in line, "502 “" in line) for line in said] == [(True, False), (False, True)], said
 
 
 def test_the_document_has_the_same_table() -> None:
