@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from client.data.fitness import Fitness
+from client.data.inputs import call
 from client.state.model_parts import set_tensors
 from client.task.guard import check_task
+from client.task.probe import make_model
 from client.task.task import Task, import_task
-from privacy.errors import ConfigError, TaskError
+from privacy.errors import ConfigError, DataError, TaskError
 from privacy.run.new_manifest import make_manifest
 from simulations.partitions import FeatureShift, divide, read_partition
 from simulations.pools import Division, Pool, read_pool
@@ -115,12 +117,13 @@ def prepare(
     wanted = read_run_settings(run)
     with torch.random.fork_rng(devices=[]):
         example = check_task(own, name)
-    pools, tested = _pools(own, name, example, records, test, seed)
+    pools, tested = _pools(_Reader(own, name, example), records, test, seed)
     if isinstance(pools, Division):
         divided = pools
     elif "" in pools:
-        count = sites or (len(wanted.cohort.sizes) if wanted.cohort else 10)
-        names = list(wanted.cohort.sizes) if wanted.cohort and len(wanted.cohort.sizes) == count else named_sites(count)
+        known = list(wanted.cohort.sizes) if wanted.cohort else []
+        count = sites or len(known) or 10
+        names = known if len(known) == count else named_sites(count)
         divided = _divided(pools[""], names, partition, seed)
     elif sites in {None, len(pools)}:
         divided = Division.of(pools)
@@ -128,7 +131,6 @@ def prepare(
         msg = f"the records name {len(pools)} sites; leave sites = {sites} out"
         raise ConfigError(msg)
     settings = wanted.completed(name, divided.sizes)
-    Fitness(own, name, own.model()).check(tested.records, range(1, len(tested) + 1), Path("the test records"))
     manifest = make_manifest(settings, roster_version=1)
     simulation = Simulation(
         own, name, settings, divided, read_participation(participation), seed, place, folder,
@@ -213,24 +215,66 @@ def named_task(task: type[Task] | Task | str) -> tuple[Task, str]:
     return import_task(name), name
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Reads records as a task has them, and tries its loss on each."""
+
+    task: Task
+    name: str
+    example: Example
+
+    def read(self, records: Any, whose: str = "the records") -> Pool:  # noqa: ANN401 - see `read_pool`
+        """Return records as a pool.
+
+        Raises:
+            DataError: if the task cannot use them.
+        """
+        pool = read_pool(self.task, self.name, self.example, records)
+        path = Path(records) if isinstance(records, str | Path) else Path(whose)
+        with torch.random.fork_rng(devices=[]):
+            module = make_model(self.task, 0)
+        try:
+            Fitness(self.task, self.name, module).check(pool.records, range(1, len(pool) + 1), path)
+        except DataError as error:
+            if problem := _of_labels(module, pool):
+                msg = f"{path}: {problem}"
+                raise DataError(msg) from error
+            raise
+        return pool
+
+
+def _of_labels(module: nn.Module, pool: Pool) -> str | None:
+    """Return what is wrong with labels of which the model has no output, or None."""
+    with torch.no_grad():
+        outputs = call(module.eval(), pool.subset(np.arange(1)).inputs)
+    targets = pool.targets
+    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():  # noqa: PLR2004 - one row a record
+        return None
+    least, most, count = int(targets.min()), int(targets.max()), outputs.shape[1]
+    if 0 <= least and most < count:
+        return None
+    move = f"subtract {least} from them" if 0 < most - least + 1 <= count else f"give the model {most + 1} outputs"
+    if least < 0:
+        move = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
+    return f"labels are {least} to {most}, but the model has {count} outputs, for 0 to {count - 1}; {move}"
+
+
 def _pools(
-    task: Task,
-    name: str,
-    example: Example,
+    reader: _Reader,
     records: Any,  # noqa: ANN401 - see `prepare`
     test: Any,  # noqa: ANN401
     seed: int,
 ) -> tuple[Mapping[str, Pool], Pool]:
     """Return the records of each site, or of all under no name; and those to test on."""
     if isinstance(records, Division) and not isinstance(test, int | float):
-        return records, read_pool(task, name, example, test)
-    if isinstance(records, Mapping) and not isinstance(example.inputs, dict):
-        named = {site: read_pool(task, name, example, own) for site, own in records.items()}
-        checked_names(list(named))
+        return records, reader.read(test, "the test records")
+    if isinstance(records, Mapping) and not isinstance(reader.example.inputs, dict):
+        checked_names(list(records))
+        named = {site: reader.read(own, f"the records of {site}") for site, own in records.items()}
     else:
-        named = {"": read_pool(task, name, example, records)}
+        named = {"": reader.read(records)}
     if not isinstance(test, int | float):
-        return named, read_pool(task, name, example, test)
+        return named, reader.read(test, "the test records")
     if not 0 < test < 1:
         msg = f"test = {test:g} must be between 0 and 1: the fraction of records on which models are measured"
         raise ConfigError(msg)
@@ -248,7 +292,7 @@ def _pools(
 
 
 def _divided(pool: Pool, names: list[str], partition: str | Partition, seed: int) -> Division:
-    chosen = read_partition(partition) if isinstance(partition, str) else partition
+    chosen = read_partition(partition)
     parts = divide(chosen, pool.described, len(names), seed)
     if isinstance(chosen, FeatureShift):
         pool = pool.shifted(parts, chosen.sigma, seed)
