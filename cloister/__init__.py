@@ -3,8 +3,8 @@
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
-server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and the
-settings of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`.
+server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and
+the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`.
 """
 
 from __future__ import annotations
