@@ -162,6 +162,8 @@ def draw_comparison(
         msg = f"not all of these results have the metric {chosen!r}; {hint}"
         raise ConfigError(msg)
     ways = [key for key in _AXES if all(_finite(rows, key) for rows in measured.values())]
+    if len({rows[-1]["bytes"] / rows[-1]["round"] for rows in measured.values()}) == 1:
+        ways.remove("bytes")  # it would be the first panel again
     figure, row_of = _panels(len(ways), title)
     for axes, key in zip(row_of, ways, strict=True):
         for name, rows in measured.items():

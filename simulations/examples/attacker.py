@@ -122,5 +122,8 @@ for name, result in results.items():
     )
 
 # %% [markdown]
+# The price shows, too: 120 records are few, so at this ε the model has learned little. With more records, it would be
+# better, and betray as little.
+#
 # Stronger attacks than this one are known. `cloister audit privacy SITE` plants records made for it and shows a lower
 # bound on ε; `cloister bench adversary` plays a malicious server and lying members against the protocol.

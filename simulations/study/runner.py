@@ -113,6 +113,9 @@ def prepare(
         if count is not None and (not isinstance(count, Integral) or count < 1):
             msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
             raise ConfigError(msg)
+    if not isinstance(seed, Integral) or seed < 0:
+        msg = f"seed = {seed!r} must be a whole number from 0"
+        raise ConfigError(msg)
     own, name = named_task(task)
     wanted = read_run_settings(run)
     example = _examined(own, name)
@@ -271,12 +274,18 @@ def _of_labels(module: nn.Module, pool: Pool) -> str | None:
     if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():  # noqa: PLR2004 - one row a record
         return None
     least, most, count = int(targets.min()), int(targets.max()), outputs.shape[1]
-    if least >= 0 and most < count:
+    wrong = ((targets < 0) | (targets >= count)).nonzero()[:, 0]
+    if not len(wrong):
         return None
-    move = f"subtract {least} from them" if 0 < most - least + 1 <= count else f"give the model {most + 1} outputs"
+    outputs_for = f"but the model has {count} outputs, for 0 to {count - 1}"
+    if len(wrong) <= len(targets) // 100:
+        place = int(wrong[0])
+        return f"the target of record {place + 1} is {int(targets[place])}, {outputs_for}; correct the record"
     if least < 0:
-        move = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
-    return f"labels are {least} to {most}, but the model has {count} outputs, for 0 to {count - 1}; {move}"
+        mend = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
+    else:
+        mend = f"subtract {least} from them" if most - least < count else f"give the model {most + 1} outputs"
+    return f"labels are {least} to {most}, {outputs_for}; {mend}"
 
 
 def _pools(
