@@ -68,7 +68,9 @@ class _Double(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             drawn = func(*_each(_narrower, args), **_each(_narrower, options))
             return changed[0].copy_(drawn) if changed else _each(_wider, drawn)
-        if any(_wider(value) is not value for value in changed) or (name == "view" and isinstance(args[1], torch.dtype)):
+        if any(_wider(value) is not value for value in changed) or (
+            name == "view" and isinstance(args[1], torch.dtype)
+        ):
             msg = "this cannot be repeated in double precision"
             raise TypeError(msg)
         outputs = func(*_each(_wider, args), **_each(_wider, options))

@@ -123,7 +123,9 @@ class Probe:
             outputs: object = call(self.module, inputs if self.number is torch.float32 else mapped(_doubled, inputs))
         _check_seed(seed, "model")
         if not isinstance(outputs, Tensor):
-            msg = f"its model returns {_form(outputs)}; return one tensor with one row per record"
+            scores = getattr(outputs, "logits", outputs.get("logits") if isinstance(outputs, dict) else None)
+            which = ", its `logits`," if isinstance(scores, Tensor) else ""
+            msg = f"its model returns {_form(outputs)}; return one tensor{which} with one row per record"
             raise TaskError(msg)
         if outputs.dtype != self.number:
             msg = f"its model returns {_form(outputs)}; return float32, for example scores instead of classes"

@@ -183,8 +183,8 @@ class Randomness:
 
         Radii √(−2 ln u) use u in (0, 1] in steps of 2⁻⁶², as far as a double can resolve them, and logarithms in double
         precision: no tail is cut off, and no sample is zero because its radius is. The rest is computed in the
-        precision of `drawn`, from angles of as many bits, which are rounded to it once. In single precision, a sample is
-        wrong by at most 2⁻²¹ of its radius, of which rounding a finished sample makes up to 2⁻²⁴.
+        precision of `drawn`, from angles of as many bits, which are rounded to it once. In single precision, a sample
+        is wrong by at most 2⁻²¹ of its radius, of which rounding a finished sample makes up to 2⁻²⁴.
 
         The work is block by block, in memory that is kept from call to call: the system takes longer to provide new
         memory than the processor takes to draw. Sine and cosine, two functions for two samples, are faster than the

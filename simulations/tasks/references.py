@@ -237,9 +237,8 @@ REFERENCES = (
         "photographs", "simulations.tasks.photographs:Photographs", "accuracy", _right, photographs.findings,
         photographs.write_photographs,
         Recipe(0.5, 30, steps=10, sample_rate=0.05, max_grad_norm=1.0, averaging=0.5),  # unclipped, sites drift apart
-        {8.0: Recipe(2.5, 20, max_grad_norm=0.3, averaging=0.3),
-         3.0: Recipe(2.5, 20, max_grad_norm=0.3, averaging=0.3),
-         1.0: Recipe(2.0, 20, max_grad_norm=0.3, averaging=0.3)},
+        {epsilon: Recipe(1.0, 20, steps=4, sample_rate=0.5, max_grad_norm=0.3, averaging=0.3, momentum=0.5)
+         for epsilon in EPSILONS},
         source="images",
     ),
     Reference(

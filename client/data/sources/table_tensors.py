@@ -32,6 +32,7 @@ pc: Any = compute  # it makes its functions when it is imported, unseen by type 
 
 _NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 _COMMA = r"^[+-]?[0-9]+,[0-9]+$"
+_WHOLE = r"^([+-]?[0-9]+)\.0+$"
 _LONGEST = 1000  # bytes of a cell
 _KEPT = 100  # problems
 _EPOCH = date(1970, 1, 1)
@@ -297,11 +298,15 @@ class Encoder:
         else:
             known = list(column.values)
         places = _floats(pc.index_in(words, pa.array(known, words.type)))
+        if _is_text(array.type) and np.isnan(places).any():  # 1.0 for 1, as tools write codes with gaps
+            whole = pc.replace_substring_regex(words, _WHOLE, r"\1")
+            places = np.where(np.isnan(places), _floats(pc.index_in(whole, pa.array(known, words.type))), places)
         absent = _mask(pc.or_(pc.is_null(words), pc.fill_null(pc.is_in(_words(array), self._missing), fill_value=True)))
         unknown = np.isnan(places) & ~absent
         if isinstance(column, Flag):
             places = np.where(np.isnan(places), np.nan, places >= len(column.no))
-            work.refuse(unknown, f"neither {' nor '.join((column.yes[0], column.no[0]))}; correct it")
+            yes, no = _shortened(column.yes), _shortened(column.no)
+            work.refuse(unknown, f"neither yes ({yes}) nor no ({no}); correct it, or the words that the task lists")
         elif column.other == "other":
             counts.unknown += int((unknown & ~work.refused).sum())
             return np.where(unknown, len(known), places)
