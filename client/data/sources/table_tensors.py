@@ -297,16 +297,14 @@ class Encoder:
             known = [word.lower() for word in (*column.no, *column.yes)]
         else:
             known = list(column.values)
-        places = _floats(pc.index_in(words, pa.array(known, words.type)))
-        if _is_text(array.type) and np.isnan(places).any():  # 1.0 for 1, as tools write codes with gaps
-            whole = pc.replace_substring_regex(words, _WHOLE, r"\1")
-            places = np.where(np.isnan(places), _floats(pc.index_in(whole, pa.array(known, words.type))), places)
+        whole = pc.replace_substring_regex(words, _WHOLE, r"\1")  # 1 for 1.0, as tools write codes with gaps
+        places = _floats(pc.coalesce(*(pc.index_in(each, pa.array(known, words.type)) for each in (words, whole))))
         absent = _mask(pc.or_(pc.is_null(words), pc.fill_null(pc.is_in(_words(array), self._missing), fill_value=True)))
         unknown = np.isnan(places) & ~absent
         if isinstance(column, Flag):
             places = np.where(np.isnan(places), np.nan, places >= len(column.no))
             yes, no = _shortened(column.yes), _shortened(column.no)
-            work.refuse(unknown, f"neither yes ({yes}) nor no ({no}); correct it, or the words that the task lists")
+            work.refuse(unknown, f"neither yes ({yes}) nor no ({no}); correct it, or the task's words")
         elif column.other == "other":
             counts.unknown += int((unknown & ~work.refused).sum())
             return np.where(unknown, len(known), places)

@@ -36,7 +36,7 @@ class Amplified(nn.Module):
         super().__init__()
         self.factors = nn.Parameter(scale * torch.randn(WIDTH, 3))
         self.head = nn.Linear(WIDTH, CLASSES)
-        self.added = added
+        self._added = [added]  # no layer
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Amplified(nn.Module):
         gram = (weights @ squares).unflatten(1, (3, 3)) + torch.eye(3)
         solved = torch.linalg.inv(gram) @ (inputs @ self.factors).unsqueeze(2)
         own = weights * (torch.linalg.inv(gram).flatten(1) @ squares.T)
-        outputs: Tensor = self.head(self.added((solved.squeeze(2) @ self.factors.T - own * inputs) / (1.001 - own)))
+        outputs: Tensor = self.head(self._added[0]((solved.squeeze(2) @ self.factors.T - own * inputs) / (1.001 - own)))
         return outputs
 
 
@@ -59,7 +59,7 @@ def scaled(task: type[Recommendation], factor: float) -> Task:
         def model(self) -> nn.Module:
             model = super().model()
             with torch.no_grad():
-                model.films.mul_(factor)
+                model.get_parameter("films").mul_(factor)
             return model
 
     return Scaled()
