@@ -3,9 +3,9 @@
 Settings of `handwriting`, `strokes`, `credit`, `fraud`, `progression`, `intents`, `sentiment`, `sensors`,
 `recommendation`, `photographs` and `chest`, and the models of `handwriting`, `strokes`, `intents`, `sentiment`,
 `sensors` and `chest`, were chosen on the split of seed 100, that of `survival` at ε = 1 on those of seeds 100 to 104,
-and those of `photographs` at ε on those of seeds 100 to 102, which are not reported. Those of `diagnosis` were chosen for `cloister.benchmarks.trials`. No ε covers that choice.
-The rest are first guesses. Under DP-SGD every task takes few steps on large batches with a small clipping norm, as
-`cloister.benchmarks.trials` explains.
+and those of `photographs` at ε on those of seeds 100 to 102, which are not reported. Those of `diagnosis` were chosen
+for `cloister.benchmarks.trials`. No ε covers that choice. The rest are first guesses. Under DP-SGD every task takes few
+steps on large batches with a small clipping norm, as `cloister.benchmarks.trials` explains.
 """
 
 from __future__ import annotations
