@@ -37,10 +37,9 @@ class _Box:
     seen: float = 0.0
 
     def wake(self) -> None:
-        """Wake the site's streams, unless there is nothing to send."""
-        if self.waiting:
-            for wake in self.wakers:
-                wake()
+        """Wake the site's streams."""
+        for wake in self.wakers:
+            wake()
 
 
 class Mailboxes:
