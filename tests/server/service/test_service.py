@@ -24,7 +24,7 @@ from server.process import open_service
 from server.service.service import Service
 from server.settings import read_consortium
 from server.store.sessions import Session
-from server.store.store import StoredRun
+from server.store.store import Store, StoredRun
 from simulations.engine.federation import Federation
 from strategies.event_log import EventLog
 from tests.federations import (
@@ -167,11 +167,14 @@ def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: C
 
 
 def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(consortium: Consortium) -> None:
-    port = unused_port()
+    port, ghost = unused_port(), Session("0" * 64, "ghost", "key", 0.0, 1e12)
+    with Store.open(read_consortium(consortium.federation.server)) as store:
+        store.sessions.add(ghost)
     with (
-        consortium.serving(f'[api]\nlisten = "localhost:{port}"'),
+        consortium.serving(f'[api]\nlisten = "localhost:{port}"') as service,
         Client(consortium.federation.folder / "coordinator", f"localhost:{port}") as client,
     ):
+        assert service.store.sessions.get(ghost.token) is None  # as no roster lists that person
         run = client.submit(consortium.signed(name="remote"))
         events = [event["event"] for event in client.follow(run.digest)]
         assert (events[0], events[-1]) == ("started", "finished")
@@ -282,14 +285,6 @@ def test_what_cannot_run_is_not_taken(consortium: Consortium) -> None:
         assert len(service.store.runs()) == known
         with pytest.raises(NotFoundError):
             service.stop("nothing", "ana")
-
-
-def test_sessions_of_people_whom_no_roster_lists_end(consortium: Consortium) -> None:
-    session = Session("0" * 64, "ghost", "key", 0.0, 1e12)
-    with consortium.serving() as service:
-        service.store.sessions.add(session)
-    with consortium.serving() as service:
-        assert service.store.sessions.get(session.token) is None
 
 
 def test_a_store_that_fails_for_a_while_costs_no_round(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
