@@ -36,9 +36,8 @@ class Cluster:
 
     def __str__(self) -> str:
         """Where sites are played, and how many CPUs and GPUs each has."""
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         where = f"on the Ray cluster {self.address}" if self.address else "on Ray, which starts here"
-        return f"{where}, {self.cpus:g} CPUs{gpus} for a site at work"
+        return f"{where}, {_amount(self.cpus, self.gpus)} for a site at work"
 
     def check(self, processes: int) -> None:
         """Check before a simulation that Ray is installed and answers, and could give a site what it asks for.
@@ -117,8 +116,8 @@ class Cluster:
         fitting = [node for node in machines if self._fits(node["Resources"])]
         if not fitting:
             have = "; ".join(
-                f"{node['NodeManagerAddress']} has {node['Resources'].get('CPU', 0):g} CPUs and "
-                f"{node['Resources'].get('GPU', 0):g} GPUs"
+                f"{node['NodeManagerAddress']} has "
+                f"{_amount(node['Resources'].get('CPU', 0), node['Resources'].get('GPU', 0))}"
                 for node in machines
             )
             msg = (
@@ -171,6 +170,11 @@ def _look(folder: str, task: str, cuda: bool) -> str:  # noqa: FBT001 - Ray pass
     except CloisterError as error:
         return str(error)
     return ""
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    parts = [f"{number:g} {what}{'s' * (number > 1)}" for number, what in ((cpus, "CPU"), (gpus, "GPU")) if number]
+    return " and ".join(parts) or "no CPU"
 
 
 def _check_answers(address: str) -> None:

@@ -67,8 +67,8 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
 
 
 def test_it_is_said_where_sites_are_played() -> None:
-    assert str(Cluster()) == "on Ray, which starts here, 1 CPUs for a site at work"
-    assert str(Cluster("auto", 2, 0.5)) == "on the Ray cluster auto, 2 CPUs and 0.5 GPUs for a site at work"
+    assert str(Cluster()) == "on Ray, which starts here, 1 CPU for a site at work"
+    assert str(Cluster("auto", 2, 0.5)) == "on the Ray cluster auto, 2 CPUs and 0.5 GPU for a site at work"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_flowers_engine_arrives_at_the_same_model_and_stops_when_told(tmp_path: 
         callbacks=ends, folder=tmp_path,
     )  # fmt: skip
     assert (played.digest, played.stopped) == (inline.digest, "enough")
-    assert "on Ray, which starts here, 0.5 CPUs" in played.why
+    assert "on Ray, which starts here, 0.5 CPU " in played.why
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -173,4 +173,7 @@ def test_a_ray_cluster_of_two_machines_shares_the_work(tmp_path: Path) -> None:
     digests, *errors = finished.stdout.strip().splitlines()
     assert len(set(json.loads(digests))) == 1, digests
     assert len(list(seen.iterdir())) == 2, [path.name for path in seen.iterdir()]
-    assert ["none of Ray's machines has 2 CPUs" in errors[0], "1 GPUs" in errors[1]] == [True, True], errors
+    assert ["none of Ray's machines has 2 CPUs" in errors[0], "1 CPU and 1 GPU for a site" in errors[1]] == [
+        True,
+        True,
+    ], errors
