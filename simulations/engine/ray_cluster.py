@@ -21,6 +21,11 @@ from transport.address import read_address
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OFF = (
+    "RAY_USAGE_STATS_ENABLED",  # a simulation must not call home
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV",  # under `uv run`, Ray would copy the working folder
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",  # what Ray will do by default, and warns of until then
+)
 _ANSWER = 5.0  # seconds for Ray's port to open
 _LOOK = 180.0  # seconds for a machine to start a process that loads torch
 _INSTALL = "pip install 'cloister[flower]' or 'flwr[simulation]' brings it"
@@ -79,8 +84,8 @@ class Cluster:
         Raises:
             ConfigError: if no Ray answers, or none of its machines can play.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a simulation must not call home
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, Ray would copy the folder
+        for name in _OFF:
+            os.environ.setdefault(name, "0")
         import ray  # noqa: PLC0415 - an extra, which takes a second
 
         if ray.is_initialized():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from tests.ports import unused_port
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from client.data.inputs import Inputs
 
@@ -84,23 +83,8 @@ def test_records_are_the_same_in_another_process(inputs: Inputs, tmp_path: Path)
     assert torch.equal(labels, targets)
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_flowers_engine_arrives_at_the_same_model_and_stops_when_told(tmp_path: Path) -> None:
-    inline = simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine="inline")
-    before = signal.getsignal(signal.SIGTERM)
-    ends = [lambda row: "enough" if row["round"] == PLAIN["rounds"] else None]
-    played = simulate(
-        Sign, (INPUTS, TARGETS), PLAIN | {"rounds": 30}, sites=4, engine="flower", cpus_per_site=0.5, processes=1,
-        callbacks=ends, folder=tmp_path,
-    )  # fmt: skip
-    assert (played.digest, played.stopped) == (inline.digest, "enough")
-    assert "on Ray, which starts here, 0.5 CPU " in played.why
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 SCRIPT = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 
 from cloister import simulate
@@ -115,65 +99,93 @@ class Noting(Sign):
         return super().loss(outputs, targets)
 
 
+def tried(engine, stop=None, **options):
+    try:
+        callbacks = [lambda row: "enough" if row["round"] == stop else None]
+        result = simulate(Noting, (INPUTS, TARGETS), PLAIN, sites=6, engine=engine, callbacks=callbacks, **options)
+        return f"{len(result.rows)} rounds: {result.stopped}" if stop else result.digest
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 if __name__ == "__main__":
-    played = [
-        simulate(Noting, (INPUTS, TARGETS), PLAIN, sites=6, engine=engine, **options)
-        for engine, options in (("inline", {}), ("flower", {"ray_address": sys.argv[1]}))
-    ]
-    print(json.dumps([result.digest for result in played]))
-    for options in ({"cpus_per_site": 2}, {"gpus_per_site": 1}):
-        try:
-            simulate(Noting, (INPUTS, TARGETS), PLAIN, sites=6, engine="flower", ray_address=sys.argv[1], **options)
-        except Exception as error:
-            print(type(error).__name__, error)
+    print(json.dumps([tried("inline"), *(tried("flower", **options) for options in json.loads(sys.argv[1]))]))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
 
 
-@contextmanager
-def running(command: Sequence[object], log: Path, environment: dict[str, str]) -> Iterator[None]:
-    """Run `ray COMMAND`, which stays, in a group of its own; wait until it has started."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), *map(str, command)], env=environment, stdout=file,
-            stderr=subprocess.STDOUT, start_new_session=True,
+class Script:
+    """A study whose task is defined in a script; it notes the machines on which sites train."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen = folder, folder / "seen"
+        self.seen.mkdir()
+        (folder / "study.py").write_text(SCRIPT, encoding="utf-8")
+        self.environment = {
+            **os.environ, "SEEN": str(self.seen), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+
+    def play(self, *options: dict[str, Any]) -> list[str]:
+        """Return the model's digest, or the error, of `inline` and of `flower` with each of these options."""
+        finished = subprocess.run(
+            [sys.executable, "study.py", json.dumps(options)], env=self.environment, cwd=self.folder,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
-    try:
-        await_condition(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, 120.0)
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
+        assert finished.returncode == 0, finished.stderr[-5000:]
+        digests: list[str] = json.loads(finished.stdout.splitlines()[-1])
+        return digests
+
+    @contextmanager
+    def ray(self, *command: object) -> Iterator[None]:
+        """Run `ray start`, which stays; wait until it has started."""
+        log = self.folder / f"{command[0]}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name("ray"), "start", *map(str, command), "--block",
+                 "--num-cpus", "1", "--num-gpus", "0", "--node-ip-address", "127.0.0.1", "--min-worker-port", "0",
+                 "--max-worker-port", "0", "--dashboard-agent-listen-port", str(unused_port())],
+                env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            await_condition(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, 120.0)
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    made = Script(tmp_path)
+    yield made
+    end_those_that_name(made.seen)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_flowers_engine_arrives_at_the_same_model(script: Script) -> None:
+    inline, played, stopped = script.play({"cpus_per_site": 0.5, "processes": 1}, {"stop": 1})
+    assert (played, stopped) == (inline, "1 rounds: enough")
+    assert len(list(script.seen.iterdir())) == 2  # Ray started twice
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_ray_cluster_of_two_machines_shares_the_work(tmp_path: Path) -> None:
-    seen, script, port = tmp_path / "seen", tmp_path / "study.py", unused_port()
-    seen.mkdir()
-    script.write_text(SCRIPT, encoding="utf-8")
-    environment = {
-        **os.environ, "SEEN": str(seen), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
-    one = ("--num-cpus", 1, "--num-gpus", 0, "--block", "--dashboard-agent-listen-port")
+def test_a_ray_cluster_of_two_machines_shares_the_work(script: Script) -> None:
+    port = unused_port()
+    address = f"127.0.0.1:{port}"
     with TemporaryDirectory(prefix="ray-") as short:  # Ray's sockets are in it, whose paths must be short
-        head = ("start", "--head", "--port", port, "--include-dashboard", "false", "--temp-dir", short,
-                "--ray-client-server-port", unused_port(), *one, unused_port())  # fmt: skip
-        further = ("start", "--address", f"127.0.0.1:{port}", *one, unused_port())
-        try:
-            with running(head, tmp_path / "head", environment), running(further, tmp_path / "further", environment):
-                finished = subprocess.run(
-                    [sys.executable, script, f"127.0.0.1:{port}"], env=environment, cwd=tmp_path, capture_output=True,
-                    text=True, timeout=600, check=False,
-                )  # fmt: skip
-        finally:
-            end_those_that_name(seen)
-    assert finished.returncode == 0, finished.stderr[-5000:]
-    digests, *errors = finished.stdout.strip().splitlines()
-    assert len(set(json.loads(digests))) == 1, digests
-    assert len(list(seen.iterdir())) == 2, [path.name for path in seen.iterdir()]
-    assert ["none of Ray's machines has 2 CPUs" in errors[0], "1 CPU and 1 GPU for a site" in errors[1]] == [
-        True,
-        True,
-    ], errors
+        head = ("--head", "--port", port, "--include-dashboard", "false", "--temp-dir", short,
+                "--ray-client-server-port", unused_port())  # fmt: skip
+        with script.ray(*head), script.ray("--address", address):
+            inline, played, cpus, gpus = script.play(
+                {"ray_address": address},
+                {"ray_address": address, "cpus_per_site": 2},
+                {"ray_address": address, "gpus_per_site": 0.5},
+            )
+    assert played == inline
+    assert len(list(script.seen.iterdir())) == 2
+    assert "none of Ray's machines has 2 CPUs for a site: 127.0.0.1 has 1 CPU; 127.0.0.1 has 1 CPU" in cpus
+    assert "none of Ray's machines has 1 CPU and 0.5 GPU" in gpus
