@@ -16,6 +16,8 @@ from cloister.commands import Json
 from privacy.errors import ConfigError, KeyFileError
 from privacy.failures import reason
 from privacy.storage import read_file, write_atomically
+from transport.address import Address, read_host
+from transport.api import PORT as API_PORT
 
 if TYPE_CHECKING:
     from client.joining import Way
@@ -48,6 +50,10 @@ def init(
         bool,
         typer.Option("--online", help="Keep coordinator/ on the server's machine, so that sites join at once."),
     ] = False,
+    api: Annotated[
+        bool,
+        typer.Option("--api", help=f"Let people sign in, submit runs and follow them, at port {API_PORT}."),
+    ] = False,
     person: Annotated[
         str, typer.Option(help="Your name in the roster, as its first coordinator: a to z, digits, hyphens.")
     ] = "founder",
@@ -64,18 +70,26 @@ def init(
     if joining_port == port:
         msg = f"port {port} is for agents; choose another --joining-port"
         raise ConfigError(msg)
+    if api and API_PORT in {port, joining_port}:
+        msg = (
+            f"port {API_PORT} is for people (--api); choose another --{'port' if port == API_PORT else 'joining-port'}"
+        )
+        raise ConfigError(msg)
     with for_new_folders((folder / "coordinator", folder / "server"), key_file, protect=protect) as secret:
         coordinator = create_consortium(
-            folder, name, host, port, joining_port=joining_port, online=online, person=person, secret=secret
+            folder, name, host, port, joining_port=joining_port, online=online, person=person, secret=secret, api=api
         )
+    people = str(Address(read_host(host), API_PORT)) if api else None
     fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
     if as_json:
         report = {"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}
-        typer.echo(json.dumps({**report, "coordinator": person}))
+        typer.echo(json.dumps({**report, "coordinator": person, "api": people}))
         return
     where = "the server approves sites with them" if online else "keep it off every server"
     typer.echo(f"✓ {folder / 'coordinator'}: the authority's key, and that of {person}, the first coordinator; {where}")
     typer.echo(f"✓ {folder / 'server'}: what the server at {coordinator.settings.server} needs")
+    if people:
+        typer.echo(f"  people sign in at {people}, once the server runs and they have joined: cloister login")
     typer.echo(f"  authority {fingerprint}")
     typer.echo(f"next: cloister server {folder / 'server'}, and cloister invite SITE")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from privacy.errors import CloisterError
 from server.api import routes_runs, routes_server, routes_sessions
+from server.api.answers import Answers
 from server.api.asking import Api
 from server.api.following import Following
 from server.api.guard import Guard
@@ -41,17 +42,27 @@ def make_app(runs: Runs, place: ServerFolder, provider: Provider | None = None) 
             Exception: of_unexpected,
         },
     )  # fmt: skip
-    app.state.api = Api(runs, place, people, following, provider)
+    app.state.api = Api(runs, place, people, following, provider, Answers(runs.store))
     for routes in (routes_sessions, routes_runs, routes_server):
         app.include_router(routes.router)
-    app.openapi()  # made now: later, the first request would wait for it
+    app.state.known = _parameters(app.openapi())  # made now: later, the first request would wait for it
     return Guard(app), following
 
 
 async def _known(request: Request) -> None:
     """Refuse parameters that an endpoint does not know, as a misspelt one would silently do nothing."""
-    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    known = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}
+    if not request.scope["query_string"]:
+        return
+    known = request.app.state.known[request.scope["route"].path, request.method.lower()]
     if unknown := sorted(request.query_params.keys() - known):
         detail = f"unknown parameter {unknown[0]!a}; known here: {', '.join(sorted(known)) or 'none'}"
         raise RefusalError(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+
+
+def _parameters(document: dict[str, Any]) -> dict[tuple[str, str], set[str]]:
+    """Return the names of the parameters that follow `?`, of each path and method of an OpenAPI document."""
+    return {
+        (path, method): {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }

@@ -9,7 +9,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 
 from privacy.run.people import RIGHTS, may
-from server.api.asking import Api, Here, asker, described, patient, read_body
+from server.api.asking import Api, Caller, Here, described, patient, read_body
 from server.api.models import (
     AccountRequest,
     ChallengeAnswer,
@@ -25,7 +25,7 @@ from server.api.problems import RefusalError
 router = APIRouter(prefix="/v1", tags=["sessions"])
 
 Origin = Annotated[str, Depends(patient)]
-Asker = Annotated[SignedIn, Depends(asker)]
+Asker = Annotated[SignedIn, Depends(Caller())]
 
 
 @router.post("/challenges", status_code=HTTPStatus.CREATED, openapi_extra=described(ChallengeRequest))

@@ -339,7 +339,7 @@ def test_another_run_than_was_asked_for_is_not_taken(
     server: Server, rosa: public.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, other = (rosa.submit(signed(server, name)).digest for name in ("wanted", "other"))
-    document = server.store.run(other).document
+    document = server.store.document(other)
     assert rosa.manifest(other[:12]).digest == rosa.manifest("othe").digest == other
     monkeypatch.setattr(rosa._session, "ask", lambda *_: document)
     with pytest.raises(AuthenticityError, match="answers with another run than"):
