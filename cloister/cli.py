@@ -83,7 +83,9 @@ app.command(epilog="Example:  cloister approve run.manifest north    (or, to see
 )
 app.command(epilog="Example:  cloister login --as ana --api fed.example.org:9442")(login)
 app.command(epilog="Example:  cloister submit run.manifest --as ana --watch")(submit)
-app.command(epilog="Example:  cloister runs --as ana --status running    (or one run: cloister runs lungs)")(runs)
+app.command(epilog="Example:  cloister runs --as ana --status running    (or: cloister runs lungs --fetch statement)")(
+    runs
+)
 app.command(epilog="Example:  cloister watch lungs --as ana    (or, for the newest run: cloister watch --as ana)")(
     watch
 )

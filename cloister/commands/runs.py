@@ -86,10 +86,23 @@ def runs(
         str | None, typer.Option(help="Only those that are waiting, running, finished, failed or stopped.")
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, max=10_000, help="How many to list.")] = 20,
+    fetch: Annotated[
+        str | None, typer.Option(help="Fetch this of one run: manifest, events or statement.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where --fetch writes; by default a file named after the run.")
+    ] = None,
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """List a server's runs, the newest first, or show one."""
+    """List a server's runs, the newest first, or show one, or fetch what the server has of it."""
+    if fetch or out:
+        from cloister.commands.fetching import fetched  # noqa: PLC0415 - few need it
+
+        with _client(folder, api, proxy) as client:
+            path = fetched(client, run, fetch, out)
+        _say({"fetched": fetch, "file": str(path)}, f"✓ {path}", as_json=as_json)
+        return
     with _client(folder, api, proxy) as client:
         if run is not None:
             found = [client.run(run)]

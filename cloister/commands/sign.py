@@ -86,8 +86,8 @@ def _check_signer(signer: Signer, roster: Roster) -> None:
     if person is None:
         msg = (
             f"roster {roster.version} of {roster.consortium} lists nobody with {signer.name}'s key, which is in "
-            f"{signer.folder}, so they cannot sign a run; take the newest roster (cloister login, or cloister roster take), or "
-            "ask the coordinator for an invitation"
+            f"{signer.folder}, so they cannot sign a run; take the newest roster (cloister login, or cloister roster "
+            "take), or ask the coordinator for an invitation"
         )
         raise AuthenticityError(msg)
     if not may(person.role, "sign"):

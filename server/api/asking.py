@@ -122,8 +122,13 @@ async def patient(api: Here, request: Request) -> str:
     """
     address = network_of(request.client.host if request.client else "::")
     if seconds := api.failures.wait(address):
-        raise too_many(seconds, "to sign in that failed, from your address")
+        raise too_often(seconds)
     return address
+
+
+def too_often(seconds: float) -> RefusalError:
+    """Return the refusal of who fails to sign in too often."""
+    return too_many(seconds, "to sign in that failed, from your address")
 
 
 async def read_body(request: Request, model: type[M]) -> M:
