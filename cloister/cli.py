@@ -25,7 +25,8 @@ from cloister.commands.bench import bench
 from cloister.commands.check import check
 from cloister.commands.consent import approve, run
 from cloister.commands.data import data
-from cloister.commands.joining import init, invite, join
+from cloister.commands.founding import init
+from cloister.commands.joining import invite, join
 from cloister.commands.ledger import ledger
 from cloister.commands.person import person
 from cloister.commands.protect import export, protect

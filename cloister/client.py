@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -214,7 +215,7 @@ class Client:
         status = self.run(run)
         signed = self.manifest(status.digest)
         try:
-            return run_statement(status, signed, self.events(status.digest))
+            return run_statement(asdict(status), signed, self.events(status.digest))
         except (KeyError, TypeError, ValueError, AttributeError):
             self._unfit()
 

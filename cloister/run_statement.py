@@ -17,15 +17,16 @@ from privacy.ledger.balance import without_infinity
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cloister.client import RunStatus
     from privacy.run.manifest import SignedRun
 
 
-def run_statement(run: RunStatus, signed: SignedRun, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def run_statement(
+    standing: Mapping[str, Any], signed: SignedRun, events: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return the statement of a run, as JSON values: ε is "infinite" for a run without noise.
 
     Args:
-        run: how it stands.
+        standing: how it stands: the fields of a `RunStatus`.
         signed: as it was signed.
         events: all of its events, the oldest first.
 
@@ -58,14 +59,7 @@ def run_statement(run: RunStatus, signed: SignedRun, events: Iterable[Mapping[st
         },
         "outcome": {
             "as_told_by": "the server; each site's own statement says what it charged",
-            "status": run.status,
-            "reason": run.reason,
-            "submitted_by": run.by,
-            "submitted": run.submitted,
-            "started": run.started,
-            "ended": run.ended,
-            "rounds": run.rounds,
-            "released": run.released,
+            **standing,
             "model": model,
             "sites": {
                 site: {"rounds": rounds[site], "epsilon_spent_over_all_runs": spent.get(site)}

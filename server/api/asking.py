@@ -8,21 +8,25 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter
-from fastapi import Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
+from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from typing_extensions import override
 
 from privacy.run.people import Right, may, with_right
 from server.api.answers import JSON, Answers
 from server.api.limits import Buckets
 from server.api.people import BEARER, SignedIn
-from server.api.problems import RefusalError, invalid, too_many
+from server.api.problems import PROBLEMS, RefusalError, invalid, too_many
 from server.joining.limits import network_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from server.api.following import Following
     from server.api.oidc import Provider
     from server.api.people import People
@@ -100,6 +104,28 @@ class Caller(SecurityBase):
         if self._right is not None:
             check(found, self._right)
         return found
+
+
+def router(prefix: str, tag: str) -> APIRouter:
+    """Return a router, whose endpoints are called and described as all are."""
+    return APIRouter(prefix=prefix, tags=[tag], responses=PROBLEMS, route_class=_Endpoint)
+
+
+class _Endpoint(APIRoute):
+    """Refuses parameters that it does not know, as a misspelt one would silently do nothing."""
+
+    @override
+    def get_route_handler(self) -> "Callable[[Request], Coroutine[Any, Any, Response]]":
+        """Return what answers a request."""
+        answer, known = super().get_route_handler(), {field.alias for field in self.dependant.query_params}
+
+        async def checked(request: Request) -> Response:
+            if request.scope["query_string"] and (unknown := sorted(request.query_params.keys() - known)):
+                detail = f"unknown parameter {unknown[0]!a}; known here: {', '.join(sorted(known)) or 'none'}"
+                raise RefusalError(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+            return await answer(request)
+
+        return checked
 
 
 def check(found: SignedIn, right: Right) -> None:

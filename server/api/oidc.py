@@ -90,8 +90,8 @@ class Provider:
         if person is None:
             log.warning("an account is nobody's: %s %s", self._settings.claim, quoted(str(value), 100))
             detail = (
-                f"this account is nobody's in roster {roster.version} of {roster.consortium}; have the server's operator "
-                "add it to people in [api.oidc], and the coordinator invite you, or sign in with the key in your folder"
+                f"this account is nobody's in roster {roster.version} of {roster.consortium}; ask the server's "
+                "operator to add it to people in [api.oidc], or sign in with the key in your folder, without --account"
             )
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
         return person

@@ -3,12 +3,13 @@
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, get_args
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 from pydantic import WithJsonSchema
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from privacy.run.people import may
+from server.api import asking
 from server.api.asking import BYTES, Caller, Here, as_bytes, check, check_media_type, described, read_body
 from server.api.models import EventsAnswer, NumberedEvent, RunAnswer, RunsAnswer, Status, StopRequest
 from server.api.people import SignedIn
@@ -17,7 +18,7 @@ from transport.api import MOST_EVENTS, MOST_RUNS
 if TYPE_CHECKING:
     from server.store.store import StoredRun
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = asking.router("/v1/runs", "runs")
 
 _LAST_EVENT, _DIGEST = 1 << 53, r"^[0-9a-f]{64}$"
 Looking = Annotated[SignedIn, Depends(Caller("look"))]

@@ -1,13 +1,14 @@
 """Look at the service itself: its roster, who is connected, and the heads of the sites' ledgers."""
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 
+from server.api import asking
 from server.api.answers import JSON
 from server.api.asking import BYTES, Caller, Here, as_bytes
 from server.api.models import HeadAnswer, HeadsAnswer, StatusAnswer
 from strategies.ledger_heads import LedgerHeads
 
-router = APIRouter(prefix="/v1", tags=["server"])
+router = asking.router("/v1", "server")
 
 
 @router.get("/status", dependencies=[Depends(Caller("look"))], response_model=StatusAnswer)

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 
 from privacy.run.people import RIGHTS, may
+from server.api import asking
 from server.api.asking import Api, Caller, Here, described, patient, read_body, too_often
 from server.api.models import (
     AccountRequest,
@@ -22,7 +23,7 @@ from server.api.models import (
 from server.api.people import SignedIn
 from server.api.problems import RefusalError
 
-router = APIRouter(prefix="/v1", tags=["sessions"])
+router = asking.router("/v1", "sessions")
 
 Origin = Annotated[str, Depends(patient)]
 Asker = Annotated[SignedIn, Depends(Caller())]
