@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 PEOPLE = 4
 """Who make the requests: each may make only so many."""
 
-PATHS = ("/v1/runs", "/v1/runs/{run}", "/v1/runs/{run}/events", "/v1/status")
+PATHS = ("/v1/runs", "/v1/runs/{run}", "/v1/runs/{run}/events?after={last}", "/v1/status")
 """What they ask for, in turn."""
 
 WARM_UP = 3  # rounds
@@ -80,7 +80,7 @@ def measure(parameters: int, rounds: int, sites: int, rate: float) -> dict[str, 
                 run = next(client.runs()).digest
                 quiet, loaded = _Rounds(), _Rounds()
                 spent, asked = 0.0, 0
-                for event in client.follow(run):
+                for last, event in enumerate(client.follow(run), start=1):
                     if event["event"] == "failed":
                         raise RunError(event["reason"])
                     if event["event"] != "round":
@@ -94,7 +94,7 @@ def measure(parameters: int, rounds: int, sites: int, rate: float) -> dict[str, 
                         rounds_so.milliseconds.append(event["seconds"] * 1000)
                         rounds_so.processor_seconds += spent - before
                         rounds_so.requests += asked - answered
-                    load.ask_about(run)
+                    load.ask_about(run, last)
                     load.on = measured >= 0 and bool(measured // block % 2)
             processes.wait("server", _SECONDS)
     if load.failures:
@@ -199,9 +199,9 @@ class _Load:
         for thread in self._threads:
             thread.join()
 
-    def ask_about(self, run: str) -> None:
-        """From now on, ask for all that there is of a run."""
-        self._paths = cycle(path.format(run=run) for path in PATHS)
+    def ask_about(self, run: str, last: int) -> None:
+        """From now on, ask for how a run stands, and for its events after the last one."""
+        self._paths = cycle(path.format(run=run, last=last) for path in PATHS)
 
     def _ask(self, asking: _Asking) -> None:
         due = time.monotonic()

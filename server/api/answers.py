@@ -30,7 +30,7 @@ _MOST, _LARGEST = 256, 64 << 10  # answers; bytes of one
 
 @dataclass(frozen=True)
 class _Kept:
-    version: object  # of the store, when it was read
+    changes: int  # of the store, when it was read
     until: float  # by the monotonic clock
     body: bytes
 
@@ -43,13 +43,13 @@ class Answers:
 
     async def to(self, question: Hashable, look: Callable[[], BaseModel]) -> Response:
         """Return the answer to a question, which `look` finds in the store, in a thread."""
-        version, now = self._store.database.version, time.monotonic()
+        changes, now = self._store.changes, time.monotonic()
         kept = self._kept.get(question)
-        if kept is None or kept.version is not version or kept.until < now:
+        if kept is None or kept.changes != changes or kept.until < now:
             body = await run_in_threadpool(lambda: look().model_dump_json().encode())
             if len(body) > _LARGEST:
                 return Response(body, media_type=JSON)
-            kept = self._kept[question] = _Kept(version, now + _SECONDS, body)
+            kept = self._kept[question] = _Kept(changes, now + _SECONDS, body)
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
         return Response(kept.body, media_type=JSON)

@@ -75,8 +75,6 @@ class Database:
         self.patience = 0.0  # seconds for which a lost connection is made again
         self.fence: Callable[[Connection], None] = lambda _: None
         """Called first in every transaction that writes."""
-        self.version = object()
-        """Another one after every transaction of this process that may have written."""
 
     def be_patient(self) -> None:
         """From now on, make a lost connection again: the database was there."""
@@ -124,9 +122,6 @@ class Database:
                     self.fail(error)
             else:
                 return result
-            finally:
-                if writes:
-                    self.version = object()
             time.sleep(_PAUSE)
 
     def fail(self, error: SQLAlchemyError) -> NoReturn:

@@ -69,7 +69,7 @@ class Store:
         """Take a database whose tables are up to date."""
         self.database, self._folder = database, place.folder
         self._sealing = Sealing(place.folder)
-        self._appended, self._writes = threading.Condition(), 0
+        self._changed, self._changes = threading.Condition(), 0
         self.sessions = StoredSessions(database)
 
     @classmethod
@@ -94,6 +94,11 @@ class Store:
         """Whether there is a database; for PostgreSQL, whether one is named."""
         database = Database(place.settings.store.url, place.folder)
         return database.file is None or database.file.exists()
+
+    @property
+    def changes(self) -> int:
+        """How often this process has changed what `run`, `runs` and `events` return."""
+        return self._changes
 
     def close(self) -> None:
         """Close the store."""
@@ -153,6 +158,7 @@ class Store:
             connection.execute(sa.insert(RUNS).values(values))
 
         self.database.write(change)
+        self._tell()
         (stored,) = self._select(RUNS.c.digest == run.digest)
         return stored
 
@@ -237,6 +243,7 @@ class Store:
             which &= RUNS.c.status.in_(("waiting", "running"))
         change = sa.update(RUNS).where(which).values(values)
         self.database.write(lambda connection: connection.execute(change))
+        self._tell()
 
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
         order = RUNS.c.number if oldest else RUNS.c.number.desc()
@@ -256,9 +263,9 @@ class Store:
         return StoredRecord(self.database, self._sealing, digest, self._folder, self._tell)
 
     def _tell(self) -> None:
-        with self._appended:
-            self._writes += 1
-            self._appended.notify_all()
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
 
     def events(self, digest: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
         """Return a run's events with their numbers, from 1, the oldest first.
@@ -282,10 +289,10 @@ class Store:
         query = sa.select(sa.func.max(EVENTS.c.number)).where(EVENTS.c.run == digest)
         deadline = time.monotonic() + seconds
         while True:
-            seen = self._writes
+            seen = self._changes
             last = self.database.read(lambda connection: connection.scalar(query)) or 0
             left = deadline - time.monotonic()
             if last > after or left <= 0:
                 return last > after
-            with self._appended:
-                self._appended.wait_for(lambda: self._writes != seen, min(left, _POLL))  # noqa: B023 - called at once
+            with self._changed:
+                self._changed.wait_for(lambda: self._changes != seen, min(left, _POLL))  # noqa: B023 - called at once
