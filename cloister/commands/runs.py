@@ -89,10 +89,23 @@ def runs(
         str | None, typer.Option(help="Only those that are waiting, running, finished, failed or stopped.")
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, max=10_000, help="How many to list.")] = 20,
+    fetch: Annotated[
+        str | None, typer.Option(help="Fetch this of one run: manifest, events or statement.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where --fetch writes; by default a file named after the run.")
+    ] = None,
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """List a server's runs, the newest first, or show one: its times, rounds, sites, noise, and why it ended."""
+    """List a server's runs, the newest first; or show one: times, rounds, sites, noise; or fetch what there is of it."""
+    if fetch or out:
+        from cloister.commands.fetching import fetched  # noqa: PLC0415 - few need it
+
+        with _client(folder, api, proxy) as client:
+            path = fetched(client, run, fetch, out)
+        _say({"fetched": fetch, "file": str(path)}, f"✓ {path}", as_json=as_json)
+        return
     with _client(folder, api, proxy) as client:
         if run is not None:
             one = client.run(run)

@@ -145,9 +145,10 @@ class People:
         log.info("%s signed in", person.name)
         return token, SignedIn(person, session)
 
-    def remembers(self, token: str) -> bool:
-        """Return whether `who` needs not look into the store."""
-        return _digest(token) in self._known
+    def remembered(self, token: str) -> SignedIn | None:
+        """Return who holds a token; None if `who` has to look into the store, or has to say why nobody does."""
+        session = self._known.get(_digest(token))
+        return self._holder(session) if session else None
 
     def who(self, token: str) -> SignedIn:
         """Return who holds a token.
@@ -165,17 +166,20 @@ class People:
             with self._turn:
                 if session := self._runs.store.sessions.get(digest):
                     self._known[digest] = session
-        if session is None or not self.holds(session):
+        if session is None or (found := self._holder(session)) is None:
             detail = "this session has ended, or never was; sign in again (cloister login)"
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
-        person = self.roster().person(session.person)
-        assert person is not None  # noqa: S101 - it holds
-        return SignedIn(person, session)
+        return found
 
     def holds(self, session: Session) -> bool:
         """Return whether a session has not ended, and its person is still in the roster with the same key."""
+        return self._holder(session) is not None
+
+    def _holder(self, session: Session) -> SignedIn | None:
         person = self.roster().person(session.person)
-        return person is not None and person.signing_key == session.key and session.ends > self._now()
+        if person is None or person.signing_key != session.key or session.ends <= self._now():
+            return None
+        return SignedIn(person, session)
 
     def still_holds(self, session: Session) -> bool:
         """Return whether a session holds, and was not ended by hand."""

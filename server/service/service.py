@@ -320,7 +320,7 @@ class Service:
         """
         wait = self._waits.get(stored.digest)
         if wait is None or wait.roster != roster.version:
-            run = admitted(stored.document, roster)
+            run = admitted(self.store.document(stored.digest), roster)
             since = wait.since if wait else time.monotonic()
             wait = self._waits[stored.digest] = _Wait(run, roster.version, since, wait.says if wait else "")
         wait.run.manifest.check_valid(time.time())
@@ -338,7 +338,7 @@ class Service:
         try:
             stored, roster = self.store.run(one.digest), self.roster()
             assert roster is not None  # noqa: S101 - only then a run begins
-            run = open_run(stored.document, roster)
+            run = open_run(self.store.document(stored.digest), roster)
             if one.tries:
                 run.manifest.check_valid(time.time())
             grid = self._agents.grid(run, roster, one.interruption)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import stat
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +31,6 @@ from tests.server.api.consortia import Consortium, Status, serving, set_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.cloister.in_process import Run
     from tests.server.api.consortia import Server
@@ -208,11 +209,45 @@ def test_a_client_submits_follows_and_fetches(server: Server, rosa: public.Clien
     server.store.mark(run.digest, "finished")
     assert list(events) == []
     assert [event["event"] for event in rosa.events(run.digest)] == ["started", "round"]
+    stated = rosa.statement(run.digest)
+    assert (stated["run"], stated["signed"]["by"]) == (run.digest, {"name": "rosa", "role": "researcher"})
+    assert stated["cost"]["epsilon"] == "infinite"  # this study has no noise
+    assert stated["outcome"]["sites"]["north"] == {"rounds": 1, "epsilon_spent_over_all_runs": 0.5}
+    assert stated["outcome"]["sites"]["south"]["epsilon_spent_over_all_runs"] is None
     assert rosa.manifest(run.digest).signer.name == "rosa"
     assert rosa.status()["sites"]["north"] is True
     assert run.digest in {each.digest for each in rosa.runs()}
     with public.Client(server.consortium.path("aude"), server.address) as aude:
         assert aude.ledger_heads() == {}
+
+
+def test_what_a_server_has_of_a_run_is_fetched_into_files(
+    server: Server, rosa: public.Client, cloister: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rosa.submit(signed(server, "fetched"))
+    record(server, run.digest, STARTED, ROUND)
+    me = ("--as", str(server.consortium.path("rosa")), "--api", server.address)
+    monkeypatch.chdir(tmp_path)
+    for what, ending in (("manifest", "manifest"), ("events", "events.jsonl"), ("statement", "statement.json")):
+        done = cloister("runs", "fetched", "--fetch", what, *me)
+        assert (done.returncode, done.stdout) == (0, f"✓ fetched-{run.digest[:8]}.{ending}\n"), done.stderr
+    data = {path.suffix: path.read_bytes() for path in tmp_path.iterdir()}
+    assert data[".manifest"] == server.store.document(run.digest)
+    assert [json.loads(line)["event"] for line in data[".jsonl"].splitlines()] == ["started", "round"]
+    assert json.loads(data[".json"])["outcome"]["status"] == "waiting"
+    Path("mine").write_text("mine")
+    for arguments, why in {
+        ("fetched", "--fetch", "manifest", "--out", "mine"): "exists already, and is another run",
+        ("fetched", "--fetch", "model.safetensors"): "the server has none: have a site export it",
+        ("fetched", "--fetch", "sums"): "fetch manifest, events or statement",
+        ("--fetch", "events"): "name one run",
+    }.items():
+        done = cloister("runs", *arguments, *me)
+        assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    assert Path("mine").read_text() == "mine"
+    hostile = replace(run, name="../lungs")
+    monkeypatch.setattr(client_module.Client, "run", lambda *_: hostile)
+    assert "cannot be a file's name" in cloister("runs", "fetched", "--fetch", "events", *me).stderr
 
 
 def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Client) -> None:
@@ -372,7 +407,7 @@ def test_another_run_than_was_asked_for_is_not_taken(
     server: Server, rosa: public.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, other = (rosa.submit(signed(server, name)).digest for name in ("wanted", "other"))
-    document = server.store.run(other).document
+    document = server.store.document(other)
     assert rosa.manifest(other[:12]).digest == rosa.manifest("othe").digest == other
     monkeypatch.setattr(rosa._session, "ask", lambda *_: document)
     with pytest.raises(AuthenticityError, match="answers with another run than"):
