@@ -22,6 +22,7 @@ from client.task.probe import Example, make_model
 from client.task.task import Task, import_task
 from privacy.errors import ConfigError, DataError, TaskError
 from privacy.run.new_manifest import make_manifest
+from simulations.engine.ray_cluster import cluster_of
 from simulations.partitions import FeatureShift, divide, read_partition
 from simulations.pools import Division, Pool, read_pool
 from simulations.study.engines import choose, processes_here
@@ -100,6 +101,9 @@ def prepare(
     seed: int = 0,
     device: str = "cpu",
     processes: int | None = None,
+    ray_address: str | None = None,
+    cpus_per_site: float | None = None,
+    gpus_per_site: float | None = None,
     folder: Path,
 ) -> Study:
     """Read records, divide them among sites, and choose the engine.
@@ -139,7 +143,13 @@ def prepare(
         processes or processes_here(),
     )  # fmt: skip
     chosen = choose(
-        engine, own, manifest, simulation.start().layout.size, simulation.participation, simulation.processes
+        engine,
+        own,
+        manifest,
+        simulation.start().layout.size,
+        simulation.participation,
+        simulation.processes,
+        cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site),
     )
     return Study(simulation, manifest, chosen, tested)
 
