@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from cloister.views import NOT_METRICS
 from privacy.errors import ConfigError
 from privacy.storage import write_atomically
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from simulations.study.runner import Outcome
-
-NOT_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
-"""What a row has beside the loss and metrics."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cloister.audit.checks import CONFIDENCE
-from cloister.result import NOT_METRICS
+from cloister.views import NOT_METRICS
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 
