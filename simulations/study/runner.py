@@ -117,7 +117,8 @@ def prepare(
         if count is not None and (not isinstance(count, Integral) or count < 1):
             msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
             raise ConfigError(msg)
-    if not isinstance(seed, Integral) or seed < 0:
+    number: Any = seed
+    if not isinstance(number, Integral) or number < 0:
         msg = f"seed = {seed!r} must be a whole number from 0"
         raise ConfigError(msg)
     own, name = named_task(task)
