@@ -68,6 +68,9 @@ def simulate(
     seed: int = 0,
     device: str = "cpu",
     processes: int | None = None,
+    ray_address: str | None = None,
+    cpus_per_site: float | None = None,
+    gpus_per_site: float | None = None,
     folder: Path | str | None = None,
     progress: bool | None = None,
 ) -> Result:
@@ -84,16 +87,22 @@ def simulate(
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
         participation: the fraction of sites in a round, or `poisson:0.1`, `available`, or a `Participation`.
         test: the fraction of records, or records, on which the model is measured; no site trains on them.
-        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; `vectorised` trains
-            all sites together, with the same codec and arithmetic; `auto` chooses, and the result says why.
+        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; so does `flower`,
+            on Flower's own engine and Ray, where one machine is not enough; `vectorised` trains all sites together,
+            with the same codec and arithmetic; `auto` chooses, but not `flower`, and the result says why.
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
         seed: decides the partition, the test records, and who takes part. Noise and sampling are fresh, unless the run
             has a seed itself, which needs `noise_multiplier = 0`.
         device: where `vectorised` trains: `cpu` or `cuda`.
-        processes: how many `processes` may use; by default, as many as this machine has cores.
+        processes: how many `processes` may use, and Ray if it starts here; by default, as this machine has cores.
+        ray_address: with `flower`, `host:port` of a Ray cluster that runs, of which this machine is one, or `auto` to
+            find it; by default, Ray starts here.
+        cpus_per_site: with `flower`, how many CPUs a site has while it works; by default, 1.
+        gpus_per_site: with `flower`, how many GPUs, for example 0.5; by default, none.
         folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
+            With `ray_address`, on storage that all machines of the cluster share.
         progress: whether a bar is shown; by default, in a terminal.
 
     Raises:
@@ -107,7 +116,8 @@ def simulate(
         raise ConfigError(msg)
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
-        "seed": seed, "device": device, "processes": processes,
+        "seed": seed, "device": device, "processes": processes, "ray_address": ray_address,
+        "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(

@@ -2,7 +2,8 @@
 
 The store has the digest of a token; sessions that are in use are in memory, too: only one process serves the API. A
 session holds while the roster lists the person with the key that they had when
-they signed in: who is removed, or gets another key, is out with the next request, and a new role counts at once.
+they signed in: who is removed, or gets another key, is out with the next request, also after they are listed again, and
+a new role counts at once.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class People:
         self._runs, self._tls, self._now = runs, tls, now
         self._turn, self._purged = Lock(), 0.0
         self._known = dict[str, Session]()  # in use, by digest
+        self._version = 0  # of the roster under which the store still had these
         self._challenges, self._nonces = Challenges(time.monotonic), Challenges(time.monotonic, ACCOUNT_SECONDS)
         self.authority = read_certificate(tls.authority).fingerprint(hashes.SHA256()).hex()
 
@@ -155,6 +157,11 @@ class People:
             RefusalError: if nobody does, or no longer.
         """
         digest = _digest(token)
+        if self._version != (version := self.roster().version):
+            with self._turn:  # those of people who had left meanwhile have ended
+                sessions = self._runs.store.sessions
+                self._known = {token: known for token, known in self._known.items() if sessions.get(token)}
+                self._version = version
         if (session := self._known.get(digest)) is None:
             with self._turn:
                 if session := self._runs.store.sessions.get(digest):

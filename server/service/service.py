@@ -2,7 +2,8 @@
 
     waiting    its turn comes in the order of submission, as soon as enough of its sites are online; runs whose sites
                are not are passed over, and fail once they have waited for `wait_hours` of `[service]`
-    running    up to `runs_at_once` at a time; also if the process ends: the next one goes on with it first
+    running    up to `runs_at_once` at a time, and those that are stopped and still deliver their last sum; also if the
+               process ends: the next one goes on with it first
     finished, failed, stopped    `retry` has a failed or stopped run wait again; it goes on where it ended
 
 If the store or a disk fails, a run pauses, and is tried again by itself. Threads may share a service.
@@ -265,7 +266,8 @@ class Service:
             else:  # stopped, and then the store failed
                 self._note(stored, stored.status, stored.reason)
                 self._forget(stored)
-        room = self.place.settings.service.runs_at_once - len(self._running)
+        going_on = [one for one in self._running.values() if not one.interruption.reason]  # others only deliver a sum
+        room = self.place.settings.service.runs_at_once - len(going_on)
         for stored in self._next() if room > 0 else ():
             if stored.digest not in self._running and (stored.status == "running" or self._may_begin(stored)):
                 self._begin(stored)
@@ -298,7 +300,7 @@ class Service:
             return False
         cohort = wait.run.manifest.settings.cohort
         away = sorted(cohort.sizes.keys() - self._agents.online())
-        if self._only or len(cohort.sizes) - len(away) >= cohort.minimum:
+        if len(cohort.sizes) - len(away) >= cohort.minimum:
             return True
         here, hours = len(cohort.sizes) - len(away), self.place.settings.service.wait_hours
         says = f"{here} of the {cohort.minimum} sites that it needs are online; not online: {', '.join(away)}"

@@ -19,6 +19,7 @@ from client.task.guard import check_task
 from client.task.task import Task, import_task
 from privacy.errors import ConfigError, TaskError
 from privacy.run.new_manifest import make_manifest
+from simulations.engine.ray_cluster import cluster_of
 from simulations.partitions import FeatureShift, divide, read_partition
 from simulations.pools import Division, Pool, read_pool
 from simulations.study.engines import choose, processes_here
@@ -98,6 +99,9 @@ def prepare(
     seed: int = 0,
     device: str = "cpu",
     processes: int | None = None,
+    ray_address: str | None = None,
+    cpus_per_site: float | None = None,
+    gpus_per_site: float | None = None,
     folder: Path,
 ) -> Study:
     """Read records, divide them among sites, and choose the engine.
@@ -135,7 +139,13 @@ def prepare(
         processes or processes_here(),
     )  # fmt: skip
     chosen = choose(
-        engine, own, manifest, simulation.start().layout.size, simulation.participation, simulation.processes
+        engine,
+        own,
+        manifest,
+        simulation.start().layout.size,
+        simulation.participation,
+        simulation.processes,
+        cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site),
     )
     return Study(simulation, manifest, chosen, tested)
 

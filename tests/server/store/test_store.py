@@ -152,3 +152,11 @@ def test_sessions_end_when_they_are_revoked_or_over(store: Store) -> None:
     assert not store.sessions.revoke(sessions[3].token)
     assert store.sessions.revoke_all("ada") == 1
     assert store.sessions.get(sessions[2].token) is None
+
+
+def test_only_sessions_of_listed_people_with_the_same_key_are_kept(store: Store) -> None:
+    for number, (person, key) in enumerate([("ada", "one"), ("ada", "two"), ("ben", "one"), ("eve", "one")]):
+        store.sessions.add(Session(f"{number:064x}", person, key, 0.0, 9.0))
+    assert store.sessions.keep({"ada": "two", "ben": "one", "zoe": "one"}) == 2
+    left = [(each.person, each.key) for name in ("ada", "ben", "eve") for each in store.sessions.of(name)]
+    assert left == [("ada", "two"), ("ben", "one")]
