@@ -81,7 +81,8 @@ def simulate(
         records: `(inputs, targets)` as arrays or tensors, a data frame, a map-style data set, or a path that the task's
             `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
         run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
-            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3.
+            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
+            does not say has its default.
         sites: how many; 10 if neither the records nor the run name them.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
@@ -108,8 +109,9 @@ def simulate(
     Raises:
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
-    if callable(callbacks):
-        msg = "callbacks is a list: write callbacks=[…]"
+    called = () if callable(callbacks) else tuple(callbacks)
+    if callable(callbacks) or not all(map(callable, called)):
+        msg = "callbacks is a list of functions that take a round's row: write callbacks=[…]"
         raise ConfigError(msg)
     if measure_every < 1:
         msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
@@ -121,7 +123,7 @@ def simulate(
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
-            task, records, run, options, view, callbacks=tuple(callbacks), keep_models=keep_models,
+            task, records, run, options, view, callbacks=called, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
         )  # fmt: skip
 

@@ -99,10 +99,7 @@ def runs(
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """List a server's runs, the newest first, or show one, or fetch what the server has of it.
-
-    Of one run, it shows times, rounds, sites, noise, and why it ended.
-    """
+    """List a server's runs, the newest first; show one: times, rounds, sites, noise; or fetch what there is of it."""
     if fetch or out:
         from cloister.commands.fetching import fetched  # noqa: PLC0415 - few need it
 
