@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloister.result import NOT_METRICS, Result
+from cloister.result import Result
+from cloister.views import NOT_METRICS
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:

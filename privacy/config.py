@@ -123,7 +123,7 @@ def explained(kind: type[T]) -> type[T]:
         except ValidationError as error:
             raise ArgumentError(_explain(Path(kind.__name__), "", _first(error), kind)) from error
 
-    kind.__init__ = __init__  # type: ignore[method-assign]
+    kind.__init__ = __init__  # type: ignore[assignment, method-assign]
     return kind
 
 

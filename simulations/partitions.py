@@ -192,7 +192,7 @@ _NAMED: dict[str, Callable[[str], Partition]] = {
 }
 
 
-def read_partition(text: str | Partition) -> Partition:
+def read_partition(text: object) -> Partition:
     """Return the partition that a text names: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`; or one as it is.
 
     Raises:

@@ -151,8 +151,7 @@ def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  #
         if not path.exists():
             msg = f"{path}: there is no such file or folder; check the path to the records"
             raise DataError(msg)
-        with foreign(name, f"load() of {path}", DataError):
-            loaded = task.load_from(Source(path))
+        loaded = _of_file(task, name, path)
         columns = _columns(path)
     elif isinstance(records, tuple | list) and len(records) == 2:  # noqa: PLR2004 - inputs and targets
         inputs, targets = records
@@ -178,6 +177,17 @@ def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  #
 
 def _is_frame(records: object) -> bool:
     return type(records).__name__ == "DataFrame" and hasattr(records, "columns")
+
+
+def _of_file(task: Task, name: str, path: Path) -> Any:  # noqa: ANN401 - whatever a task returns
+    try:
+        with foreign(name, f"load() of {path}", DataError):
+            return task.load_from(Source(path))
+    except DataError as error:
+        if path.suffix.lower() != ".parquet" or "UTF-8" not in str(error):
+            raise
+        msg = f"{path}: the load() of {name} reads text, not Parquet; derive the task from TableTask, or give CSV"
+        raise DataError(msg) from error
 
 
 def _of_frame(task: Task, name: str, frame: Any) -> Any:  # noqa: ANN401 - of pandas, which is an extra

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cloister.audit.checks import CONFIDENCE
-from cloister.result import NOT_METRICS
+from cloister.views import NOT_METRICS
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _OUT, _IN, _GREY = "#4c72b0", "#dd8452", "#888888"
 _BINS = 60
+_IN_A_ROW = 3  # panels
 _SIDE = 8  # pixels of a digit
 
 
@@ -127,14 +128,14 @@ def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | Non
     panels = [[name] for name in names if name not in within] + ([within] if within else [])
     chosen = (within or names)[0]
     ways = [key for key in _AXES if key != "round" and _finite(measured, key)]
-    figure, row_of = _panels(len(panels) + len(ways), title)
-    for axes, shown in zip(row_of, panels, strict=False):
+    figure, all_axes = _panels(len(panels) + len(ways), title)
+    for axes, shown in zip(all_axes, panels, strict=False):
         for name in shown:
             _line(axes, measured, "round", name, name)
         axes.set_ylabel(shown[0] if len(shown) == 1 else "")
         if len(shown) > 1:
             axes.legend(frameon=False, fontsize="small")
-    for axes, key in zip(row_of[len(panels) :], ways, strict=True):
+    for axes, key in zip(all_axes[len(panels) :], ways, strict=True):
         _line(axes, measured, key, chosen, chosen)
         axes.set_ylabel(chosen)
     return _finished(figure, path)
@@ -164,12 +165,12 @@ def draw_comparison(
     ways = [key for key in _AXES if all(_finite(rows, key) for rows in measured.values())]
     if len({rows[-1]["bytes"] / rows[-1]["round"] for rows in measured.values()}) == 1:
         ways.remove("bytes")  # it would be the first panel again
-    figure, row_of = _panels(len(ways), title)
-    for axes, key in zip(row_of, ways, strict=True):
+    figure, all_axes = _panels(len(ways), title)
+    for axes, key in zip(all_axes, ways, strict=True):
         for name, rows in measured.items():
             _line(axes, rows, key, chosen, name)
         axes.set_ylabel(chosen)
-    row_of[0].legend(frameon=False, fontsize="small")
+    all_axes[0].legend(frameon=False, fontsize="small")
     return _finished(figure, path)
 
 
@@ -189,14 +190,16 @@ def _finite(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def _panels(count: int, title: str) -> tuple[Drawing, list[Axes]]:
-    figure = Drawing(figsize=(3.6 * count + 0.4, 3.2), layout="constrained")
+    lines = math.ceil(count / _IN_A_ROW)
+    columns = math.ceil(count / lines)
+    figure = Drawing(figsize=(3.6 * columns + 0.4, 2.9 * lines + 0.3), layout="constrained")
     if title:
         figure.suptitle(title, x=0.01, ha="left")
-    row = [figure.add_subplot(1, count, place) for place in range(1, count + 1)]
-    for axes in row:
+    panels = [figure.add_subplot(lines, columns, place) for place in range(1, count + 1)]
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
-    return figure, row
+    return figure, panels
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, metric: str, label: str) -> None:

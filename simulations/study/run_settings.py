@@ -45,7 +45,8 @@ class BatchTraining(Training):
 
     def sampled(self, largest: int) -> Training:
         """Return the table, given the number of records of the largest site."""
-        return Training(**_values(self) | {"sample_rate": min(1.0, _BATCH / largest)})
+        values: dict[str, Any] = _values(self) | {"sample_rate": min(1.0, _BATCH / largest)}
+        return Training(**values)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -64,39 +65,35 @@ def _values(table: object) -> dict[str, Any]:
     return {each.name: getattr(table, each.name) for each in fields(table)}  # type: ignore[arg-type]  # a dataclass
 
 
-def _table(kind: type, filled: Callable[[dict[str, Any], ValidationInfo], Any]) -> WrapValidator:
-    """Read a table, also as a mapping in Python; `filled` returns it with defaults, or an object that is one."""
+def _table(kind: type, completed: Callable[[dict[str, Any], ValidationInfo], dict[str, Any]]) -> WrapValidator:
+    """Read a table, which may be a mapping in Python, too, and which `completed` returns with defaults."""
 
     def read(value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
         if not isinstance(value, Mapping):
             return handler(value)
         given = {key: part for key, part in value.items() if part is not None}
-        asked, finish = filled(given, info)
-        made = handler(asked) if info.mode == "json" else read_mapping(asked, kind, f"[{kind.__name__.lower()}]")
-        return finish(made)
+        whole = completed(given, info)
+        table = handler(whole) if info.mode == "json" else read_mapping(whole, kind, f"[{kind.__name__.lower()}]")
+        if kind is not Training or "sample_rate" in given:
+            return table
+        values: dict[str, Any] = _values(table) | {"sample_rate": None}
+        return BatchTraining(**values)
 
     return WrapValidator(read)
 
 
-def _as_it_is(made: object) -> object:
-    return made
+def _privacy(given: dict[str, Any], _: ValidationInfo) -> dict[str, Any]:
+    return ({} if given.keys() & {"epsilon", "noise_multiplier"} else {"epsilon": _EPSILON}) | given
 
 
-def _privacy(given: dict[str, Any], _: ValidationInfo) -> Any:  # noqa: ANN401 - see `_table`
-    return ({} if given.keys() & {"epsilon", "noise_multiplier"} else {"epsilon": _EPSILON}) | given, _as_it_is
-
-
-def _encryption(given: dict[str, Any], info: ValidationInfo) -> Any:  # noqa: ANN401 - see `_table`
+def _encryption(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     # With [cohort] it is a real run's file, and means what it says there.
-    return ({} if info.data.get("cohort") else {"collusion_resistant": False}) | given, _as_it_is
+    return ({} if info.data.get("cohort") else {"collusion_resistant": False}) | given
 
 
-def _training(given: dict[str, Any], _: ValidationInfo) -> Any:  # noqa: ANN401 - see `_table`
+def _training(given: dict[str, Any], _: ValidationInfo) -> dict[str, Any]:
     steps = {} if given.keys() & {"steps_per_round", "epochs_per_round"} else {"epochs_per_round": 1.0}
-    asked = {"learning_rate": _LEARNING_RATE, "sample_rate": 1.0} | steps | given
-    return asked, _as_it_is if "sample_rate" in given else lambda made: BatchTraining(
-        **_values(made) | {"sample_rate": None}
-    )
+    return {"learning_rate": _LEARNING_RATE, "sample_rate": 1.0} | steps | given
 
 
 def _cohort(value: object, handler: ValidatorFunctionWrapHandler) -> object:
