@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from cloister.views import NOT_METRICS
 from privacy.errors import ConfigError
 from privacy.storage import write_atomically
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from simulations.study.runner import Outcome
-
-NOT_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
-"""What a row has beside the loss and metrics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +138,17 @@ class Result:
             drawn = Path(folder, "plot.svg")
             self.plot(drawn)
             picture = drawn.read_text(encoding="utf-8")
-        lead = f"Engine {self.engine}: {self.why}. Model {self.digest[:16]}…"
-        lead += f" It ended early: {self.stopped}." if self.stopped else ""
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        cost = (
+            f"ε {self.epsilon:.2f} at δ {self.delta:g}, of each person" if math.isfinite(self.epsilon) else "no privacy"
+        )
+        ended = f" It ended early: {self.stopped}." if self.stopped else ""
+        lead = [
+            f"After {len(self.rows)} rounds: {figures}; {cost}.{ended}",
+            f"Engine {self.engine}: {self.why}. Model {self.digest[:16]}…",
+        ]
         out = Path(path)
-        write_atomically(out, page(repr(self).strip("<>"), lead, picture, self.rows, self.toml).encode())
+        write_atomically(out, page(self._title, lead, picture, self.rows, self.toml).encode())
         return out
 
     def summary(self) -> dict[str, Any]:
@@ -186,3 +191,23 @@ class Result:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         cost = f"ε {self.epsilon:.2f}" if math.isfinite(self.epsilon) else "no privacy"
         return f"<Result: {len(self.rows)} rounds, {figures}, {cost}; engine {self.engine}>"
+
+
+def compare(
+    results: Mapping[str, Result], metric: str | None = None, *, title: str = "", path: Path | str | None = None
+) -> Any:  # noqa: ANN401 - a matplotlib figure
+    """Draw one metric of several simulations in one figure: by round, against ε, and against bytes.
+
+    Args:
+        results: by the names that the legend shows.
+        metric: which; by default, the first that all have, apart from the loss.
+        title: above the figure.
+        path: a file to write it to, besides.
+
+    Raises:
+        ConfigError: if there is no result, or one lacks the metric.
+    """
+    from cloister.views.plots import draw_comparison  # noqa: PLC0415 - loads matplotlib
+
+    rows = {name: result.rows for name, result in results.items()}
+    return draw_comparison(rows, metric, title, Path(path) if path else None)

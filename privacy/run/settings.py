@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.analytics.statistics import encoding_bound
 from privacy.codec.packing import Packing, Profile
-from privacy.config import STRICT
+from privacy.config import STRICT, explained
 from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
 from privacy.run.averaging import Averaging
@@ -58,6 +58,7 @@ class RunKind(Protocol):
         """Return what the run's settings lack or must not contain, or None."""
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Training:
     """`[training]`: what every site does in a round."""
@@ -65,9 +66,7 @@ class Training:
     sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the probability of each record to be in a step
     learning_rate: Positive  # the highest, if a schedule changes it
     steps_per_round: Annotated[int, Field(ge=0)] | None = None  # optimiser steps; 0 measures the protocol alone
-    epochs_per_round: Annotated[float, Field(gt=0)] | None = (
-        None  # instead: how often a round uses each record, on average
-    )
+    epochs_per_round: Annotated[float, Field(gt=0)] | None = None  # instead: how often it uses each record, on average
     optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each round
     schedule: Schedule = field(default_factory=Constant)  # of the learning rate, over all steps of the run
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of rounds, at the end, to average into the result
@@ -223,6 +222,7 @@ class Evaluation(OneSum):
         return None
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Privacy:
     """`[privacy]`: the noise, given either by the ε that the whole run may cost or by its multiplier."""
@@ -242,6 +242,7 @@ class Privacy:
             raise ValueError(msg)
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Encryption:
     """`[encryption]`: how updates become integers. Encryption cannot be turned off."""
@@ -359,16 +360,15 @@ _NO_VOTE = "a vote judges the last round's model: it needs [training] without av
 
 
 def _kinds(run: RunSettings) -> list[RunKind]:
-    sections: tuple[RunKind | None, ...] = run.training, run.statistics, run.evaluation
-    return [kind for kind in sections if kind is not None]
+    return [kind for kind in (run.training, run.statistics, run.evaluation) if kind is not None]
 
 
 def _contradiction(run: RunSettings) -> str | None:
     """Return a sentence that explains the first contradiction, or None."""
     if len(_kinds(run)) != 1:
         return "choose exactly one of [training], [statistics] and [evaluation]"
-    wrong = run.kind.contradiction(run) or _of_masks(run) or _of_norm(run)
-    return wrong or (_NO_VOTE if run.vote and run.kind.mean else None)
+    no_vote = _NO_VOTE if run.vote and run.kind.mean else None
+    return run.kind.contradiction(run) or _of_masks(run) or _of_norm(run) or no_vote
 
 
 def _of_masks(run: RunSettings) -> str | None:

@@ -2,7 +2,8 @@
 
 A message stays in its site's mailbox until it is answered or withdrawn: an agent that crashed and reconnects gets it
 again. A reply is accepted once; the same bytes sent again get the same receipt, other bytes are refused. A message to
-a site that leaves is answered here, by None, so that nobody waits for it.
+a site that leaves is answered here, by None, so that nobody waits for it. A small reply takes no place and is always
+kept: there is one for each message that a run sent.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ if TYPE_CHECKING:
 _OTHERS = (
     2  # replies held that nobody awaits, while others are awaited: fewer than the bodies that the hub takes at a time
 )
-_REMEMBERED = 4096  # answered messages whose receipts are still available
+SMALL = 64 << 10
+"""Bytes of a reply, up to which it takes no place: answers whether a site takes part, signatures, models' digests."""
+
+_REMEMBERED = 16  # answered messages of a site whose receipts are still available; it sends one reply at a time
 
 
 @dataclass
 class _Box:
     waiting: OrderedDict[str, tuple[bytes, ...]] = field(default_factory=OrderedDict)
+    answered: OrderedDict[str, bytes] = field(default_factory=OrderedDict)  # digests of the last replies
     wakers: set[Callable[[], None]] = field(default_factory=set)
     seen: float = 0.0
 
     def wake(self) -> None:
-        """Wake the site's streams, unless there is nothing to send."""
-        if self.waiting:
-            for wake in self.wakers:
-                wake()
+        """Wake the site's streams."""
+        for wake in self.wakers:
+            wake()
 
 
 class Mailboxes:
@@ -47,7 +51,6 @@ class Mailboxes:
         self._boxes = {node: _Box() for node in nodes}
         self._left = set[int]()  # sites that were members
         self._replies: dict[str, tuple[bytes | bytearray | None, Callable[[], None]]] = {}
-        self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._awaited = set[str]()  # messages whose replies some run awaits
 
     def admit(self, nodes: AbstractSet[int]) -> None:
@@ -110,7 +113,7 @@ class Mailboxes:
     def expects(self, node: int, message_id: str) -> bool:
         """Whether this site's reply to this message would be accepted, or has been."""
         with self._changed:
-            return message_id in self._boxes[node].waiting or message_id in self._answered
+            return message_id in self._boxes[node].waiting or message_id in self._boxes[node].answered
 
     def answer(self, node: int, message_id: str, data: bytes | bytearray, free: Callable[[], None]) -> bool:
         """Accept a reply; return whether it was expected. Call `free` once the reply is no longer held here.
@@ -120,29 +123,33 @@ class Mailboxes:
         """
         digest = sha256(data).digest()
         with self._changed:
-            if message_id in self._answered or message_id not in self._boxes[node].waiting:
+            box = self._boxes[node]
+            if message_id in box.answered or message_id not in box.waiting:
                 free()
-            if message_id in self._answered:
-                if self._answered[message_id] != digest:
+            if message_id in box.answered:
+                if box.answered[message_id] != digest:
                     msg = "another reply to this message was already accepted; this one was refused"
                     raise ProtocolError(msg)
                 return True
-            self._boxes[node].seen = time.monotonic()  # it is about to ask for more
-            if self._boxes[node].waiting.pop(message_id, None) is None:
+            box.seen = time.monotonic()  # it is about to ask for more
+            if box.waiting.pop(message_id, None) is None:
                 return False
-            self._answered[message_id] = digest
-            if len(self._answered) > _REMEMBERED:
-                self._answered.popitem(last=False)
+            box.answered[message_id] = digest
+            if len(box.answered) > _REMEMBERED:
+                box.answered.popitem(last=False)
+            if len(data) <= SMALL:
+                free()
+                free = _nothing
             self._replies[message_id] = data, free
             self._changed.notify_all()
-            self._boxes[node].wake()
+            box.wake()
             return True
 
     def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray | None] | None:
         """Wait up to `seconds` for a reply to any of these messages; return its message's id and the reply, or None.
 
         The reply is None if the site has left, and none will come.
-        Meanwhile only a few replies that nobody awaits are held, so that awaited replies find room. The rest are
+        Meanwhile only a few large replies that nobody awaits are held, so that awaited replies find room. The rest are
         replaced with empty ones, as a record that they came.
         """
         deadline = time.monotonic() + seconds
@@ -158,7 +165,8 @@ class Mailboxes:
                 if left <= 0:
                     return None
                 awaited = self._awaited | message_ids
-                others = [name for name, (data, _) in self._replies.items() if data is not None and name not in awaited]
+                others = [name for name, (data, _) in self._replies.items()
+                          if name not in awaited and data is not None and len(data) > SMALL]  # fmt: skip
                 for other in others[_OTHERS:]:
                     self._replies[other][1]()
                     self._replies[other] = b"", _nothing

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from client.dpsgd.training_steps import train
 from client.gradients.mode import layers_of, trainable
 from client.settings import Gradients
+from privacy.errors import ArgumentError
 from privacy.noise.randomness import Randomness
 from privacy.run.settings import Privacy
 from tests.client.models import Tied, Twice
@@ -126,5 +126,5 @@ def test_only_runs_that_set_per_layer_clipping_are_clipped_per_layer() -> None:
 
 
 def test_another_way_to_clip_is_refused() -> None:
-    with pytest.raises(ValidationError, match="flat"):
+    with pytest.raises(ArgumentError, match="flat"):
         Privacy(max_grad_norm=1.0, noise_multiplier=1.0, clipping="adaptive")  # type: ignore[arg-type]  # on purpose

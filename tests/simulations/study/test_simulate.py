@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import cloister
 from client.data.records import read_csv
 from cloister import CloisterError, EarlyStop, Privacy, SimulatedRun, Task, Training, simulate
 from simulations.partitions import FlowerPartition
+from simulations.study.run_settings import read_run_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +52,22 @@ class Sign(Task):
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
+
+
+class Labels(Sign):
+    """The same as two labels."""
+
+    def model(self) -> nn.Module:
+        return nn.Linear(4, 2)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        return torch.randn(6, 4), torch.arange(6) % 2
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": (outputs.argmax(1) == targets).float()}
 
 
 def _frame() -> pd.DataFrame:
@@ -174,12 +192,31 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"records": 3}, "give \\(inputs, targets\\)"),
         ({"records": (INPUTS[:, :3], TARGETS)}, "its example has"),
         ({"records": ([["a"]], [1])}, "numbers"),
+        ({"records": INPUTS}, "one array; give two"),
+        ({"records": (INPUTS, TARGETS, TARGETS)}, "3 things; give two"),
+        ({"records": (INPUTS, np.where(TARGETS, "yes", "no"))}, "numbers labels from 0"),
+        ({"records": (INPUTS, np.where(np.arange(300) == 7, np.nan, TARGETS))}, "target 1 of record 8"),
+        ({"records": (INPUTS, TARGETS + 1), "task": "THREE"}, "labels are 1 to 2, .* subtract 1 from them"),
+        ({"records": (INPUTS, TARGETS * 2), "task": "THREE"}, "labels are 0 to 2, .* give the model 3 outputs"),
+        ({"records": (INPUTS, TARGETS * 2 - 1), "task": "THREE"}, "labels are -1 to 1, .* number them from 0"),
+        ({"records": (INPUTS, TARGETS / 2), "task": "THREE"}, "whole numbers"),
+        (
+            {"records": (INPUTS, TARGETS + 6 * (np.arange(300) == 8)), "task": "THREE"},
+            "target of record 9 is [67], but",
+        ),
+        ({"partition": None}, "partition is a NoneType"),
+        ({"seed": -1}, "whole number from 0"),
+        ({"callbacks": [3]}, "a list of functions"),
+        ({"run": {"epsilon": 1.0}}, r"it belongs in \[privacy\]"),
+        ({"run": {"training": {"batch_size": 8}}}, "keys are sample_rate, learning_rate"),
         ({"task": nn.Linear}, "is not a task"),
         ({"task": "nothing:There"}, "cannot be imported"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_first_round(changed: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"task": Sign, "records": (INPUTS, TARGETS), "run": PLAIN, "sites": 4} | changed
+    if given["task"] == "THREE":
+        given["task"] = Labels
     with pytest.raises(CloisterError, match=message):
         simulate(given.pop("task"), given.pop("records"), given.pop("run"), **given)
 
@@ -205,6 +242,67 @@ def test_flower_s_partitioners_divide_records() -> None:
             Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=FlowerPartition(way), engine="vectorised"
         )
         assert result.rows[0]["sites"] == 4, type(way).__name__
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"privacy": {"max_grad_norm": 0.5}}, {"epsilon": 3.0, "max_grad_norm": 0.5, "sample_rate": 0.32}),
+        ({"privacy": {"noise_multiplier": 0.0}}, {"epsilon": None, "max_grad_norm": 1.0}),
+        ({"privacy": Privacy(epsilon=1.0)}, {"epsilon": 1.0, "max_grad_norm": 1.0}),
+        ({"training": {"learning_rate": 1.0}}, {"learning_rate": 1.0, "sample_rate": 0.32, "epochs_per_round": 1.0}),
+        ({"training": {"steps_per_round": 3}}, {"learning_rate": 0.1, "sample_rate": 0.32, "epochs_per_round": None}),
+        ({"encryption": {"profile": "precise"}}, {"update_bound": 1.0, "collusion_resistant": False}),
+        ({"cohort": {"minimum": 2}}, {"minimum": 2, "sizes": {"a": 100, "b": 20}}),
+        ({}, {"epsilon": 3.0, "max_grad_norm": 1.0, "update_bound": 1.0, "minimum": 2}),
+    ],
+)
+def test_every_key_of_a_run_has_a_default(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    for run in (read_run_settings(given), SimulatedRun(**given)):
+        settings = run.completed("a:B", {"a": 100, "b": 20})
+        tables = asdict(settings)
+        known = tables["privacy"] | tables["training"] | tables["encryption"] | tables["cohort"]
+        assert {key: known[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (Training, {"learning_rat": 0.1}, "Training: 'learning_rat' unknown key; did you mean `learning_rate`"),
+        (Training, {"learning_rate": "x", "sample_rate": 1.0}, "'learning_rate' must be a valid number"),
+        (Training, {"learning_rate": 1.0}, "Training: the key `sample_rate` is missing"),
+        (Privacy, {"epsilon": -1.0}, "Privacy: 'epsilon' must be greater than 0"),
+        (Privacy, {}, "set either epsilon or noise_multiplier"),
+        (SimulatedRun, {"round": 3}, "SimulatedRun: 'round' unknown key; did you mean `rounds`"),
+        (SimulatedRun, {"training": {"sample_rat": 1.0}}, r"\[training\]: 'sample_rat' unknown key"),
+        (SimulatedRun, {"cohort": {"minimum": "x"}}, r"\[cohort\]: 'minimum' must be"),
+    ],
+)
+def test_wrong_arguments_are_explained_in_a_sentence(kind: Any, given: dict[str, Any], message: str) -> None:  # noqa: ANN401
+    with pytest.raises(CloisterError, match=message) as raised:
+        kind(**given)
+    assert "pydantic" not in str(raised.value)
+
+
+def test_results_are_compared_in_one_picture(tmp_path: Path) -> None:
+    results = {
+        name: simulate(Sign, (INPUTS, TARGETS), PLAIN | {"strategy": name}, sites=6) for name in ("fedavg", "fedprox")
+    }
+    figure = cloister.compare(results, path=tmp_path / "both.png")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == list(results)
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    with pytest.raises(CloisterError, match="did you mean `accuracy`"):
+        cloister.compare(results, "acuracy")
+    with pytest.raises(CloisterError, match="no result to compare"):
+        cloister.compare({})
+
+
+def test_a_task_is_checked_again_once_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(Labels, (INPUTS, TARGETS), PLAIN, sites=6)
+    monkeypatch.setattr(Labels, "model", lambda _: nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
+    with pytest.raises(CloisterError, match="mixes the records of a batch"):
+        simulate(Labels, (INPUTS, TARGETS), PLAIN, sites=6)
 
 
 def test_names_are_there_for_users() -> None:
