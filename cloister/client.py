@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from client.person import is_person, read_person
 from cloister.api_session import ApiSession
 from cloister.event_stream import EventStream
+from cloister.run_status import STATUSES, RunStatus
 from privacy.crypto.signing import digest
 from privacy.errors import AuthenticityError, ConfigError, MalformedError, UnreachableError
 from privacy.run.manifest import KIND, open_run
@@ -42,31 +42,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STATUSES = ("waiting", "running", "finished", "failed", "stopped")
-"""How a run may stand."""
-
-ENDED = frozenset({"finished", "failed", "stopped"})
-"""Of runs that will not go on by themselves."""
-
 _NUMBER = re.compile(r"[0-9]{1,18}")  # of an event
 _PATIENCE = 300.0  # seconds for a server that was restarted
 _PAUSES = (0.2, 1.0, 2.0, 5.0, 10.0)  # seconds between attempts
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """A run, as it stands at the server. Times are in seconds since 1970."""
-
-    digest: str
-    name: str
-    by: str  # who submitted it
-    submitted: float
-    status: str  # one of `STATUSES`
-    reason: str  # why it failed or was stopped
-    started: float | None
-    ended: float | None
-    rounds: int
-    released: int  # rounds that released a sum
 
 
 @dataclass(frozen=True)
@@ -215,7 +193,7 @@ class Client:
         status = self.run(run)
         signed = self.manifest(status.digest)
         try:
-            return run_statement(asdict(status), signed, self.events(status.digest))
+            return run_statement(status, signed, self.events(status.digest))
         except (KeyError, TypeError, ValueError, AttributeError):
             self._unfit()
 

@@ -6,27 +6,26 @@ in the site's own statement, `cloister audit statement`.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cloister.views.observers import against_whom, cost_of_votes
+from cloister.views.run_page import report
 from privacy.accounting.accounting import epsilon
 from privacy.ledger.balance import without_infinity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from cloister.run_status import RunStatus
     from privacy.run.manifest import SignedRun
 
 
-def run_statement(
-    standing: Mapping[str, Any], signed: SignedRun, events: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
+def run_statement(run: RunStatus, signed: SignedRun, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the statement of a run, as JSON values: ε is "infinite" for a run without noise.
 
     Args:
-        standing: how it stands: the fields of a `RunStatus`.
+        run: how it stands.
         signed: as it was signed.
         events: all of its events, the oldest first.
 
@@ -34,13 +33,8 @@ def run_statement(
         KeyError, TypeError, ValueError, AttributeError: if the events are of another form.
     """
     manifest, settings = signed.manifest, signed.manifest.settings
-    rounds, spent, model = Counter[str](), dict[str, float](), None
-    for event in events:
-        if event["event"] == "round":
-            spent |= {site: float(value) for site, value in event["epsilon"].items()}
-            if event["released"]:
-                rounds.update(event["sites"])
-                model = str(event.get("model") or "") or model
+    models = list[str]()
+    outcome = report(run, _noting(events, models))
     statement: dict[str, Any] = {
         "run": signed.digest,
         "signed": {
@@ -59,12 +53,16 @@ def run_statement(
         },
         "outcome": {
             "as_told_by": "the server; each site's own statement says what it charged",
-            **standing,
-            "model": model,
-            "sites": {
-                site: {"rounds": rounds[site], "epsilon_spent_over_all_runs": spent.get(site)}
-                for site in settings.cohort.sizes
-            },
+            "model": models[-1] if models else None,
+            **outcome,
         },
     }
     return without_infinity(statement, "infinite")
+
+
+def _noting(events: Iterable[Mapping[str, Any]], models: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Return the events, and note the digest of each round's model."""
+    for event in events:
+        if event["event"] == "round" and event["released"] and event.get("model"):
+            models[:] = [str(event["model"])]
+        yield event

@@ -43,7 +43,7 @@ def in_double(probe: Probe) -> Iterator[Probe]:
     kept = {name: tensor.data for name, tensor in tensors_of(probe.module).items() if tensor.dtype in _WIDER}
     try:
         _set(probe, {name: data.to(_WIDER[data.dtype]) for name, data in kept.items()})
-        with _Double():
+        with _Double():  # type: ignore[no-untyped-call]  # torch's
             yield replace(probe, number=torch.float64)
     finally:
         _set(probe, kept)

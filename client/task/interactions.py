@@ -213,6 +213,9 @@ class _Check:
             parts = [-gradients[row] * times for row, times in enumerate(torch.bincount(chosen).tolist())]
             return self._differ(size, _OTHER_SHAPE, self._gradient(rows(inputs, chosen), targets[chosen]), *parts)
 
+        def again(size: int) -> bool:
+            return apart(size, alone())
+
         if still:
             try:
                 with Draws(still=True):
@@ -222,7 +225,7 @@ class _Check:
         with Draws(still=True) if still else nullcontext():
             gradients = alone()
             for size in sizes:
-                if apart(size, gradients) and self._in_double(lambda size=size: apart(size, alone())):
+                if apart(size, gradients) and self._in_double(partial(again, size)):
                     msg = f"a record's gradient in a batch of {size} records differs from its gradient alone; {ALONE}"
                     raise InteractionError(msg)
 

@@ -100,6 +100,9 @@ def measure(parameters: int, rounds: int, sites: int, rate: float) -> dict[str, 
     if load.failures:
         msg = f"of {load.answered + len(load.failures)} requests, some failed: {load.failures[0]}"
         raise RunError(msg)
+    if not loaded.requests:
+        msg = f"no request was answered in {loaded.count} rounds: they are too short; measure more, or at a higher rate"
+        raise RunError(msg)
     more = loaded.processor_seconds / loaded.count - quiet.processor_seconds / quiet.count
     return {
         "parameters": parameters,

@@ -12,7 +12,8 @@ from privacy.storage import write_atomically
 from privacy.untrusted_text import quoted
 
 if TYPE_CHECKING:
-    from cloister.client import Client, RunStatus
+    from cloister.client import Client
+    from cloister.run_status import RunStatus
 
 _ENDINGS = {"manifest": "manifest", "events": "events.jsonl", "statement": "statement.json"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,50}")

@@ -17,7 +17,8 @@ from cloister.views.run_page import moment, page, report
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cloister.client import Client, RunStatus
+    from cloister.client import Client
+    from cloister.run_status import RunStatus
 
 _STOPPED = 130  # exit code: Ctrl-C
 
@@ -166,7 +167,7 @@ def retry(run: Run, folder: As = _ME, api: Api = None, proxy: Proxy = None, as_j
 
 def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> None:
     """Show a run until it ends; exit with 1 if it did not finish, with 130 if the user leaves."""
-    from cloister.client import ENDED  # noqa: PLC0415
+    from cloister.run_status import ENDED  # noqa: PLC0415
 
     try:
         with RoundTable(make_console(json=as_json)) as table:

@@ -14,7 +14,7 @@ from strategies.event_lines import line_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cloister.client import RunStatus
+    from cloister.run_status import RunStatus
 
 _WAITS = {"waiting", "away"}
 

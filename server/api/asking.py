@@ -85,7 +85,7 @@ class Caller(SecurityBase):
     model = HTTPBearerModel(description="the token of a session: POST /v1/sessions")
 
     def __init__(self, right: Right | None = None) -> None:
-        self._right = right
+        self._right: Right | None = right
 
     async def __call__(self, request: Request) -> SignedIn:
         """Return who asks.
@@ -98,7 +98,9 @@ class Caller(SecurityBase):
             detail = "sign in first (cloister login), and send the session's token as Authorization: Bearer"
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
         api = api_of(request)
-        found = api.people.remembered(token) or await run_in_threadpool(api.people.who, token)
+        found = api.people.remembered(token)
+        if found is None:
+            found = await run_in_threadpool(api.people.who, token)
         if seconds := api.persons.take(found.person.name):
             raise too_many(seconds, f"of {found.person.name}")
         if self._right is not None:

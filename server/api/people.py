@@ -148,7 +148,9 @@ class People:
     def remembered(self, token: str) -> SignedIn | None:
         """Return who holds a token; None if `who` has to look into the store, or has to say why nobody does."""
         session = self._known.get(_digest(token))
-        return self._holder(session) if session else None
+        if session is None or self._version != self.roster().version:
+            return None
+        return self._holder(session)
 
     def who(self, token: str) -> SignedIn:
         """Return who holds a token.

@@ -27,12 +27,13 @@ _OTHERS = (
 SMALL = 64 << 10
 """Bytes of a reply, up to which it takes no place: answers whether a site takes part, signatures, models' digests."""
 
-_REMEMBERED = 4096  # answered messages whose receipts are still available
+_REMEMBERED = 16  # answered messages of a site whose receipts are still available; it sends one reply at a time
 
 
 @dataclass
 class _Box:
     waiting: OrderedDict[str, tuple[bytes, ...]] = field(default_factory=OrderedDict)
+    answered: OrderedDict[str, bytes] = field(default_factory=OrderedDict)  # digests of the last replies
     wakers: set[Callable[[], None]] = field(default_factory=set)
     seen: float = 0.0
 
@@ -50,7 +51,6 @@ class Mailboxes:
         self._boxes = {node: _Box() for node in nodes}
         self._left = set[int]()  # sites that were members
         self._replies: dict[str, tuple[bytes | bytearray | None, Callable[[], None]]] = {}
-        self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._awaited = set[str]()  # messages whose replies some run awaits
 
     def admit(self, nodes: AbstractSet[int]) -> None:
@@ -113,7 +113,7 @@ class Mailboxes:
     def expects(self, node: int, message_id: str) -> bool:
         """Whether this site's reply to this message would be accepted, or has been."""
         with self._changed:
-            return message_id in self._boxes[node].waiting or message_id in self._answered
+            return message_id in self._boxes[node].waiting or message_id in self._boxes[node].answered
 
     def answer(self, node: int, message_id: str, data: bytes | bytearray, free: Callable[[], None]) -> bool:
         """Accept a reply; return whether it was expected. Call `free` once the reply is no longer held here.
@@ -123,25 +123,26 @@ class Mailboxes:
         """
         digest = sha256(data).digest()
         with self._changed:
-            if message_id in self._answered or message_id not in self._boxes[node].waiting:
+            box = self._boxes[node]
+            if message_id in box.answered or message_id not in box.waiting:
                 free()
-            if message_id in self._answered:
-                if self._answered[message_id] != digest:
+            if message_id in box.answered:
+                if box.answered[message_id] != digest:
                     msg = "another reply to this message was already accepted; this one was refused"
                     raise ProtocolError(msg)
                 return True
-            self._boxes[node].seen = time.monotonic()  # it is about to ask for more
-            if self._boxes[node].waiting.pop(message_id, None) is None:
+            box.seen = time.monotonic()  # it is about to ask for more
+            if box.waiting.pop(message_id, None) is None:
                 return False
-            self._answered[message_id] = digest
-            if len(self._answered) > _REMEMBERED:
-                self._answered.popitem(last=False)
+            box.answered[message_id] = digest
+            if len(box.answered) > _REMEMBERED:
+                box.answered.popitem(last=False)
             if len(data) <= SMALL:
                 free()
                 free = _nothing
             self._replies[message_id] = data, free
             self._changed.notify_all()
-            self._boxes[node].wake()
+            box.wake()
             return True
 
     def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray | None] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flwr.app import Context
+    from flwr.clientapp import ClientApp
 
     from client.task.probe import Example
     from client.task.task import Task
@@ -54,16 +55,24 @@ class OnFlower(WholeProtocol):
     @override
     @contextmanager
     def _opened(self, simulation: Simulation, federation: Federation) -> Iterator[tuple[Site, OpenGrid]]:
-        for site, path in federation.paths.items():
-            write_records(path, simulation.records[site])
-        own = type(simulation.task)
-        local = own if own.__module__ == "__main__" else None
-        app = make_app(_Sites(federation.folder.absolute(), max(1, int(self._cluster.cpus)), local))
-        with self._cluster.connected(
-            simulation.processes, federation.folder.absolute(), "" if local else simulation.task_name
-        ):
+        app, folder = self.stored(simulation, federation), federation.folder.absolute()
+        task = "" if own_task(simulation) else simulation.task_name
+        with self._cluster.connected(simulation.processes, folder, task):
             first = StoredSite(read_site(federation.paths[simulation.sites[0]]))
             yield first, lambda _: flower_grid(app, len(simulation.sites), self._cluster)
+
+    def stored(self, simulation: Simulation, federation: Federation) -> ClientApp:
+        """Write the sites' records beside their keys; return the app of all sites, which can be pickled."""
+        for site, path in federation.paths.items():
+            write_records(path, simulation.records[site])
+        threads = max(1, int(self._cluster.cpus))
+        return make_app(_Sites(federation.folder.absolute(), threads, own_task(simulation)))
+
+
+def own_task(simulation: Simulation) -> type[Task] | None:
+    """Return the task's class if it is defined in a notebook or script, which other processes cannot import."""
+    kind = type(simulation.task)
+    return kind if kind.__module__ == "__main__" else None
 
 
 class StoredSite(Site):
@@ -93,7 +102,7 @@ class _Sites:
 
     folder: Path
     threads: int
-    local: type[Task] | None  # the task, if it is defined in a notebook or script, which other processes cannot import
+    local: type[Task] | None  # `own_task`
 
     def __call__(self, context: Context) -> Site:
         if self.local is not None:

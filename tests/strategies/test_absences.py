@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from strategies import absences
 from strategies.absences import Absences
 from strategies.event_lines import line_of
 
@@ -26,9 +25,13 @@ class Round:
         self.number, self.online, self.log = 1, {1, 2, 3}, Log()
         self.names = {1: "north", 2: "south", 3: "east"}
         self.clock = 1_800_000_000.0
-        monkeypatch.setattr(absences.time, "time", lambda: self.clock)
-        monkeypatch.setattr(absences.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr("strategies.absences.time", self)
         self.absences = Absences(self.log, lambda: self.online, lambda: (self.number, self.names))  # type: ignore[arg-type]
+
+    def time(self) -> float:
+        return self.clock
+
+    monotonic = time
 
     def look(self, *awaited: int, seconds: float) -> None:
         """Look once a second."""

@@ -57,7 +57,7 @@ def scaled(task: type[Recommendation], factor: float) -> Task:
     class Scaled(task):  # type: ignore[misc, valid-type]  # mypy knows no base that is an argument
         @override
         def model(self) -> nn.Module:
-            model = super().model()
+            model: nn.Module = super().model()
             with torch.no_grad():
                 model.get_parameter("films").mul_(factor)
             return model
@@ -115,7 +115,7 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "norm by hand": by_hand,
     "batch norm": lambda rows: functional.batch_norm(rows, None, None, training=True),
     "a thousandth of the mean": lambda rows: rows + 1e-3 * rows.mean(0),
-    "on the way back": MeanOnTheWayBack.apply,  # type: ignore[dict-item]  # torch's
+    "on the way back": MeanOnTheWayBack.apply,
     "attention": attention,
     "sometimes": sometimes,
     "one scale": with_one_scale,

@@ -212,8 +212,8 @@ def test_a_client_submits_follows_and_fetches(server: Server, rosa: public.Clien
     stated = rosa.statement(run.digest)
     assert (stated["run"], stated["signed"]["by"]) == (run.digest, {"name": "rosa", "role": "researcher"})
     assert stated["cost"]["epsilon"] == "infinite"  # this study has no noise
-    assert stated["outcome"]["sites"]["north"] == {"rounds": 1, "epsilon_spent_over_all_runs": 0.5}
-    assert stated["outcome"]["sites"]["south"]["epsilon_spent_over_all_runs"] is None
+    assert (stated["outcome"]["sites"], stated["outcome"]["epsilon"]) == ({"north": 1, "south": 1}, {"north": 0.5})
+    assert stated["outcome"]["model"] is None
     assert rosa.manifest(run.digest).signer.name == "rosa"
     assert rosa.status()["sites"]["north"] is True
     assert run.digest in {each.digest for each in rosa.runs()}

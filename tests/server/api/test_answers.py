@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,7 +63,7 @@ def test_what_is_written_while_the_store_is_read_is_looked_up_again(asked: Asked
 
 def test_what_another_process_writes_is_seen_within_a_second(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(answers.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(answers, "_SECONDS", 1.0)
     assert asked(text="old") == b'{"text":"old"}'
     now = 0.9

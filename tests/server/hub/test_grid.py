@@ -43,8 +43,13 @@ def test_whoever_listens_is_told_for_whom_the_grid_waits() -> None:
     grid.idle = lambda nodes, left: told.append((set(nodes), 0 < left <= 60.0))
     assert list(grid.pull_messages(grid.push_messages([message("not awaited", 60.0)]))) == []
     assert told == []
+
+    def leave_once_told() -> None:
+        await_condition(lambda: bool(told))
+        mailboxes.admit(set())
+
     replies = grid.stream([message("train", 60.0)], timeout=60.0)
-    Thread(target=lambda: await_condition(lambda: bool(told)) or mailboxes.admit(set())).start()
+    Thread(target=leave_once_told).start()
     assert [reply.has_error() for reply in replies] == [True]
     assert told[0] == ({5}, True)
     assert told[-1] == (set(), True)
