@@ -133,7 +133,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | Non
     return figure
 
 
-_NO_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
+_NO_METRICS = frozenset({"round", "sites", "epsilon", "site_epsilon", "bytes", "seconds", "released", "problems"})
 
 
 def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float64], name: str, colour: str) -> None:

@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING
 
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
-from simulations.study.participation import Everybody
 from simulations.study.protocol import WholeProtocol
 from simulations.study.vectorised import Vectorised
 from simulations.vectorised.sites import unsuitable
+from strategies.registry import algorithm_of
 
 if TYPE_CHECKING:
     from client.task.task import Task
     from privacy.run.manifest import Manifest
-    from simulations.study.participation import Participation
     from simulations.study.simulation import Engine
+    from simulations.study.site_privacy import SiteNoise
 
 ENGINES = ("auto", "inline", "processes", "vectorised")
 _LARGE = 200_000  # parameters, from which training one site at a time is as fast
 _FEW = 4  # sites, for which the whole protocol takes seconds
 
 
-def choose(
-    wanted: str, task: Task, manifest: Manifest, size: int, participation: Participation, processes: int
-) -> Engine:
+def choose(wanted: str, task: Task, manifest: Manifest, size: int, noise: SiteNoise | None, processes: int) -> Engine:
     """Return the engine that was asked for, or one that suits.
 
     Args:
@@ -33,7 +31,7 @@ def choose(
         task: of the run.
         manifest: of the run.
         size: the number of parameters.
-        participation: who takes part in a round.
+        noise: of privacy whose unit is a site.
         processes: how many may be used.
 
     Raises:
@@ -43,16 +41,17 @@ def choose(
         msg = f"{wanted!a} is not an engine; {did_you_mean(wanted, ENGINES) or f'engines are {_listed(ENGINES)}'}"
         raise ConfigError(msg)
     sites, problem = len(manifest.settings.cohort.sizes), unsuitable(task, manifest)
+    if noise and (own := algorithm_of(manifest, "this simulation").own):
+        problem = f"with site privacy, no site may keep what its strategy keeps ({', '.join(own)}); choose fedavg"
     if wanted == "vectorised":
         if problem:
             msg = f"the engine vectorised cannot play this run: {problem}; use inline or processes"
             raise ConfigError(msg)
         return Vectorised(manifest)
-    partly = not isinstance(participation, Everybody)
-    if partly and (problem or wanted != "auto"):
+    if noise and (problem or wanted != "auto"):
         msg = (
-            f"with {participation}, only the engine vectorised plays"
-            f"{f', which cannot play this run: {problem}' if problem else ''}; let all sites take part"
+            "site privacy needs a trusted party that sees updates, which the whole protocol has not: only the engine "
+            f"vectorised plays it{f', which cannot play this run: {problem}' if problem else ''}"
         )
         raise ConfigError(msg)
     if wanted != "auto":
@@ -60,7 +59,7 @@ def choose(
     if problem:
         name = "processes" if processes > 1 and sites > _FEW else "inline"
         return WholeProtocol(name, f"the sites cannot train together: {problem}")
-    if partly or sites > _FEW:
+    if noise or sites > _FEW:
         small = (
             f"{sites} sites" if size < _LARGE else f"{sites} sites, although models of {size:,} parameters gain little"
         )
