@@ -103,8 +103,8 @@ def simulate(
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
-        seed: decides the partition, the test records, and who takes part and drops out. Noise and sampling are fresh, unless the run
-            has a seed itself, which needs `noise_multiplier = 0`.
+        seed: decides the partition, the test records, and who takes part and drops out. Noise and sampling are fresh,
+            unless the run has a seed itself, which needs `noise_multiplier = 0`.
         device: where `vectorised` trains: `cpu` or `cuda`.
         processes: how many `processes` may use; by default, as many as this machine has cores.
         folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.

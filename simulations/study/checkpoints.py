@@ -98,8 +98,8 @@ class Checkpoints:
                 raise ConfigError(msg) from error
             if known != digest:
                 msg = (
-                    f"{folder} has the checkpoint of another simulation: its run, task, records, sites or options differ; "
-                    "repeat that call to go on with it, or name another folder"
+                    f"{folder} has the checkpoint of another simulation: its run, task, records, sites or options "
+                    "differ; repeat that call to go on with it, or name another folder"
                 )
                 raise ConfigError(msg)
         elif folder.exists() and any(folder.iterdir()):

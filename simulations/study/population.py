@@ -68,7 +68,8 @@ def read_seconds(given: object) -> Seconds | None:
     except ValueError:
         values = ()
     if len(values) != _COUNTS.get(name) or not all(0 < value < np.inf for value in values) or _falls(name, values):
-        msg = f"{given!a} is no distribution of seconds; write lognormal:30:0.5, exponential:30, gamma:30:2 or uniform:10:60"
+        known = "lognormal:30:0.5, exponential:30, gamma:30:2 or uniform:10:60"
+        msg = f"{given!a} is no distribution of seconds; write {known}"
         raise ConfigError(msg)
     return Seconds(name, values)
 

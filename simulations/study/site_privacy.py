@@ -19,7 +19,7 @@ cost, if the columns of the strategy matrix have a norm of at most 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,9 +102,8 @@ class SitePrivacy:
         delta = self.delta or sites**-1.1
         steps = math.ceil(rounds / self.bands)
         sigma = self.noise_multiplier or calibrate(self.epsilon or math.inf, delta, rate, steps)
-        planned = replace(self, delta=delta, noise_multiplier=sigma)
         coefficients = strategy_coefficients(rounds, self.bands)
-        return SiteNoise(planned, sigma, delta, participation.probability, sites, coefficients)
+        return SiteNoise(self, sigma, delta, participation.probability, sites, coefficients)
 
 
 def strategy_coefficients(rounds: int, bands: int) -> tuple[float, ...]:
