@@ -150,6 +150,7 @@ def play_study(
 ) -> Result:  # fmt: skip
     """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
     from simulations.study.checkpoints import Checkpoints  # noqa: PLC0415 - loads torch
+    from simulations.study.digest import digest_of  # noqa: PLC0415 - loads torch
     from simulations.study.runner import play, prepare  # noqa: PLC0415 - loads torch
 
     if folder and checkpoint:
@@ -163,7 +164,7 @@ def play_study(
             None,
         )
         if checkpoint:
-            checkpoints = Checkpoints.opened(checkpoint, study, measure_every, keep_models)
+            checkpoints = Checkpoints.opened(checkpoint, digest_of(study, measure_every, keep_models))
             opened.enter_context(checkpoints.alone())
         rounds, outcome = study.simulation.settings.rounds, None
         view.begin(len(study.simulation.sites), rounds, study.engine.name, study.engine.why)

@@ -17,13 +17,11 @@ import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from torch import Tensor
 
 from privacy.errors import ConfigError, VaultError
 from privacy.failures import reason
@@ -38,10 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.data.inputs import Inputs
     from privacy.codec.update import Model
-    from simulations.pools import Pool
-    from simulations.study.runner import Study
 
 Arrays = dict[str, "NDArray[Any]"]
 _NEW = "new"
@@ -75,18 +70,17 @@ class Checkpoints:
         self.folder = folder
 
     @classmethod
-    def opened(cls, folder: Path, study: Study, *options: object) -> Self:
+    def opened(cls, folder: Path, digest: str) -> Self:
         """Open a folder, or make it.
 
         Args:
             folder: its path.
-            study: what is simulated.
-            options: what else the result depends on.
+            digest: of what is simulated, `simulations.study.digest`.
 
         Raises:
             ConfigError: if another study is in it, or something else.
         """
-        digest, path = digest_of(study, *options), folder / "study.json"
+        path = folder / "study.json"
         if folder.exists() and not folder.is_dir():
             msg = f"{folder} is a file; name a folder for the checkpoint"
             raise ConfigError(msg)
@@ -188,35 +182,6 @@ class Checkpoints:
     def _numbers(self) -> set[int]:
         names = (re.fullmatch(r"round-([1-9]\d{0,5})", path.name) for path in self.folder.iterdir())
         return {int(name[1]) for name in names if name}
-
-
-def digest_of(study: Study, *options: object) -> str:
-    """Return SHA-256, in hex, of what the result of a study depends on: settings, model, records, sites, chance."""
-    simulation, site_noise = study.simulation, study.simulation.site_noise
-    model = simulation.start()
-    hashed = sha256()
-    said = (
-        "cloister simulation 1", study.toml, study.engine.name, simulation.task_name, str(simulation.population),
-        simulation.device.type, site_noise and site_noise.settings, model.digest, *options,
-    )  # fmt: skip
-    hashed.update(json.dumps([str(text) for text in said]).encode())
-    for pool in (simulation.records.pool, study.test):
-        _add(hashed, pool)
-    for part in simulation.records.parts.values():
-        hashed.update(np.ascontiguousarray(part, np.int64).data)
-    return hashed.hexdigest()
-
-
-def _add(hashed: Any, pool: Pool) -> None:  # noqa: ANN401 - a hash of hashlib
-    for tensor in (*_tensors(pool.inputs), pool.targets):
-        hashed.update(json.dumps([str(tensor.dtype), *tensor.shape]).encode())
-        hashed.update(tensor.contiguous().view(-1).numpy().data.cast("B"))
-
-
-def _tensors(inputs: Inputs) -> Iterable[Tensor]:
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    return inputs.values() if isinstance(inputs, dict) else inputs
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - a value of a row
