@@ -3,9 +3,8 @@
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
-server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `EarlyStop`, and the settings
-of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`,
-`Encryption`.
+server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and
+the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`, `Encryption`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
     from client.work.survey import Survey
     from cloister.client import Client
-    from cloister.result import Result
+    from cloister.result import Result, compare
     from cloister.simulating import EarlyStop, simulate
     from privacy.run.settings import Encryption, Privacy, Training
     from simulations.study.run_settings import SimulatedRun
@@ -57,6 +56,7 @@ __all__ = [
     "Training",
     "Update",
     "Values",
+    "compare",
     "load_model",
     "load_personal",
     "read_csv",
@@ -82,6 +82,7 @@ _LAZY = {
     "TableTask": "client.task.table_task",
     "Task": "client.task.task",
     "Training": "privacy.run.settings",
+    "compare": "cloister.result",
     "load_model": "client.state.model_use",
     "load_personal": "client.state.model_use",
     "read_csv": "client.data.records",

@@ -74,6 +74,9 @@ def simulate(
     seed: int = 0,
     device: str = "cpu",
     processes: int | None = None,
+    ray_address: str | None = None,
+    cpus_per_site: float | None = None,
+    gpus_per_site: float | None = None,
     folder: Path | str | None = None,
     checkpoint: Path | str | None = None,
     progress: bool | None = None,
@@ -85,7 +88,8 @@ def simulate(
         records: `(inputs, targets)` as arrays or tensors, a data frame, a map-style data set, or a path that the task's
             `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
         run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
-            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3.
+            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
+            does not say has its default.
         sites: how many; 10 if neither the records nor the run name them.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
@@ -98,16 +102,22 @@ def simulate(
         site_privacy: hides, with noise by a trusted party, whether a site is in the population: an ε whose unit is a
             site, not a person. It needs `participation="poisson:…"`.
         test: the fraction of records, or records, on which the model is measured; no site trains on them.
-        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; `vectorised` trains
-            all sites together, with the same codec and arithmetic; `auto` chooses, and the result says why.
+        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; so does `flower`,
+            on Flower's own engine and Ray, where one machine is not enough; `vectorised` trains all sites together,
+            with the same codec and arithmetic; `auto` chooses, but not `flower`, and the result says why.
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
         seed: decides the partition, the test records, and who takes part and drops out. Noise and sampling are fresh,
             unless the run has a seed itself, which needs `noise_multiplier = 0`.
         device: where `vectorised` trains: `cpu` or `cuda`.
-        processes: how many `processes` may use; by default, as many as this machine has cores.
+        processes: how many `processes` may use, and Ray if it starts here; by default, as this machine has cores.
+        ray_address: with `flower`, `host:port` of a Ray cluster that runs, of which this machine is one, or `auto` to
+            find it; by default, Ray starts here.
+        cpus_per_site: with `flower`, how many CPUs a site has while it works; by default, 1.
+        gpus_per_site: with `flower`, how many GPUs, for example 0.5; by default, none.
         folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
+            With `ray_address`, on storage that all machines of the cluster share.
         checkpoint: a folder that has what the simulation needs to go on after each round: the same call goes on there
             after the last whole round, and gives the same result. Callbacks get the earlier rounds' rows again.
         progress: whether a bar is shown; by default, in a terminal.
@@ -115,8 +125,9 @@ def simulate(
     Raises:
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
-    if callable(callbacks):
-        msg = "callbacks is a list: write callbacks=[…]"
+    called = () if callable(callbacks) else tuple(callbacks)
+    if callable(callbacks) or not all(map(callable, called)):
+        msg = "callbacks is a list of functions that take a round's row: write callbacks=[…]"
         raise ConfigError(msg)
     if measure_every < 1:
         msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
@@ -124,11 +135,12 @@ def simulate(
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "dropout": dropout,
         "site_seconds": site_seconds, "deadline": deadline, "site_privacy": site_privacy, "test": test,
-        "engine": engine, "seed": seed, "device": device, "processes": processes,
+        "engine": engine, "seed": seed, "device": device, "processes": processes, "ray_address": ray_address,
+        "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
-            task, records, run, options, view, callbacks=tuple(callbacks), keep_models=keep_models,
+            task, records, run, options, view, callbacks=called, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
             checkpoint=Path(checkpoint) if checkpoint else None,
         )  # fmt: skip

@@ -50,15 +50,31 @@ def simulate(
         float, typer.Option(help="With --site-epsilon: to what sites' updates are clipped.")
     ] = 1.0,
     bands: Annotated[int, typer.Option(help="With --site-epsilon: rounds in a row whose noise is correlated.")] = 1,
-    engine: Annotated[str, typer.Option(help="auto, inline, processes or vectorised.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, inline, processes, vectorised or flower.")] = "auto",
     test: Annotated[float, typer.Option(help="The fraction of the records to measure on.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides the partition, the test records and who is in a round.")] = 0,
     device: Annotated[str, typer.Option(help="Where the engine vectorised trains: cpu or cuda.")] = "cpu",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster that runs, for --engine flower: host:port, or auto; else Ray starts here."),
+    ] = None,
+    cpus_per_site: Annotated[
+        float | None, typer.Option(help="CPUs of a site while it works, for --engine flower; by default, 1.")
+    ] = None,
+    gpus_per_site: Annotated[
+        float | None, typer.Option(help="GPUs of a site while it works, for --engine flower: for example 0.5.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="A folder for the history, the model, a plot and a report.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A folder from which the same command goes on after an interruption.")
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for the files of made-up hospitals.")] = Path("simulation"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the files of made-up hospitals, by default simulation; with --records, for those of "
+            "server and sites, else removed at the end; with --ray-address, where all machines of the cluster see it."
+        ),
+    ] = None,
     personal: Annotated[
         Path | None,
         typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
@@ -71,7 +87,10 @@ def simulate(
     """
     console = make_console(json=as_json)
     if records is None:
-        _hospitals(run, folder, personal, console, as_json=as_json)
+        if engine == "flower" or ray_address is not None:
+            msg = "--engine flower needs --records; made-up hospitals are played in this process"
+            raise ConfigError(msg)
+        _hospitals(run, folder or Path("simulation"), personal, console, as_json=as_json)
         return
     if run is None or personal is not None:
         msg = (
@@ -84,9 +103,11 @@ def simulate(
         "sites": sites, "partition": partition, "participation": participation, "dropout": dropout,
         "site_seconds": site_seconds, "deadline": deadline,
         "site_privacy": _site_privacy(site_epsilon, max_update_norm, bands), "engine": engine, "test": test,
-        "seed": seed, "device": device,
+        "seed": seed, "device": device, "ray_address": ray_address, "cpus_per_site": cpus_per_site,
+        "gpus_per_site": gpus_per_site,
     }  # fmt: skip
-    result = _of_records(run, records, options, checkpoint, console)
+    places = {"folder": folder, "checkpoint": checkpoint}
+    result = _of_records(run, records, options, places, console)
     if save:
         result.save(save)
     if as_json:
@@ -100,7 +121,9 @@ def simulate(
     typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
 
 
-def _of_records(run: Path, records: Path, options: dict[str, Any], checkpoint: Path | None, console: Console) -> Result:
+def _of_records(
+    run: Path, records: Path, options: dict[str, Any], places: dict[str, Path | None], console: Console
+) -> Result:
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
@@ -114,7 +137,7 @@ def _of_records(run: Path, records: Path, options: dict[str, Any], checkpoint: P
         raise ConfigError(msg)
     find_beside(run.absolute().parent, [settings.task])
     with SimulationTable(console) as table:
-        return play_study(settings.task, records, settings, options, table, checkpoint=checkpoint)
+        return play_study(settings.task, records, settings, options, table, **places)
 
 
 def _site_privacy(epsilon: float | None, max_update_norm: float, bands: int) -> SitePrivacy | None:

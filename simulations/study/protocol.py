@@ -1,4 +1,4 @@
-"""The engines `inline` and `processes`: the whole protocol, with keys, ledgers, encryption and every message."""
+"""The engines that play the whole protocol, with keys, ledgers, encryption and every message."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def terms_for(settings: RunSettings) -> SiteTerms:
 
 
 class WholeProtocol:
-    """Plays rounds by Flower's apps, server and sites on this machine."""
+    """Plays rounds by Flower's apps, server and sites: in this process (`inline`), or in `processes` of its own."""
 
     def __init__(self, name: str, why: str = "you asked for it") -> None:
         self.name, self.why = name, why
