@@ -4,7 +4,7 @@ This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
 server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and
-the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`.
+the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`, `Encryption`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cloister.simulating import EarlyStop, simulate
     from privacy.run.settings import Encryption, Privacy, Training
     from simulations.study.run_settings import SimulatedRun
+    from simulations.study.site_privacy import SitePrivacy
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Result",
     "Run",
     "SimulatedRun",
+    "SitePrivacy",
     "Survey",
     "TableTask",
     "Task",
@@ -74,6 +76,7 @@ _LAZY = {
     "Number": "client.data.columns",
     "Privacy": "privacy.run.settings",
     "Result": "cloister.result",
+    "SitePrivacy": "simulations.study.site_privacy",
     "SimulatedRun": "simulations.study.run_settings",
     "Survey": "client.work.survey",
     "TableTask": "client.task.table_task",

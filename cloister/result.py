@@ -27,7 +27,8 @@ class Result:
 
     Attributes:
         rows: one for each round: `round`, `sites` that took part, the loss and metrics on the test records, `epsilon`
-            of the sites that took part most often (infinite without noise), `bytes` that all sites have sent so far,
+            of the sites that took part most often (infinite without noise), `site_epsilon` if there is site privacy,
+            `bytes` that all sites have sent so far,
             `seconds` so far, whether the sum was `released`, and `problems`.
         engine: which engine played it.
         why: why it was chosen.
@@ -60,6 +61,19 @@ class Result:
     def epsilons(self) -> dict[str, float]:
         """Each site's ε, by name."""
         return self._outcome.epsilons
+
+    @property
+    def site_epsilon(self) -> float | None:
+        """The ε of each site, whose unit is the site's membership and not a person; None without `site_privacy`.
+
+        It is for who sees the models alone. Rows say how many sites were sampled: keep those to yourself.
+        """
+        return self._outcome.site_epsilon
+
+    @property
+    def site_delta(self) -> float | None:
+        """The δ that belongs to `site_epsilon`."""
+        return self._outcome.site_delta
 
     @property
     def history(self) -> Any:  # noqa: ANN401 - a pandas.DataFrame; pandas is an extra
@@ -106,6 +120,8 @@ class Result:
         note = f"# As simulated by the engine {self.engine}" + (
             ": real sites arrive at the same model within rounding.\n" if self.engine == "vectorised" else ".\n"
         )
+        if self.site_delta:
+            note += "# Site privacy is not part of a run: real sites have no trusted party that would add its noise.\n"
         if self._outcome.study.simulation.task_name.startswith("__main__:"):
             note += "# Before it is signed: put the task into a file that every site has, and name it below.\n"
         write_atomically(out, (note + self.toml).encode())
@@ -162,6 +178,7 @@ class Result:
             **self.metrics,
             "epsilon": epsilon,
             "delta": self.delta if epsilon is not None else None,
+            **({"site_epsilon": self.site_epsilon, "site_delta": self.site_delta} if self.site_delta else {}),
             "model": self.digest,
             "rows": [
                 {name: value if not isinstance(value, float) or math.isfinite(value) else None
@@ -190,6 +207,7 @@ class Result:
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         cost = f"ε {self.epsilon:.2f}" if math.isfinite(self.epsilon) else "no privacy"
+        cost += f", site ε {self.site_epsilon:.2f}" if self.site_epsilon is not None else ""
         return f"<Result: {len(self.rows)} rounds, {figures}, {cost}; engine {self.engine}>"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,8 @@ from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from simulations.study.site_privacy import SitePrivacy
 
     Callback = Callable[[Mapping[str, Any]], object]
 
@@ -61,6 +63,10 @@ def simulate(
     sites: int | None = None,
     partition: Any = "iid",  # noqa: ANN401 - a text or a Partition
     participation: Any = 1.0,  # noqa: ANN401 - a number, a text or a Participation
+    dropout: float = 0.0,
+    site_seconds: Any = None,  # noqa: ANN401 - a text or a distribution
+    deadline: float | None = None,
+    site_privacy: SitePrivacy | None = None,
     test: Any = 0.2,  # noqa: ANN401 - a fraction, or records
     engine: str = "auto",
     callbacks: Iterable[Callback] = (),
@@ -73,6 +79,7 @@ def simulate(
     cpus_per_site: float | None = None,
     gpus_per_site: float | None = None,
     folder: Path | str | None = None,
+    checkpoint: Path | str | None = None,
     progress: bool | None = None,
 ) -> Result:
     """Simulate a federated run over many sites on this machine.
@@ -88,6 +95,13 @@ def simulate(
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
         participation: the fraction of sites in a round, or `poisson:0.1`, `available`, or a `Participation`.
+        dropout: the probability that a site that begins a round fails before it trains. Rounds go on with the others.
+        site_seconds: how long a site takes for a round, drawn anew each time: `lognormal:30:0.5` (median, deviation of
+            the logarithm), `exponential:30`, `gamma:30:2` (mean, shape) or `uniform:10:60`. A site that takes longer
+            than the deadline is too late: its privacy is spent, its update lost.
+        deadline: seconds that a round waits for sites; by default, the run's `round_deadline_seconds`.
+        site_privacy: hides, with noise by a trusted party, whether a site is in the population: an ε whose unit is a
+            site, not a person. It needs `participation="poisson:…"`.
         test: the fraction of records, or records, on which the model is measured; no site trains on them.
         engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; so does `flower`,
             on Flower's own engine and Ray, where one machine is not enough; `vectorised` trains all sites together,
@@ -95,8 +109,8 @@ def simulate(
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
-        seed: decides the partition, the test records, and who takes part. Noise and sampling are fresh, unless the run
-            has a seed itself, which needs `noise_multiplier = 0`.
+        seed: decides the partition, the test records, and who takes part and drops out. Noise and sampling are fresh,
+            unless the run has a seed itself, which needs `noise_multiplier = 0`.
         device: where `vectorised` trains: `cpu` or `cuda`.
         processes: how many `processes` may use, and Ray if it starts here; by default, as this machine has cores.
         ray_address: with `flower`, `host:port` of a Ray cluster that runs, of which this machine is one, or `auto` to
@@ -105,6 +119,8 @@ def simulate(
         gpus_per_site: with `flower`, how many GPUs, for example 0.5; by default, none.
         folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
             With `ray_address`, on storage that all machines of the cluster share.
+        checkpoint: a folder that has what the simulation needs to go on after each round: the same call goes on there
+            after the last whole round, and gives the same result. Callbacks get the earlier rounds' rows again.
         progress: whether a bar is shown; by default, in a terminal.
 
     Raises:
@@ -118,14 +134,16 @@ def simulate(
         msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
         raise ConfigError(msg)
     options: dict[str, Any] = {
-        "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
-        "seed": seed, "device": device, "processes": processes, "ray_address": ray_address,
+        "sites": sites, "partition": partition, "participation": participation, "dropout": dropout,
+        "site_seconds": site_seconds, "deadline": deadline, "site_privacy": site_privacy, "test": test,
+        "engine": engine, "seed": seed, "device": device, "processes": processes, "ray_address": ray_address,
         "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
             task, records, run, options, view, callbacks=called, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
+            checkpoint=Path(checkpoint) if checkpoint else None,
         )  # fmt: skip
 
 
@@ -141,16 +159,30 @@ class View(Protocol):
 
 def play_study(
     task: Any, records: Any, run: Any, options: Mapping[str, Any], view: View, *, callbacks: Sequence[Callback] = (),  # noqa: ANN401 - as for `simulate`
-    keep_models: bool = False, measure_every: int = 1, folder: Path | None = None,
+    keep_models: bool = False, measure_every: int = 1, folder: Path | None = None, checkpoint: Path | None = None,
 ) -> Result:  # fmt: skip
     """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
+    from simulations.study.checkpoints import Checkpoints  # noqa: PLC0415 - loads torch
+    from simulations.study.digest import digest_of  # noqa: PLC0415 - loads torch
     from simulations.study.runner import play, prepare  # noqa: PLC0415 - loads torch
 
-    with TemporaryDirectory(prefix="cloister-") as temporary:
-        study = prepare(task, records, run, **options, folder=folder or Path(temporary, "federation"))
+    if folder and checkpoint:
+        msg = "a checkpoint has the folder of server and sites in it; leave folder out"
+        raise ConfigError(msg)
+    with ExitStack() as opened:
+        temporary = opened.enter_context(TemporaryDirectory(prefix="cloister-"))
+        place = folder or (checkpoint or Path(temporary)) / "federation"
+        study, checkpoints = (
+            prepare(task, records, run, **options, folder=place, resumable=checkpoint is not None),
+            None,
+        )
+        if checkpoint:
+            checkpoints = Checkpoints.opened(checkpoint, digest_of(study, measure_every, keep_models))
+            opened.enter_context(checkpoints.alone())
         rounds, outcome = study.simulation.settings.rounds, None
         view.begin(len(study.simulation.sites), rounds, study.engine.name, study.engine.why)
-        with closing(play(study, every=measure_every, keep_models=keep_models)) as played:  # type: ignore[type-var]  # a generator
+        rows = play(study, every=measure_every, keep_models=keep_models, checkpoints=checkpoints)
+        with closing(rows) as played:  # type: ignore[type-var]  # a generator
             for outcome, row in played:
                 view.show(row)
                 reasons = [reason for callback in callbacks if isinstance(reason := callback(row), str) and reason]

@@ -89,6 +89,7 @@ OWNERS = {
         "cloister/benchmarks/simulation_ray.py",
     },  # the benchmark measures Flower's own engine
     "flwr_datasets": set[str](),  # users make its partitioners themselves
+    "jax_privacy": {"simulations/study/site_privacy.py"},
     "pandas": {"cloister/result.py", "simulations/pools.py"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }

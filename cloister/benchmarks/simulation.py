@@ -23,19 +23,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ENGINES = ("vectorised", "processes", "inline", "ray", "pfl", "loop")
+MODELS = ("softmax", "mlp")
 _MODULES = {"ray": "ray", "pfl": "pfl"}  # which a row needs, and not everybody has
 _SECONDS = 1800.0
-_ROW = "{:<11}{:<9}{:>7}  {:<7}{:>14}{:>9}{:>10}{:>7}"
+_ROW = "{:<11}{:<8}{:>8} {:<7}{:>13}{:>8}{:>9}{:>7}{:>8}"
 
 
-def jobs(sites: Sequence[int], rounds: int, engines: Sequence[str]) -> list[tuple[str, str, int, int, bool]]:
+def jobs(
+    sites: Sequence[int], rounds: int, engines: Sequence[str], models: Sequence[str] = MODELS
+) -> list[tuple[str, str, int, int, bool]]:
     """Return what to measure: engine, model, sites, rounds, and whether with DP-SGD.
 
     The whole protocol is measured with few sites, since making a site's keys takes longer than its rounds.
     """
     planned = []
     for engine in engines:
-        for model in ("softmax", "mlp"):
+        for model in models:
             for count in sites:
                 for private in (False, True):
                     if engine in {"ray", "pfl"} and private:
@@ -49,7 +52,9 @@ def jobs(sites: Sequence[int], rounds: int, engines: Sequence[str]) -> list[tupl
 _MOST_WHOLE = 100
 
 
-def measure(sites: Sequence[int], rounds: int, engines: Sequence[str]) -> dict[str, Any]:
+def measure(
+    sites: Sequence[int], rounds: int, engines: Sequence[str], models: Sequence[str] = MODELS
+) -> dict[str, Any]:
     """Measure the engines that are installed; show progress on standard error.
 
     Raises:
@@ -57,7 +62,7 @@ def measure(sites: Sequence[int], rounds: int, engines: Sequence[str]) -> dict[s
     """
     missing = [engine for engine in engines if engine in _MODULES and not find_spec(_MODULES[engine])]
     console = Console(stderr=True)
-    planned = jobs(sites, rounds, [engine for engine in engines if engine not in missing])
+    planned = jobs(sites, rounds, [engine for engine in engines if engine not in missing], models)
     rows = [
         _row(*job)
         for job in track(planned, "simulating", console=console, transient=True, disable=not console.is_terminal)
@@ -94,7 +99,7 @@ def table(report: dict[str, Any]) -> str:
     rows = report["rows"]
     lines = [
         f"digits, one epoch a round in batches of 8, {report['rounds']} rounds",
-        _ROW.format("engine", "model", "sites", "DP-SGD", "ms/site/round", "of ours", "accuracy", "MB"),
+        _ROW.format("engine", "model", "sites", "DP-SGD", "ms/site/round", "of ours", "accuracy", "MB", "all, s"),
     ]
     for row in rows:
         own = next(
@@ -107,6 +112,7 @@ def table(report: dict[str, Any]) -> str:
             _ROW.format(
                 row["engine"], row["model"], f"{row['sites']:,}", "yes" if row["private"] else "no",
                 f"{row['ms_per_site_round']:.4f}", ratio, f"{row['accuracy']:.3f}", f"{row['peak_mb']:.0f}",
+                f"{row['start_to_end']:.1f}",
             )
         )  # fmt: skip
     lines += [f"{engine} is not installed: no row" for engine in report["missing"]]

@@ -68,16 +68,20 @@ def bench_simulation(
     engine: Annotated[
         list[str], typer.Option(help="vectorised, processes, inline, ray, pfl or loop; by default, all installed.")
     ] = ["vectorised", "processes", "inline", "ray", "pfl", "loop"],  # noqa: B006
+    model: Annotated[list[str], typer.Option(help="softmax or mlp; by default, both.")] = ["softmax", "mlp"],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Measure simulations of many sites: Cloister's engines, Flower's on Ray, pfl-research, and a plain loop."""
-    from cloister.benchmarks.simulation import ENGINES, measure, table  # noqa: PLC0415
+    from cloister.benchmarks.simulation import ENGINES, MODELS, measure, table  # noqa: PLC0415
     from privacy.errors import ConfigError  # noqa: PLC0415
 
     if unknown := set(engine) - set(ENGINES):
         msg = f"{min(unknown)!a} is not an engine; engines are {', '.join(ENGINES)}"
         raise ConfigError(msg)
-    report = measure(sites, rounds, engine)
+    if unknown := set(model) - set(MODELS):
+        msg = f"{min(unknown)!a} is not a model; models are {', '.join(MODELS)}"
+        raise ConfigError(msg)
+    report = measure(sites, rounds, engine, model)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

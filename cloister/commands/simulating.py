@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cloister.result import Result
+    from simulations.study.site_privacy import SitePrivacy
 
 
 def simulate(
@@ -32,6 +33,23 @@ def simulate(
     participation: Annotated[
         str, typer.Option(help="Who is in a round: all, a fraction such as 0.1, poisson:0.1 or available.")
     ] = "all",
+    dropout: Annotated[float, typer.Option(help="The probability that a site that begins a round fails.")] = 0.0,
+    site_seconds: Annotated[
+        str | None, typer.Option(help="A site's seconds in a round: lognormal:30:0.5, exponential:30, uniform:10:60.")
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds that a round waits for sites; by default, the run's.")
+    ] = None,
+    site_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Also hide, by noise of a trusted party, which sites there are: the ε of a site, not a person."
+        ),
+    ] = None,
+    max_update_norm: Annotated[
+        float, typer.Option(help="With --site-epsilon: to what sites' updates are clipped.")
+    ] = 1.0,
+    bands: Annotated[int, typer.Option(help="With --site-epsilon: rounds in a row whose noise is correlated.")] = 1,
     engine: Annotated[str, typer.Option(help="auto, inline, processes, vectorised or flower.")] = "auto",
     test: Annotated[float, typer.Option(help="The fraction of the records to measure on.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides the partition, the test records and who is in a round.")] = 0,
@@ -47,6 +65,9 @@ def simulate(
         float | None, typer.Option(help="GPUs of a site while it works, for --engine flower: for example 0.5.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="A folder for the history, the model, a plot and a report.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A folder from which the same command goes on after an interruption.")
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -79,11 +100,14 @@ def simulate(
         )
         raise ConfigError(msg)
     options: dict[str, Any] = {
-        "sites": sites, "partition": partition, "participation": participation, "engine": engine, "test": test,
+        "sites": sites, "partition": partition, "participation": participation, "dropout": dropout,
+        "site_seconds": site_seconds, "deadline": deadline,
+        "site_privacy": _site_privacy(site_epsilon, max_update_norm, bands), "engine": engine, "test": test,
         "seed": seed, "device": device, "ray_address": ray_address, "cpus_per_site": cpus_per_site,
         "gpus_per_site": gpus_per_site,
     }  # fmt: skip
-    result = _of_records(run, records, options, folder, console)
+    places = {"folder": folder, "checkpoint": checkpoint}
+    result = _of_records(run, records, options, places, console)
     if save:
         result.save(save)
     if as_json:
@@ -91,11 +115,15 @@ def simulate(
         return
     figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     cost = f"; ε {result.epsilon:.2f}, δ {result.delta:g}" if math.isfinite(result.epsilon) else "; no privacy"
+    if result.site_epsilon is not None:
+        cost += f"; of a site, to who sees only models: ε {result.site_epsilon:.2f}, δ {result.site_delta:g}"
     typer.echo(f"✓ {len(result.rows)} rounds: {figures}{cost}")
     typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
 
 
-def _of_records(run: Path, records: Path, options: dict[str, Any], folder: Path | None, console: Console) -> Result:
+def _of_records(
+    run: Path, records: Path, options: dict[str, Any], places: dict[str, Path | None], console: Console
+) -> Result:
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
@@ -109,7 +137,13 @@ def _of_records(run: Path, records: Path, options: dict[str, Any], folder: Path 
         raise ConfigError(msg)
     find_beside(run.absolute().parent, [settings.task])
     with SimulationTable(console) as table:
-        return play_study(settings.task, records, settings, options, table, folder=folder)
+        return play_study(settings.task, records, settings, options, table, **places)
+
+
+def _site_privacy(epsilon: float | None, max_update_norm: float, bands: int) -> SitePrivacy | None:
+    from simulations.study.site_privacy import SitePrivacy  # noqa: PLC0415 - loads scipy
+
+    return None if epsilon is None else SitePrivacy(max_update_norm, epsilon, bands=bands)
 
 
 def _hospitals(run: Path | None, folder: Path, personal: Path | None, console: Console, *, as_json: bool) -> None:

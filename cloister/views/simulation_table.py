@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-_NO_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
+_NO_METRICS = frozenset({"round", "sites", "epsilon", "site_epsilon", "bytes", "seconds", "released", "problems"})
 _MOST_METRICS, _MOST_ROWS = 3, 50
 
 

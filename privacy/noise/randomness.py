@@ -164,8 +164,20 @@ class Randomness:
 
     def uniform32(self, count: int) -> NDArray[np.float32]:
         """Return `(count,)` uniform multiples of 2⁻²⁴ in [0, 1): the finest even grid that float32 can hold."""
-        words = np.frombuffer(self.bytes(4 * count), dtype="<u4") >> np.uint32(8)
-        return words.astype(np.float32) * np.float32(2.0**-24)
+        drawn = np.empty(count, np.float32)
+        self.fill_uniform32(drawn)
+        return drawn
+
+    def fill_uniform32(self, drawn: NDArray[np.float32]) -> None:
+        """Overwrite `(n,)` contiguous numbers by what `uniform32` returns, in memory that is kept from call to call."""
+        for start in range(0, drawn.size, _BLOCK):
+            block = drawn[start : start + _BLOCK]
+            output = self._room(np.float32, (block.size + 1) // 2).output  # more than 4 bytes for each value
+            self._stream.update_into(_ZEROS[: block.nbytes], output.data)
+            words = output[: block.nbytes].view("<u4")
+            np.right_shift(words, 8, out=words)
+            np.copyto(block, words)
+            block *= np.float32(2.0**-24)
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return `(count,)` uniform multiples of 2⁻⁵³ in [0, 1)."""

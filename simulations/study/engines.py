@@ -9,83 +9,85 @@ from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 from simulations.engine.ray_cluster import Cluster
 from simulations.study.on_flower import OnFlower
-from simulations.study.participation import Everybody
 from simulations.study.protocol import WholeProtocol
 from simulations.study.vectorised import Vectorised
 from simulations.vectorised.sites import unsuitable
+from strategies.registry import algorithm_of
 
 if TYPE_CHECKING:
-    from client.task.task import Task
     from privacy.run.manifest import Manifest
-    from simulations.study.participation import Participation
-    from simulations.study.simulation import Engine
+    from simulations.study.simulation import Engine, Simulation
 
 ENGINES = ("auto", "inline", "processes", "vectorised", "flower")
 _LARGE = 200_000  # parameters, from which training one site at a time is as fast
 _FEW = 4  # sites, for which the whole protocol takes seconds
 
 
-def choose(
-    wanted: str,
-    task: Task,
-    manifest: Manifest,
-    size: int,
-    participation: Participation,
-    processes: int,
-    *,
-    cluster: Cluster | None = None,
-) -> Engine:
+def choose(wanted: str, simulation: Simulation, manifest: Manifest, *, cluster: Cluster | None = None) -> Engine:
     """Return the engine that was asked for, or one that suits.
 
     Args:
         wanted: one of `ENGINES`.
-        task: of the run.
+        simulation: what it will play.
         manifest: of the run.
-        size: the number of parameters.
-        participation: who takes part in a round.
-        processes: how many may be used.
         cluster: what the engine `flower` asks of Ray, if anything was said about it.
 
     Raises:
         ConfigError: if there is no such engine, or it cannot play this run.
     """
-    if wanted not in ENGINES:
-        msg = f"{wanted!a} is not an engine; {did_you_mean(wanted, ENGINES) or f'engines are {_listed(ENGINES)}'}"
-        raise ConfigError(msg)
-    if cluster is not None and wanted != "flower":
-        msg = (
-            "ray_address, cpus_per_site and gpus_per_site are for the engine flower, which must be asked for: "
-            'engine="flower", or --engine flower'
-        )
-        raise ConfigError(msg)
-    sites, problem = len(manifest.settings.cohort.sizes), unsuitable(task, manifest)
-    if wanted == "vectorised":
-        if problem:
-            msg = f"the engine vectorised cannot play this run: {problem}; use inline, processes or flower"
-            raise ConfigError(msg)
-        return Vectorised(manifest)
-    partly = not isinstance(participation, Everybody)
-    if partly and (problem or wanted != "auto"):
-        msg = (
-            f"with {participation}, only the engine vectorised plays"
-            f"{f', which cannot play this run: {problem}' if problem else ''}; let all sites take part"
-        )
-        raise ConfigError(msg)
-    if wanted == "flower":
-        asked = cluster or Cluster()
-        asked.check(processes)
-        return OnFlower(asked)
+    problem = _problem(simulation, manifest)
+    _check(wanted, simulation, cluster, problem)
     if wanted != "auto":
-        return WholeProtocol(wanted)
+        return _asked_for(wanted, manifest, cluster)
+    sites, size = len(simulation.sites), simulation.start().layout.size
     if problem:
-        name = "processes" if processes > 1 and sites > _FEW else "inline"
+        name = "processes" if simulation.processes > 1 and sites > _FEW else "inline"
         return WholeProtocol(name, f"the sites cannot train together: {problem}")
-    if partly or sites > _FEW:
+    if simulation.site_noise:
+        return Vectorised(manifest, "site privacy needs a party that sees updates")
+    if sites > _FEW:
         small = (
             f"{sites} sites" if size < _LARGE else f"{sites} sites, although models of {size:,} parameters gain little"
         )
         return Vectorised(manifest, f"the fastest for {small}; inline, processes and flower play the whole protocol")
     return WholeProtocol("inline", f"{sites} sites: the whole protocol takes seconds")
+
+
+def _asked_for(wanted: str, manifest: Manifest, cluster: Cluster | None) -> Engine:
+    if wanted == "vectorised":
+        return Vectorised(manifest)
+    return OnFlower(cluster or Cluster()) if wanted == "flower" else WholeProtocol(wanted)
+
+
+def _problem(simulation: Simulation, manifest: Manifest) -> str | None:
+    """Return why the sites cannot train together; None if they can."""
+    if simulation.site_noise and (own := algorithm_of(manifest, "this simulation").own):
+        return f"with site privacy, no site may keep what its strategy keeps ({_listed(own)}); choose fedavg"
+    return unsuitable(simulation.task, manifest)
+
+
+def _check(wanted: str, simulation: Simulation, cluster: Cluster | None, problem: str | None) -> None:
+    msg = ""
+    if wanted not in ENGINES:
+        msg = f"{wanted!a} is not an engine; {did_you_mean(wanted, ENGINES) or f'engines are {_listed(ENGINES)}'}"
+    elif cluster is not None and wanted != "flower":
+        msg = (
+            "ray_address, cpus_per_site and gpus_per_site are for the engine flower, which must be asked for: "
+            'engine="flower", or --engine flower'
+        )
+    elif simulation.site_noise and (problem or wanted not in {"auto", "vectorised"}):
+        msg = (
+            "site privacy needs a trusted party that sees updates, which the whole protocol has not: only the engine "
+            f"vectorised plays it{f', which cannot play this run: {problem}' if problem else ''}"
+        )
+    elif wanted == "vectorised" and problem:
+        msg = f"the engine vectorised cannot play this run: {problem}; use inline, processes or flower"
+    elif wanted == "flower" and not simulation.population.is_whole:
+        msg = "the engine flower plays rounds of all sites, none absent or late; use processes, inline or vectorised"
+    if msg:
+        raise ConfigError(msg)
+    if wanted == "flower":
+        (cluster or Cluster()).check(simulation.processes)
 
 
 def processes_here() -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Participation(Protocol):
-    """Chooses the sites of a round."""
+    """Chooses the sites of a round; what it returns depends only on its arguments."""
 
     def sites(self, population: int, number: int, draw: np.random.Generator) -> NDArray[np.intp]:
         """Return the numbers of the sites that take part in a round, ascending.
@@ -66,23 +66,22 @@ class Poisson:
 
 @dataclass(frozen=True)
 class Available:
-    """Each site is online with a probability that changes over time, and drops out of a round with another.
+    """Each site is online with a probability that changes over time.
 
     Without `online`, availability follows a day: it falls to a tenth at night. Each site has a time zone of its own.
     """
 
     online: Callable[[int, int], float] | None = None  # of a site in a round
-    dropout: float = 0.0  # of a site that began a round: it is too late, or fails
     rounds_per_day: float = 24.0
 
     def sites(self, population: int, number: int, draw: np.random.Generator) -> NDArray[np.intp]:
-        """Return the sites that finish the round in time."""
+        """Return the sites that are online."""
         if self.online is None:
             zones = np.arange(population) * 0.6180339887 % 1  # evenly over the day, for any number of sites
             chance = 0.55 + 0.45 * np.cos(2 * np.pi * (number / self.rounds_per_day + zones))
         else:
             chance = np.array([self.online(site, number) for site in range(population)])
-        return np.flatnonzero((draw.random(population) < chance) & (draw.random(population) >= self.dropout))
+        return np.flatnonzero(draw.random(population) < chance)
 
 
 def read_participation(given: object) -> Participation:

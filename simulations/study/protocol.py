@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,6 +14,8 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from flwr.app import Error
 from flwr.serverapp import Grid
 from typing_extensions import override
 
@@ -19,27 +23,37 @@ from client.app import make_app
 from client.data.own_records import OwnRecords
 from client.settings import read_site
 from client.site import Site
+from privacy.run.plan import read_plan
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inline import InlineGrid, contexts_of, serve_over
 from simulations.engine.pool import PoolGrid
+from simulations.engine.results import read_events
 from simulations.study.simulation import Played
 from strategies.interruption import RunInterrupted
+from transport.flower import REFUSED, reply
+from transport.messages import TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from flwr.app import Context, Message
 
     from client.settings import SiteFolder
     from client.task.probe import Example
     from client.task.task import Task
     from privacy.run.settings import RunSettings
     from simulations.pools import Pool
+    from simulations.study.checkpoints import Checkpoint
+    from simulations.study.population import Population
     from simulations.study.simulation import Simulation
+    from transport.flower import App
 
 log = logging.getLogger("cloister.run")
 
 OpenGrid = Callable[[int], AbstractContextManager[Grid]]
 
+_PLANNED = "too late in this simulation", "it does not take part in this round of the simulation"
 _ALIVE = 0.2  # seconds between two looks whether the run's thread has ended
 
 
@@ -70,24 +84,36 @@ class WholeProtocol:
     def __init__(self, name: str, why: str = "you asked for it") -> None:
         self.name, self.why = name, why
 
-    def play(self, simulation: Simulation) -> Iterator[Played]:
-        """Yield each round once it is over."""
-        federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
-        federation.sign(simulation.settings)
-        terms = self._terms(simulation.settings)
-        for site in simulation.sites:
-            federation.write_settings(site, "localhost:1", terms)
+    def play(self, simulation: Simulation, begun: Checkpoint) -> Iterator[Played]:
+        """Yield each round once it is over.
+
+        A site that does not take part in a round answers as one that fails: without training, or, if it is late, after.
+        """
+        federation = _founded(simulation, self._terms(simulation.settings))
         run = read_run(federation.manifest, read_consortium(federation.server).roster())
-        with self._opened(simulation, federation) as (first, grid):
+        model, numbers = simulation.start(), {site: number for number, site in enumerate(simulation.sites)}
+        if begun.number:
+            model = begun.model(model)
+        with _quiet_about(_PLANNED), self._opened(simulation, federation) as (first, grid):
             first.check_records()  # the same task everywhere: what is wrong with it is said once, and before the run
-            model = simulation.start()
+            # The last process may have ended before the server had noted a round for good, or before the checkpoint was
+            # written: the round may be noted again, or not.
+            noted, done = _rounds_of(federation) if simulation.resumable else [], begun.number
             with _Rounds(federation, grid) as rounds:
-                for event in rounds:
+                for event in itertools.chain(noted, rounds):
+                    if event["round"] <= done:
+                        continue
+                    done = event["round"]
                     if event["released"]:
                         model = first.checkpoint(run.manifest, run.digest).model
+                    turnout = simulation.population.turnout(event["round"])
+                    absent = {simulation.sites[site] for site in turnout.absent(len(numbers))}
+                    problems = {site: why for site, why in event["problems"].items() if site not in absent}
                     yield Played(
-                        event["round"], replace(model, vector=model.vector.copy()), tuple(event["sites"]),
-                        bool(event["released"]), int(event["bytes_up"]), float(event["seconds"]), event["problems"],
+                        event["round"], replace(model, vector=model.vector.copy()),
+                        np.array([numbers[site] for site in event["sites"]], np.intp), turnout.charged,
+                        bool(event["released"]), int(event["bytes_up"]), float(event["seconds"]),
+                        turnout.problems | problems,
                     )  # fmt: skip
 
     def _terms(self, settings: RunSettings) -> SiteTerms:
@@ -102,7 +128,9 @@ class WholeProtocol:
             roster.member(site).node_id: HeldSite(read_site(path), simulation.records[site])
             for site, path in federation.paths.items()
         }
-        app = make_app(lambda context: nodes[context.node_id])
+        app: App = make_app(lambda context: nodes[context.node_id])
+        if not simulation.population.is_whole:
+            app = _Turnouts(app, simulation.population, list(nodes))
 
         def grid(run_id: int) -> AbstractContextManager[Grid]:
             contexts = contexts_of(run_id, nodes)
@@ -111,6 +139,61 @@ class WholeProtocol:
             return PoolGrid(run_id, contexts, app, min(simulation.processes, len(nodes)))
 
         yield next(iter(nodes.values())), grid
+
+
+def _founded(simulation: Simulation, terms: SiteTerms) -> Federation:
+    """Return the simulation's federation, which an earlier process may have made."""
+    federation = Federation(simulation.folder, simulation.sites)
+    if federation.manifest.exists():
+        return federation
+    if simulation.resumable:  # an earlier process ended before it had made all of it
+        shutil.rmtree(simulation.folder, ignore_errors=True)
+    federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
+    for site in simulation.sites:
+        federation.write_settings(site, "localhost:1", terms)
+    federation.sign(simulation.settings)
+    return federation
+
+
+def _rounds_of(federation: Federation) -> list[dict[str, Any]]:
+    """Return the events of the rounds that have ended; none if the run was not submitted."""
+    return [event for event in read_events(federation) if event["event"] == "round"]
+
+
+class _Turnouts:
+    """An app whose nodes take part in a round or not, as the population says."""
+
+    def __init__(self, app: App, population: Population, nodes: Sequence[int]) -> None:
+        self._app, self._population = app, population
+        self._numbers = {node: number for number, node in enumerate(nodes)}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; one to train as a site that takes part in its round, is late, or does not."""
+        if message.metadata.message_type != TRAIN.name:
+            return self._app(message, context)
+        turnout = self._population.turnout(read_plan(TRAIN.read(message.content).plan).round)
+        number = self._numbers[context.node_id]
+        if number in turnout.delivered:
+            return self._app(message, context)
+        if number in turnout.late:
+            self._app(message, context)
+            return reply(Error(REFUSED, _PLANNED[0]), message)
+        return reply(Error(REFUSED, _PLANNED[1]), message)
+
+
+@contextmanager
+def _quiet_about(reasons: Sequence[str]) -> Iterator[None]:
+    """Keep sites from warning that they miss rounds for these reasons."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return not any(reason in record.getMessage() for reason in reasons)
+
+    sites = logging.getLogger("cloister.agent")
+    sites.addFilter(others)
+    try:
+        yield
+    finally:
+        sites.removeFilter(others)
 
 
 class _Rounds(logging.Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,10 @@ from privacy.run.new_manifest import make_manifest
 from simulations.engine.ray_cluster import cluster_of
 from simulations.partitions import FeatureShift, divide, read_partition
 from simulations.pools import Division, Pool, read_pool
+from simulations.study.checkpoints import Checkpoint
 from simulations.study.engines import choose, processes_here
 from simulations.study.participation import read_participation
+from simulations.study.population import Population, read_seconds
 from simulations.study.run_settings import as_toml, checked_names, named_sites, read_run_settings
 from simulations.study.scoring import score
 from simulations.study.simulation import Simulation, Spent
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
     from simulations.partitions import Partition
+    from simulations.study.checkpoints import Checkpoints
     from simulations.study.simulation import Engine
+    from simulations.study.site_privacy import SitePrivacy
 
 _TEST = 0.2  # of the records, that no site trains on
 
@@ -52,6 +56,11 @@ class Study:
     manifest: Manifest
     engine: Engine
     test: Pool
+
+    @property
+    def toml(self) -> str:
+        """The run's settings as run.toml has them."""
+        return as_toml(self.simulation.settings)
 
 
 @dataclass
@@ -72,12 +81,32 @@ class Outcome:
     @property
     def epsilons(self) -> dict[str, float]:
         """Each site's ε, by name."""
-        return {site: self.spent.of(site) for site in self.study.simulation.sites}
+        return self.spent.by_site
+
+    @property
+    def site_epsilon(self) -> float | None:
+        """Each site's own ε, whose unit is the site and not a person; None without such privacy."""
+        noise = self.study.simulation.site_noise
+        return noise.spent(len(self.rows)) if noise else None
+
+    @property
+    def site_delta(self) -> float | None:
+        """The δ that belongs to it."""
+        noise = self.study.simulation.site_noise
+        return noise.delta if noise else None
 
     @property
     def toml(self) -> str:
         """The run's settings as run.toml has them."""
-        return as_toml(self.study.simulation.settings)
+        return self.study.toml
+
+    def add(self, row: dict[str, Any], model: Model, *, keep_models: bool) -> None:
+        """Add a round."""
+        self.rows.append(row)
+        if keep_models:
+            self.models.append(model)
+        else:
+            self.models[-1] = model
 
     def modules(self) -> list[nn.Module]:
         """Return the kept models, in evaluation mode."""
@@ -96,6 +125,10 @@ def prepare(
     sites: int | None = None,
     partition: str | Partition = "iid",
     participation: object = 1.0,
+    dropout: float = 0.0,
+    site_seconds: object = None,
+    deadline: float | None = None,
+    site_privacy: SitePrivacy | None = None,
     test: Any = _TEST,  # noqa: ANN401 - a fraction, or records
     engine: str = "auto",
     seed: int = 0,
@@ -105,6 +138,7 @@ def prepare(
     cpus_per_site: float | None = None,
     gpus_per_site: float | None = None,
     folder: Path,
+    resumable: bool = False,
 ) -> Study:
     """Read records, divide them among sites, and choose the engine.
 
@@ -139,53 +173,65 @@ def prepare(
         raise ConfigError(msg)
     settings = wanted.completed(name, divided.sizes)
     manifest = make_manifest(settings, roster_version=1)
-    simulation = Simulation(
-        own, name, settings, divided, read_participation(participation), seed, place, folder,
-        processes or processes_here(),
-    )  # fmt: skip
-    chosen = choose(
-        engine,
-        own,
-        manifest,
-        simulation.start().layout.size,
-        simulation.participation,
-        simulation.processes,
-        cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site),
+    seconds = settings.cohort.round_deadline_seconds if deadline is None else deadline
+    population = Population(
+        len(divided), read_participation(participation), seed, dropout, read_seconds(site_seconds), seconds
     )
+    noise = site_privacy.planned(len(divided), settings.rounds, population.participation) if site_privacy else None
+    simulation = Simulation(
+        own, name, settings, divided, population, noise, place, folder, resumable, processes or processes_here()
+    )
+    chosen = choose(engine, simulation, manifest, cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site))
     return Study(simulation, manifest, chosen, tested)
 
 
-def play(study: Study, *, every: int = 1, keep_models: bool = False) -> Iterator[tuple[Outcome, dict[str, Any]]]:
+def play(
+    study: Study, *, every: int = 1, keep_models: bool = False, checkpoints: Checkpoints | None = None
+) -> Iterator[tuple[Outcome, dict[str, Any]]]:
     """Play a study's rounds; yield what there is so far, and the last round's row. Closing the generator ends the run.
 
     Args:
         study: by `prepare`.
         every: in which rounds the model is measured on the test records: every one, every second, and so on.
         keep_models: whether the model after every round is kept.
+        checkpoints: where each round's state is kept before its row is yielded. The rows of earlier processes are
+            yielded first.
     """
     simulation, spent = study.simulation, Spent(study.manifest)
     module, records = simulation.module().to(simulation.device), study.test.records.to(simulation.device)
     outcome = Outcome(study, spent, models=[simulation.start()])
-    bytes_up, seconds = 0, 0.0
-    with closing(study.engine.play(simulation)) as rounds:  # type: ignore[type-var]  # engines are generators
+    begun = checkpoints.last() if checkpoints else Checkpoint(0, [])
+    for row in begun.rows:
+        model = begun.model(outcome.models[0])
+        if keep_models and checkpoints:
+            model = replace(model, vector=checkpoints.model(row["round"]))
+        outcome.add(row, model, keep_models=keep_models)
+        yield outcome, row
+    if begun.number:
+        spent.rounds[:] = begun.arrays["rounds"]
+    if begun.number == simulation.settings.rounds:
+        return
+    bytes_up, seconds = (begun.rows[-1]["bytes"], begun.rows[-1]["seconds"]) if begun.rows else (0, 0.0)
+    with closing(study.engine.play(simulation, begun)) as rounds:  # type: ignore[type-var]  # engines are generators
         for played in rounds:
-            if played.released:
-                spent.add(played.sites)
+            spent.add(played.charged)
             bytes_up, seconds = bytes_up + played.bytes_up, seconds + played.seconds
             metrics = {}
             if played.number % every == 0 or played.number == simulation.settings.rounds:
                 set_tensors(module.cpu(), played.model)
                 metrics = score(simulation.task, simulation.task_name, module.to(simulation.device), records)
+            noise = simulation.site_noise
             row = {
                 "round": played.number, "sites": len(played.sites), **metrics, "epsilon": spent.highest,
+                **({"site_epsilon": noise.spent(played.number)} if noise else {}),
                 "bytes": bytes_up, "seconds": seconds, "released": played.released,
                 "problems": "; ".join(f"{site}: {why}" for site, why in played.problems.items()),
             }  # fmt: skip
-            outcome.rows.append(row)
-            if keep_models:
-                outcome.models.append(played.model)
-            else:
-                outcome.models[-1] = played.model
+            outcome.add(row, played.model, keep_models=keep_models)
+            if checkpoints:
+                own = {f"local.{name}": values for name, values in played.model.local.items()}
+                arrays = {**played.arrays, **own, "model": played.model.vector, "rounds": spent.rounds}
+                checkpoints.write(row, arrays, played.parts, keep_model=keep_models)
             yield outcome, row
 
 

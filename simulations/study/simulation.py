@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from client.state.model_parts import drained, layout_of, set_tensors
 from client.task.probe import make_model
@@ -12,17 +14,20 @@ from privacy.accounting.accounting import epsilon
 from privacy.codec.update import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from client.task.task import Task
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings
     from simulations.pools import Division
-    from simulations.study.participation import Participation
+    from simulations.study.checkpoints import Checkpoint
+    from simulations.study.population import Population
+    from simulations.study.site_privacy import SiteNoise
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,11 @@ class Simulation:
     task_name: str
     settings: RunSettings
     records: Division  # of the sites
-    participation: Participation
-    seed: int  # of what chance decides outside the run: who takes part
+    population: Population
+    site_noise: SiteNoise | None  # of privacy whose unit is a site
     device: torch.device
     folder: Path  # where sites and server keep what they keep
+    resumable: bool  # whether an earlier process may have begun there
     processes: int
 
     @cached_property
@@ -67,11 +73,14 @@ class Played:
 
     number: int
     model: Model  # that the sites have now
-    sites: tuple[str, ...]  # that took part
+    sites: NDArray[np.intp]  # the numbers of those that took part
+    charged: NDArray[np.intp]  # and of those that charged the round to their ledgers
     released: bool  # whether their sum was; otherwise the model is the one before
     bytes_up: int  # all updates, as they are sent
     seconds: float
     problems: Mapping[str, str]  # of sites that should have taken part, by name
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # what the engine needs to go on, by name
+    parts: Mapping[str, Iterable[NDArray[Any]]] = field(default_factory=dict)  # the same, too large for memory
 
 
 class Engine(Protocol):
@@ -80,8 +89,8 @@ class Engine(Protocol):
     name: str
     why: str
 
-    def play(self, simulation: Simulation) -> Iterator[Played]:
-        """Yield each round once it is over; a generator that is closed ends the run.
+    def play(self, simulation: Simulation, begun: Checkpoint) -> Iterator[Played]:
+        """Yield each round after `begun` once it is over; a generator that is closed ends the run.
 
         Raises:
             CloisterError: if the run fails.
@@ -93,23 +102,26 @@ class Spent:
     """The ε that sites have spent, by the rounds that they took part in."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest, self._rounds, self._known = manifest, dict[str, int](), {0: 0.0}
+        self._manifest, self._known = manifest, {0: 0.0}
+        self._names = list(manifest.settings.cohort.sizes)
+        self.rounds = np.zeros(len(self._names), np.int64)  # of each site
 
-    def add(self, sites: tuple[str, ...]) -> None:
+    def add(self, sites: NDArray[np.intp]) -> None:
         """Charge a round to these sites."""
-        for site in sites:
-            self._rounds[site] = self._rounds.get(site, 0) + 1
+        self.rounds[sites] += 1
 
-    def of(self, site: str) -> float:
-        """Return the ε of a site's people; infinite without noise."""
-        count = self._rounds.get(site, 0)
-        if count not in self._known:
-            delta = self._manifest.settings.privacy.delta
-            self._known[count] = epsilon([self._manifest.round_cost] * count, delta)
-        return self._known[count]
+    @property
+    def by_site(self) -> dict[str, float]:
+        """The ε of each site's people; infinite without noise."""
+        return {site: self._of(count) for site, count in zip(self._names, self.rounds.tolist(), strict=True)}
 
     @property
     def highest(self) -> float:
         """The ε of the sites that took part most often."""
-        most = max(self._rounds, key=self._rounds.__getitem__, default="")
-        return self.of(most)
+        return self._of(int(self.rounds.max()))
+
+    def _of(self, count: int) -> float:
+        if count not in self._known:
+            delta = self._manifest.settings.privacy.delta
+            self._known[count] = epsilon([self._manifest.round_cost] * count, delta)
+        return self._known[count]

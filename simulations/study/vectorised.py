@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from simulations.study.simulation import Played
 from simulations.vectorised.batches import SiteRecords
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from privacy.run.manifest import Manifest
+    from simulations.study.checkpoints import Checkpoint
+    from simulations.study.population import Turnout
     from simulations.study.simulation import Simulation
 
 
@@ -27,27 +27,40 @@ class Vectorised:
     def __init__(self, manifest: Manifest, why: str = "you asked for it") -> None:
         self.why, self._manifest = why, manifest
 
-    def play(self, simulation: Simulation) -> Iterator[Played]:
+    def play(self, simulation: Simulation, begun: Checkpoint) -> Iterator[Played]:
         """Yield each round once it is over."""
         settings, model = simulation.settings, simulation.start()
+        noise = simulation.site_noise
         pool, parts = simulation.records.pool, list(simulation.records.parts.values())
         records = SiteRecords.of(pool.inputs, pool.targets, parts).to(simulation.device)
-        sites = VectorisedSites(simulation.task, simulation.module().to(simulation.device), records, self._manifest)
-        draw, minimum = np.random.default_rng(simulation.seed), settings.cohort.minimum
+        sites = VectorisedSites(
+            simulation.task, simulation.module().to(simulation.device), records, self._manifest, noise
+        )
         size = self._manifest.packing.ciphertexts(model.layout.size) * CIPHERTEXT_BYTES
+        if begun.number:
+            model = begun.model(model)
+            sites.restore(begun.arrays, begun.parts)
         try:
-            for number in range(1, settings.rounds + 1):
+            for number in range(begun.number + 1, settings.rounds + 1):
                 started = time.perf_counter()
-                chosen = simulation.participation.sites(len(parts), number, draw)
-                released = len(chosen) >= minimum
+                turnout = simulation.population.turnout(number, noise.sampled(number) if noise else None)
+                # Whether there are enough sites depends on who was sampled: private noise may not tell.
+                released = noise is not None or len(turnout.delivered) >= settings.cohort.minimum
                 if released:
-                    model = sites.round(number, model, chosen)
-                names = tuple(simulation.sites[site] for site in chosen) if released else ()
+                    model = sites.round(number, model, turnout.delivered)
                 seconds = time.perf_counter() - started
-                problems = {} if released else {"": f"{len(chosen)} sites are fewer than the minimum of {minimum}"}
-                yield Played(number, model, names, released, size * len(names), seconds, problems)
+                contributors = turnout.delivered if released else turnout.delivered[:0]
+                yield Played(
+                    number, model, contributors, turnout.charged, released, size * len(contributors), seconds,
+                    _problems(turnout, settings.cohort.minimum, released=released), sites.arrays, sites.parts,
+                )  # fmt: skip
         finally:
             sites.close()
+
+
+def _problems(turnout: Turnout, minimum: int, *, released: bool) -> dict[str, str]:
+    few = {} if released else {"the sum": f"{len(turnout.delivered)} sites are fewer than the minimum of {minimum}"}
+    return turnout.problems | few
 
 
 __all__ = ["Vectorised", "unsuitable"]

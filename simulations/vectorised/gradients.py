@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from client.task.task import Task
+    from simulations.vectorised.batches import Batches
 
 Parameters = dict[str, Tensor]
 """Trained parameters by name, `(S, ...)`: one model for each site."""
@@ -42,17 +43,14 @@ class SiteGradients(Protocol):
     values_per_record: int
     """How many numbers a record takes while it is computed: what bounds the sites that fit in memory."""
 
-    def clipped_sums(
-        self, parameters: Parameters, inputs: Inputs, targets: Tensor, present: Tensor, max_grad_norm: float
-    ) -> Parameters:
+    def clipped_sums(self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor) -> Parameters:
         """Return the sum over each site's records of their gradients, each clipped to `max_grad_norm` in L2.
 
         Args:
-            parameters: the sites' models.
-            inputs: `(S, n, ...)`.
-            targets: `(S, n, ...)`.
-            present: `(S, n)`: 1 for a record of the site's batch, 0 for padding, which adds nothing.
+            parameters: the sites' models. Those that are equal may be one tensor, expanded: then it is read once.
+            batches: a batch of each site; padding adds nothing.
             max_grad_norm: C.
+            scale: by which the sums are multiplied, `(S,)`.
         """
         ...
 
@@ -87,16 +85,15 @@ class LinearGradients:
             layer.in_features + layer.out_features for layer in layers if isinstance(layer, nn.Linear)
         )
 
-    def clipped_sums(
-        self, parameters: Parameters, inputs: Inputs, targets: Tensor, present: Tensor, max_grad_norm: float
-    ) -> Parameters:
+    def clipped_sums(self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor) -> Parameters:
         """Return the clipped sums, as the protocol says."""
-        calls = self._calls(parameters, inputs, targets)
-        squares = torch.zeros(present.shape, dtype=torch.float64, device=present.device)
+        calls = self._calls(parameters, batches)
+        squares = torch.zeros(batches.present.shape, dtype=torch.float64, device=scale.device)
         for _, bias, given, back in calls:
             squares += (given.square().sum(2).double() + bool(bias)) * back.square().sum(2)
         factors, finite = clip_factors(squares, max_grad_norm)
-        factors, all_finite = (factors * present).unsqueeze(2), bool(finite.all())
+        factors = (factors * batches.present * scale.unsqueeze(1)).unsqueeze(2)
+        all_finite = bool(finite.all())
         sums = {}
         for weight, bias, given, back in calls:
             if not all_finite:  # zero times such a number is none
@@ -107,8 +104,9 @@ class LinearGradients:
                 sums[bias] = clipped.sum(1)
         return sums
 
-    def _calls(self, parameters: Parameters, inputs: Inputs, targets: Tensor) -> list[tuple[str, str, Tensor, Tensor]]:
+    def _calls(self, parameters: Parameters, batches: Batches) -> list[tuple[str, str, Tensor, Tensor]]:
         """Return of each linear layer the names of weight and bias, its inputs, and the gradients of its outputs."""
+        inputs, targets = batches.inputs, batches.targets
         assert isinstance(inputs, Tensor)  # noqa: S101 - a chain takes one tensor
         sites, several = targets.shape[:2]
         value, calls, outputs = inputs.flatten(0, 1), list[tuple[str, str, Tensor]](), list[Tensor]()
@@ -118,11 +116,7 @@ class LinearGradients:
                     value = layer(value)
                     continue
                 given = value.view(sites, several, -1)
-                matrix = parameters[weight].transpose(1, 2)
-                if bias:
-                    output = torch.baddbmm(parameters[bias].unsqueeze(1), given, matrix)
-                else:
-                    output = torch.bmm(given, matrix)
+                output = _linear(given, parameters[weight], parameters[bias] if bias else None)
                 if not outputs:
                     output.requires_grad_()
                 outputs.append(output)
@@ -133,6 +127,14 @@ class LinearGradients:
             total = self._loss.losses(value, flat).sum() if known is None else known
             backs = torch.autograd.grad(total, outputs)
         return [(*called, back) for called, back in zip(calls, backs, strict=True)]
+
+
+def _linear(given: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
+    """Return the outputs `(S, n, k)` of a linear layer at each site."""
+    if not weights.stride(0):  # all sites have the same
+        return nn.functional.linear(given, weights[0], None if biases is None else biases[0])
+    matrices = weights.transpose(1, 2)
+    return torch.bmm(given, matrices) if biases is None else torch.baddbmm(biases.unsqueeze(1), given, matrices)
 
 
 class MappedGradients:
@@ -152,12 +154,10 @@ class MappedGradients:
         self._of_records = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
         self.values_per_record = 2 * sum(parameter.numel() for parameter in held.values())
 
-    def clipped_sums(
-        self, parameters: Parameters, inputs: Inputs, targets: Tensor, present: Tensor, max_grad_norm: float
-    ) -> Parameters:
+    def clipped_sums(self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor) -> Parameters:
         """Return the clipped sums, as the protocol says."""
-        gradients: Parameters = self._of_records(parameters, inputs, targets)
-        squares = torch.zeros(present.shape, dtype=torch.float64, device=present.device)
+        gradients: Parameters = self._of_records(parameters, batches.inputs, batches.targets)
+        squares = torch.zeros(batches.present.shape, dtype=torch.float64, device=scale.device)
         for gradient in gradients.values():
             squares += gradient.flatten(2).square().sum(2).double()
         factors, finite = clip_factors(squares, max_grad_norm)
@@ -166,6 +166,5 @@ class MappedGradients:
                 name: gradient.masked_fill(~finite.view(*finite.shape, *(1,) * (gradient.dim() - 2)), 0.0)
                 for name, gradient in gradients.items()
             }
-        return {
-            name: torch.einsum("sn,sn...->s...", factors * present, gradient) for name, gradient in gradients.items()
-        }
+        factors = factors * batches.present * scale.unsqueeze(1)
+        return {name: torch.einsum("sn,sn...->s...", factors, gradient) for name, gradient in gradients.items()}

@@ -10,12 +10,13 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
 Number = TypeVar("Number", np.float32, np.float64)
 _IN_MEMORY = 128 << 20  # bytes
+_AT_ONCE = 32 << 20  # bytes of the parts in which all vectors are read
 
 
 class KeptVectors(Generic[Number]):
@@ -49,6 +50,19 @@ class KeptVectors(Generic[Number]):
             return
         for place, first, count in self._runs(sites):
             os.pwrite(self._descriptor, rows[place : place + count].data.cast("B"), first * self._width)
+
+    def parts(self) -> Iterator[NDArray[Number]]:
+        """Yield copies of all vectors, some at a time, in order."""
+        several = max(1, _AT_ONCE // self._width)
+        for start in range(0, self._shape[0], several):
+            yield self.read(np.arange(start, min(start + several, self._shape[0])))
+
+    def restore(self, parts: Iterable[NDArray[Number]]) -> None:
+        """Write all vectors, as `parts` yielded them."""
+        start = 0
+        for rows in parts:
+            self.write(np.arange(start, start + len(rows)), rows)
+            start += len(rows)
 
     def close(self) -> None:
         """Remove the file, if there is one."""

@@ -54,6 +54,10 @@ class LevelSum:
             floats.copy_(levels.sub_(top / 2).mul_(unit))
             part.sub_(floats)
 
+    def include(self, other: LevelSum) -> None:
+        """Add what another sum has."""
+        self._total.add_(other._total)
+
     @property
     def levels(self) -> NDArray[np.uint64]:
         """The sum so far, `(parameters,)`."""

@@ -11,18 +11,23 @@ faster, and has the same distribution.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from client.dpsgd.optimizers import make_optimizer, set_rate
+from client.dpsgd.optimizers import make_optimizer
 from client.state.model_parts import trained
+from privacy.codec.update import Update
 from privacy.noise.randomness import Randomness
 from privacy.run.optimizer import Sgd
 from simulations.vectorised.batches import draw_as_sites, draw_together
-from simulations.vectorised.gradients import site_gradients
+from simulations.vectorised.clipped_sum import ClippedSum
+from simulations.vectorised.descent import Descent
+from simulations.vectorised.gradients import LinearGradients, site_gradients
 from simulations.vectorised.kept_vectors import KeptVectors
 from simulations.vectorised.levels import LevelSum
 from simulations.vectorised.solvers import LocalHalves
@@ -32,16 +37,17 @@ from strategies.averaging import next_bound
 from strategies.registry import algorithm_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from client.task.task import Task
-    from privacy.codec.update import Model, Update
+    from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
     from privacy.run.settings import Training
     from simulations.vectorised.batches import Draw, SiteRecords
+    from simulations.vectorised.clipped_sum import SumNoise
 
 _AT_ONCE = 1 << 19  # numbers of all models that train together: as many as a processor's cache holds
 _MOST_SITES = 1024
@@ -68,6 +74,18 @@ def unsuitable(task: Task, manifest: Manifest) -> str | None:
     return why
 
 
+@contextmanager
+def single_threads(several: int) -> Iterator[None]:
+    """Let torch compute each product in one thread while several threads compute, each on its own sites."""
+    before = torch.get_num_threads()
+    if several > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass
 class _Streams:
     """From what some sites draw in a round."""
@@ -80,13 +98,18 @@ class _Streams:
         """Return `(S, parameters)` draws from [0, 1), in float32."""
         if len(self.rounding) == 1:
             return torch.from_numpy(self.rounding[0].uniform32(shape[0] * shape[1]).reshape(shape))
-        return torch.from_numpy(np.stack([stream.uniform32(shape[1]) for stream in self.rounding]))
+        drawn = np.empty(shape, np.float32)
+        for row, stream in zip(drawn, self.rounding, strict=True):
+            stream.fill_uniform32(row)
+        return torch.from_numpy(drawn)
 
 
 class VectorisedSites:
     """The sites of a run, trained together; what each keeps from round to round."""
 
-    def __init__(self, task: Task, module: nn.Module, records: SiteRecords, manifest: Manifest) -> None:
+    def __init__(
+        self, task: Task, module: nn.Module, records: SiteRecords, manifest: Manifest, noise: SumNoise | None = None
+    ) -> None:
         """Begin before the first round.
 
         Args:
@@ -94,6 +117,8 @@ class VectorisedSites:
             module: its model, on the device that trains.
             records: of the sites in `[cohort.sizes]`, in this order, on the same device.
             manifest: of the run, which `unsuitable` accepts.
+            noise: of a trusted party, added to the sum of clipped updates. Then nothing is rounded to levels, no site
+                keeps a residual, and weights are equal.
         """
         settings = manifest.settings
         self._manifest, self._records, self._task, self._module = manifest, records, task, module
@@ -110,7 +135,11 @@ class VectorisedSites:
         self._residuals = KeptVectors(len(self._names), size, np.float32)
         self._own = {name: KeptVectors(len(self._names), size, np.float64) for name in self._algorithm.own}
         self._state = State.start(self._algorithm, size)
-        self._size, self._stream = size, Randomness.fresh()
+        self._size, self._noise_of_sum = size, noise
+        # `functional_call` puts parameters into the one module: other models than chains of layers share no time.
+        together = isinstance(self._gradients, LinearGradients) and next(module.parameters()).device.type == "cpu"
+        threads = torch.get_num_threads() if together else 1
+        self._streams_of_threads = [Randomness.fresh() for _ in range(threads)]
         make_optimizer(Sgd(), [torch.zeros(1)], 1.0)  # the first one loads much of torch: not in the first round
         # Sites of about the same size train together, so that little is padding.
         self._place_by_size = np.argsort(np.argsort(records.sizes, kind="stable"), kind="stable")
@@ -130,15 +159,63 @@ class VectorisedSites:
             contributors: the numbers of the sites that take part; None: all.
         """
         sites = np.arange(len(self._names)) if contributors is None else np.asarray(contributors, np.intp)
-        total = LevelSum(self._size, self._packing)
-        for some in self._together(sites):
-            self._add(total, some, number, model)
-        mean = total.mean(self._weights[sites].tolist())
-        self._packing = replace(self._packing, update_bound=next_bound(mean, len(sites), self._ceiling))
-        return self._apply(model, mean, sites)
+        groups = list(self._together(sites))
+        threads = max(1, min(len(groups), len(self._streams_of_threads)))
 
-    def _apply(self, model: Model, mean: Update, sites: NDArray[np.intp]) -> Model:
-        weights = {self._names[site]: float(self._weights[site]) for site in sites}
+        @torch.no_grad()  # each thread has a mode of its own
+        def summed(thread: int) -> LevelSum | ClippedSum:
+            total: LevelSum | ClippedSum = LevelSum(self._size, self._packing)
+            if self._noise_of_sum is not None:
+                total = ClippedSum(self._size, self._noise_of_sum.max_update_norm)
+            for some in groups[thread::threads]:
+                self._add(total, some, number, model, self._streams_of_threads[thread])
+            return total
+
+        with single_threads(threads), ThreadPoolExecutor(threads) as pool:
+            total, *others = pool.map(summed, range(threads)) if threads > 1 else [summed(0)]
+        for other in others:
+            total.include(other)  # type: ignore[arg-type]  # all are of one kind
+        return self._after(model, total, sites)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What all sites share beside the model, by name, to go on after this round."""
+        shared: dict[str, NDArray[Any]] = {f"state.{name}": values for name, values in self._state.vectors.items()}
+        earlier = self._noise_of_sum.earlier if self._noise_of_sum is not None else []
+        noise = {f"noise.{place}": values for place, values in enumerate(earlier)}
+        return shared | noise | {"update_bound": np.array([self._packing.update_bound])}
+
+    @property
+    def parts(self) -> dict[str, Iterator[NDArray[Any]]]:
+        """What each site keeps, by name, part by part."""
+        return {name: kept.parts() for name, kept in self._kept.items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], parts: Callable[[str], Iterator[NDArray[Any]]]) -> None:
+        """Go on after a round, given its `arrays` and `parts`."""
+        self._state = State({name: arrays[f"state.{name}"] for name in self._state.vectors})
+        self._packing = replace(self._packing, update_bound=float(arrays["update_bound"][0]))
+        if self._noise_of_sum is not None:
+            count = sum(name.startswith("noise.") for name in arrays)
+            self._noise_of_sum.earlier = [arrays[f"noise.{place}"] for place in range(count)]
+        for name, kept in self._kept.items():
+            kept.restore(parts(name))
+
+    @property
+    def _kept(self) -> dict[str, KeptVectors[Any]]:
+        if self._noise_of_sum is not None:
+            return {}
+        return {"residual": self._residuals} | {f"own.{name}": kept for name, kept in self._own.items()}
+
+    def _after(self, model: Model, total: LevelSum | ClippedSum, sites: NDArray[np.intp]) -> Model:
+        """Return the next round's model."""
+        weights = self._run.weights
+        if isinstance(total, ClippedSum):
+            assert self._noise_of_sum is not None  # noqa: S101 - otherwise levels are added
+            mean = Update(self._noise_of_sum.mean(total.total))  # whoever took part: weights do not tell, either
+        else:
+            mean = total.mean(self._weights[sites].tolist())
+            self._packing = replace(self._packing, update_bound=next_bound(mean, len(sites), self._ceiling))
+            weights = {self._names[site]: float(self._weights[site]) for site in sites}
         after, self._state = advance(self._algorithm, self._run, model, self._state, mean, weights)
         return after
 
@@ -146,22 +223,28 @@ class VectorisedSites:
         """Yield the sites that train together, so many that what is computed stays in the processor's cache."""
         sites = sites[np.argsort(self._place_by_size[sites])]
         sizes, start = self._records.sizes[sites], 0
+        of_sites = self._size + sizes * self._gradients.values_per_record
+        at_once = min(_AT_ONCE, -(-int(of_sites.sum()) // len(self._streams_of_threads)))
         while start < len(sites):
             most = min(len(sites), start + _MOST_SITES)
-            several = np.arange(1, most - start + 1)
-            numbers = several * (self._size + sizes[start:most] * self._gradients.values_per_record)
-            end = start + max(1, int(np.searchsorted(numbers, _AT_ONCE)))
+            numbers = np.arange(1, most - start + 1) * of_sites[start:most]
+            end = start + max(1, int(np.searchsorted(numbers, at_once, "right")))
             yield np.sort(sites[start:end])
             start = end
 
-    def _add(self, total: LevelSum, sites: NDArray[np.intp], number: int, model: Model) -> None:
+    def _add(
+        self, total: LevelSum | ClippedSum, sites: NDArray[np.intp], number: int, model: Model, stream: Randomness
+    ) -> None:
         """Train some sites, and add their updates to a sum."""
-        streams = self._streams(sites, number)
+        streams = self._streams(sites, number, stream)
         own = {name: kept.read(sites) for name, kept in self._own.items()}
         names = [self._names[site] for site in sites]
         half = LocalHalves.at(self._algorithm, self._run, names, model, self._state, own)
         updates = self._trained(sites, number, model, streams, half)
         half.sent(updates)
+        if isinstance(total, ClippedSum):
+            total.add(updates)
+            return
         updates += torch.from_numpy(self._residuals.read(sites))
         whole = updates.double().numpy() if own else None
         unit = self._packing.unit(1.0) / self._weights[sites]
@@ -171,17 +254,17 @@ class VectorisedSites:
             for name, rows in half.kept(whole - updates.double().numpy()).items():
                 self._own[name].write(sites, rows)
 
-    def _streams(self, sites: NDArray[np.intp], number: int) -> _Streams:
+    def _streams(self, sites: NDArray[np.intp], number: int, stream: Randomness) -> _Streams:
         settings = self._manifest.settings
         rate, seed = settings.kind.sampling[0], settings.seed
         if seed is None:
-            sampling = draw_together(self._stream, rate) if rate < 1 else None
-            return _Streams(sampling, self._stream, [self._stream])
+            sampling = draw_together(stream, rate) if rate < 1 else None
+            return _Streams(sampling, stream, [stream])
         training, rounding = (
             [Randomness.seeded(seed, self._names[site], number, 1, use) for site in sites]
             for use in ("training", "rounding")
         )
-        return _Streams(draw_as_sites(training, rate) if rate < 1 else None, self._stream, rounding)
+        return _Streams(draw_as_sites(training, rate) if rate < 1 else None, stream, rounding)
 
     def _trained(
         self, sites: NDArray[np.intp], number: int, model: Model, streams: _Streams, half: LocalHalves
@@ -190,35 +273,26 @@ class VectorisedSites:
         training, privacy = self._manifest.settings.training, self._manifest.settings.privacy
         assert training is not None and privacy.max_grad_norm is not None  # noqa: S101, PT018 - `unsuitable` looked
         device = next(self._module.parameters()).device
-        start = torch.from_numpy(model.vector).to(device)
-        parts = [part.view(shape) for part, shape in zip(self._split(start), self._shapes.values(), strict=True)]
-        weights = {
-            name: part.expand(len(sites), *part.shape).clone() for name, part in zip(self._shapes, parts, strict=True)
-        }
-        share = torch.from_numpy(1.0 / np.maximum(1.0, training.sample_rate * self._declared[sites])).to(device)
-        correction = _Correction(half, parts, self._split, device)
-        descent = make_optimizer(training.optimizer, list(weights.values()), training.learning_rate)
+        parts = self._split(torch.from_numpy(model.vector).to(device))
+        start = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        share = torch.from_numpy(1.0 / np.maximum(1.0, training.sample_rate * self._declared[sites]))
+        correction = _Correction(half, start, self._split, device)
+        descent = Descent(training, start, len(sites))
         counts, noise = half.steps(training.steps), self._manifest.update_noise * privacy.max_grad_norm
         everything = self._records.batches(sites, None) if streams.sampling is None else None
         for step in range(1, training.steps + 1):
             batches = everything or self._records.batches(sites, streams.sampling)
-            sums = self._gradients.clipped_sums(
-                weights, batches.inputs, batches.targets, batches.present, privacy.max_grad_norm
-            )
+            scale = (share if counts is None else share * torch.from_numpy(step <= counts)).to(device, torch.float32)
+            models = descent.models
+            gradients = self._gradients.clipped_sums(models, batches, privacy.max_grad_norm, scale)
             drawn = self._noise(len(sites), noise, streams.noise, device) if noise else None
-            for place, (name, weight) in enumerate(weights.items()):
-                gradient = sums[name].view_as(weight)
+            for place, (name, of_sites) in enumerate(models.items()):
+                gradient = gradients[name] = gradients[name].view_as(of_sites)
                 if drawn is not None:
-                    gradient.add_(drawn[place].view_as(weight))
-                scale = share if counts is None else share * torch.from_numpy(step <= counts).to(device)
-                gradient.mul_(scale.view(-1, *(1,) * (weight.dim() - 1)).to(torch.float32))
-                correction.add(gradient, weight, place)
-                weight.grad = gradient
-            set_rate(descent, self._rate(training, number, step))
-            descent.step()
-        for weight, part in zip(weights.values(), parts, strict=True):
-            weight.sub_(part)
-        return torch.cat([weight.flatten(1) for weight in weights.values()], 1).cpu()
+                    gradient.addcmul_(drawn[place].view_as(gradient), scale.view(-1, *(1,) * (gradient.dim() - 1)))
+                correction.add(gradient, of_sites, place)
+            descent.step(gradients, self._rate(training, number, step))
+        return descent.updates.cpu()
 
     def _split(self, values: Tensor) -> Sequence[Tensor]:
         """Split `(..., parameters)` into the parameters' parts."""
@@ -239,13 +313,13 @@ class _Correction:
     """What the algorithm adds to the noisy gradients: `proximal · (w − w₀) + offset`."""
 
     def __init__(
-        self, half: LocalHalves, start: Sequence[Tensor], split: Callable[[Tensor], Sequence[Tensor]],
+        self, half: LocalHalves, start: Mapping[str, Tensor], split: Callable[[Tensor], Sequence[Tensor]],
         device: torch.device,
     ) -> None:  # fmt: skip
         proximal, offset = half.proximal, half.offset
         self._proximal = None if proximal is None else proximal.to(device)
         self._offset = None if offset is None else split(offset.to(device))
-        self._start = start
+        self._start = list(start.values())
 
     def add(self, gradient: Tensor, weight: Tensor, place: int) -> None:
         """Add it to the gradients of one parameter, `(S, ...)`."""

@@ -70,6 +70,12 @@ def test_records_of_ones_own_are_divided_among_any_number_of_sites(folder: Path,
     assert "20 sites, 2 rounds · engine vectorised" in done.stdout
     assert "✓ 2 rounds" in done.stdout
     assert (folder / "kept" / "report.html").exists()
+    options = "--dropout", "0.1", "--site-seconds", "exponential:30", "--deadline", "90", "--checkpoint", "checkpoint"
+    private = "--participation", "poisson:0.5", "--site-epsilon", "8", "--max-update-norm", "0.5"
+    whose = cloister(*command, *options, *private, cwd=folder)
+    assert "of a site, to who sees only models: ε" in whose.stdout, whose.stderr
+    assert cloister(*command, *options, *private, cwd=folder).stdout.splitlines()[-2] == whose.stdout.splitlines()[-2]
+    assert "another simulation" in cloister(*command, *options, cwd=folder).stderr
     told = cloister(*command, "--json", cwd=folder)
     report = json.loads(told.stdout.splitlines()[-1])
     assert (report["rounds"], report["engine"]) == (2, "vectorised")

@@ -56,7 +56,7 @@ ROOT = Path(__file__).parents[3]
         ({"cpus_per_site": float("nan")}, "cpus_per_site = nan"),
         ({"gpus_per_site": -1}, "gpus_per_site = -1"),
         ({"cpus_per_site": 3, "processes": 2}, "Ray would have 2 CPUs here"),
-        ({"participation": 0.5}, "only the engine vectorised"),
+        ({"participation": 0.5}, "none absent or late"),
     ],
 )
 def test_what_ray_cannot_do_is_said_before_it_starts(options: dict[str, Any], message: str) -> None:

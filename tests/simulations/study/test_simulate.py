@@ -184,7 +184,6 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"sites": 1000}, "cannot be divided among 1000 sites"),
         ({"test": 1.5}, "between 0 and 1"),
         ({"participation": 2.0}, "says no participation"),
-        ({"participation": 0.5, "engine": "inline"}, "only the engine vectorised"),
         ({"run": {"rouns": 3}}, "did you mean `rounds`"),
         ({"run": {"rounds": 3, "privacy": {"epsilon": -1.0, "max_grad_norm": 1.0}}}, "greater than 0"),
         ({"run": PLAIN | {"strategy": "fedprocks"}}, "fedprocks"),

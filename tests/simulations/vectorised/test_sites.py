@@ -23,7 +23,7 @@ from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.settings import RunSettings
 from simulations.engine.keyless_rounds import PackedMeans, Sites, add_up
-from simulations.vectorised.batches import SiteRecords, draw_as_sites, draw_together
+from simulations.vectorised.batches import Batches, SiteRecords, draw_as_sites, draw_together
 from simulations.vectorised.gradients import LinearGradients, MappedGradients, site_gradients
 from simulations.vectorised.kept_vectors import KeptVectors
 from simulations.vectorised.levels import LevelSum
@@ -208,7 +208,8 @@ def test_both_ways_compute_the_same_clipped_sums_as_autograd_record_by_record() 
     present = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.float32)
     inputs[1, 1] = torch.nan  # a record without a finite gradient adds nothing
     ways = site_gradients(task, module), MappedGradients(task, module)
-    results = [way.clipped_sums(parameters, inputs, targets, present, 0.5) for way in ways]
+    batches, ones = Batches(inputs, targets, present), torch.ones(3)
+    results = [way.clipped_sums(parameters, batches, 0.5, ones) for way in ways]
     for site in range(3):
         expected = {name: torch.zeros_like(parameter[site]) for name, parameter in parameters.items()}
         for record in range(4):
