@@ -38,13 +38,13 @@ class Processes:
         self.stop()
 
     def start(
-        self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
+        self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None, module: str = "cloister"
     ) -> subprocess.Popen[bytes]:
-        """Start `cloister ARGUMENTS`, with its output in `log`."""
+        """Start `cloister ARGUMENTS`, or another module of ours, with its output in `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file, _undisturbed():
             child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments
-                [sys.executable, "-m", "cloister", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

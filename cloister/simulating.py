@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloister.result import NOT_METRICS, Result
+from cloister.run_logs import RunLogs, settings_of
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def simulate(
     test: Any = 0.2,  # noqa: ANN401 - a fraction, or records
     engine: str = "auto",
     callbacks: Iterable[Callback] = (),
+    log: Mapping[str, Path | str] | None = None,
     keep_models: bool = False,
     measure_every: int = 1,
     seed: int = 0,
@@ -87,6 +89,7 @@ def simulate(
         engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; `vectorised` trains
             all sites together, with the same codec and arithmetic; `auto` chooses, and the result says why.
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
+        log: where to log rounds as they end: a file for `csv` and `jsonl`, a folder for `tensorboard`, a URI for `mlflow`.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
         seed: decides the partition, the test records, and who takes part. Noise and sampling are fresh, unless the run
@@ -111,7 +114,7 @@ def simulate(
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
-            task, records, run, options, view, callbacks=tuple(callbacks), keep_models=keep_models,
+            task, records, run, options, view, callbacks=tuple(callbacks), log=log, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
         )  # fmt: skip
 
@@ -128,18 +131,20 @@ class View(Protocol):
 
 def play_study(
     task: Any, records: Any, run: Any, options: Mapping[str, Any], view: View, *, callbacks: Sequence[Callback] = (),  # noqa: ANN401 - as for `simulate`
-    keep_models: bool = False, measure_every: int = 1, folder: Path | None = None,
+    log: Mapping[str, Path | str] | None = None, keep_models: bool = False, measure_every: int = 1, folder: Path | None = None,
 ) -> Result:  # fmt: skip
     """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
     from simulations.study.runner import play, prepare  # noqa: PLC0415 - loads torch
 
-    with TemporaryDirectory(prefix="cloister-") as temporary:
+    with TemporaryDirectory(prefix="cloister-") as temporary, RunLogs(log) as logs:
         study = prepare(task, records, run, **options, folder=folder or Path(temporary, "federation"))
         rounds, outcome = study.simulation.settings.rounds, None
+        logs.begin(study.manifest.nonce, study.simulation.settings.name, settings_of(study))
         view.begin(len(study.simulation.sites), rounds, study.engine.name, study.engine.why)
         with closing(play(study, every=measure_every, keep_models=keep_models)) as played:  # type: ignore[type-var]  # a generator
             for outcome, row in played:
                 view.show(row)
+                logs(row)
                 reasons = [reason for callback in callbacks if isinstance(reason := callback(row), str) and reason]
                 if reasons and row["round"] < rounds:
                     outcome.stopped = "; ".join(reasons)

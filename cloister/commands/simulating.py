@@ -37,6 +37,10 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Decides the partition, the test records and who is in a round.")] = 0,
     device: Annotated[str, typer.Option(help="Where the engine vectorised trains: cpu or cuda.")] = "cpu",
     save: Annotated[Path | None, typer.Option(help="A folder for the history, the model, a plot and a report.")] = None,
+    log_csv: Annotated[Path | None, typer.Option(help="Log rounds to this CSV file.")] = None,
+    log_jsonl: Annotated[Path | None, typer.Option(help="Log rounds to this file, a JSON object a line.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Log rounds to this folder, for TensorBoard.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="Log rounds to this MLflow server, or sqlite:///FILE.")] = None,
     folder: Annotated[Path, typer.Option(help="Folder for the files of made-up hospitals.")] = Path("simulation"),
     personal: Annotated[
         Path | None,
@@ -49,7 +53,12 @@ def simulate(
     Hospitals play the whole protocol: the same apps and bytes, no network, no policy limits.
     """
     console = make_console(json=as_json)
+    logs = {"csv": log_csv, "jsonl": log_jsonl, "tensorboard": tensorboard, "mlflow": mlflow}
+    log = {kind: place for kind, place in logs.items() if place is not None}
     if records is None:
+        if log:
+            msg = "logs are for simulations of --records; made-up hospitals keep their own in the folder"
+            raise ConfigError(msg)
         _hospitals(run, folder, personal, console, as_json=as_json)
         return
     if run is None or personal is not None:
@@ -63,7 +72,7 @@ def simulate(
         "sites": sites, "partition": partition, "participation": participation, "engine": engine, "test": test,
         "seed": seed, "device": device,
     }  # fmt: skip
-    result = _of_records(run, records, options, console)
+    result = _of_records(run, records, options, log, console)
     if save:
         result.save(save)
     if as_json:
@@ -75,7 +84,9 @@ def simulate(
     typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
 
 
-def _of_records(run: Path, records: Path, options: dict[str, Any], console: Console) -> Result:
+def _of_records(
+    run: Path, records: Path, options: dict[str, Any], log: dict[str, Path | str], console: Console
+) -> Result:
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
@@ -89,7 +100,7 @@ def _of_records(run: Path, records: Path, options: dict[str, Any], console: Cons
         raise ConfigError(msg)
     find_beside(run.absolute().parent, [settings.task])
     with SimulationTable(console) as table:
-        return play_study(settings.task, records, settings, options, table)
+        return play_study(settings.task, records, settings, options, table, log=log)
 
 
 def _hospitals(run: Path | None, folder: Path, personal: Path | None, console: Console, *, as_json: bool) -> None:
