@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from privacy.config import did_you_mean, read_mapping, read_toml_table
+from privacy.config import STRICT, did_you_mean, read_mapping, read_toml
 from privacy.errors import ConfigError
 from privacy.run.optimizer import Adam, AdamW, Constant, Cosine, Linear, Sgd, Step
 from simulations.study.run_settings import SimulatedRun
@@ -39,6 +40,11 @@ _BY_NAME: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 _CHARGED = ("rounds", "training.sample_rate", "training.steps_per_round", "training.epochs_per_round", "privacy.epsilon",
             "privacy.noise_multiplier", "privacy.delta", "privacy.noise")  # fmt: skip
+
+
+@dataclass(frozen=True, config=STRICT)
+class _SpaceFile:
+    space: dict[str, Any]
 
 
 class Draws(Protocol):
@@ -121,11 +127,7 @@ def read_space(given: Any, base: Mapping[str, Any]) -> Space:  # noqa: ANN401 - 
     if given is None:
         return usual(base)
     if isinstance(given, str | Path):
-        table = read_toml_table(Path(given))
-        if set(table) != {"space"} or not isinstance(table["space"], Mapping):
-            msg = f"{given}: a space is one table, [space], with a list or a range for each setting"
-            raise ConfigError(msg)
-        given = table["space"]
+        given = read_toml(Path(given), _SpaceFile).space
     if not isinstance(given, Mapping) or not given:
         msg = 'a space is a mapping of settings, such as {"training.learning_rate": {"low": 0.01, "high": 1.0, "log": True}}'
         raise ConfigError(msg)
