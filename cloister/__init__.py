@@ -4,7 +4,7 @@ This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
 server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `EarlyStop`, and the settings
-of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`.
+of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`; `tune`, which searches for them, with its `Tuning`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cloister.client import Client
     from cloister.result import Result
     from cloister.simulating import EarlyStop, simulate
+    from cloister.tuning import Tuning, tune
     from privacy.run.settings import Encryption, Privacy, Training
     from simulations.study.run_settings import SimulatedRun
 
@@ -52,6 +53,7 @@ __all__ = [
     "TableTask",
     "Task",
     "Training",
+    "Tuning",
     "Update",
     "Values",
     "load_model",
@@ -59,6 +61,7 @@ __all__ = [
     "read_csv",
     "save_frozen",
     "simulate",
+    "tune",
 ]
 
 
@@ -78,11 +81,13 @@ _LAZY = {
     "TableTask": "client.task.table_task",
     "Task": "client.task.task",
     "Training": "privacy.run.settings",
+    "Tuning": "cloister.tuning",
     "load_model": "client.state.model_use",
     "load_personal": "client.state.model_use",
     "read_csv": "client.data.records",
     "save_frozen": "client.state.model_use",
     "simulate": "cloister.simulating",
+    "tune": "cloister.tuning",
 }
 """Names that few programs need, and their modules: the server has no torch, and httpx takes a while."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloister.audit.privacy import Audit
+    from cloister.tuning import Tuning
 
 _OUT, _IN, _GREY = "#4c72b0", "#dd8452", "#888888"
 _BINS = 60
@@ -126,6 +127,33 @@ def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | Non
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
+    if path is not None:
+        _save(figure, path)
+    else:
+        FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_tuning(tuning: Tuning, path: Path | None) -> Figure:
+    """Draw a search: each trial's metric and the best so far; beside it, how much each setting decided."""
+    rows = [row for row in tuning.trials if row["value"] is not None]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    trials, parts = figure.subplots(1, 2, width_ratios=[3, 2])
+    for state, colour in (("complete", _OUT), ("pruned", _GREY)):
+        some = [row for row in rows if row["state"] == state]
+        trials.plot([row["trial"] for row in some], [row["value"] for row in some], "o", markersize=4, color=colour,
+                    label=state)  # fmt: skip
+    complete = [row for row in rows if row["state"] == "complete"]
+    better = np.maximum if tuning.larger_is_better else np.minimum
+    best = better.accumulate([row["value"] for row in complete])
+    trials.step([row["trial"] for row in complete], best, where="post", color=_IN, label="best so far")
+    trials.set(xlabel="trial", ylabel=tuning.metric)
+    trials.legend(frameon=False, fontsize="small")
+    shares = sorted(tuning.importances.items(), key=lambda share: share[1])
+    parts.barh([name for name, _ in shares], [share for _, share in shares], color=_OUT)
+    parts.set(xlabel="share of what decided", title="" if shares else "too few trials to say what decided")
+    for axes in (trials, parts):
+        axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
         _save(figure, path)
     else:

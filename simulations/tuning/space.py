@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -138,8 +139,13 @@ def read_space(given: Any, base: Mapping[str, Any]) -> Space:  # noqa: ANN401 - 
     return space
 
 
-def usual(base: Mapping[str, Any]) -> Space:
-    """Return what is usually worth a search: the learning rate, the clipping norm, the sampling, the algorithm's own."""
+def usual(base: Mapping[str, Any], *, charged: bool = True) -> Space:
+    """Return what is usually worth a search: the learning rate, the clipping norm, the sampling, the algorithm's own.
+
+    Args:
+        base: the run's settings.
+        charged: whether to include a range of what ε depends on.
+    """
     training, privacy = base["training"], base["privacy"]
     rate, norm, sampled = training["learning_rate"], privacy["max_grad_norm"], training["sample_rate"]
     found: dict[str, Mapping[str, Any] | Sequence[Value]] = {
@@ -147,11 +153,12 @@ def usual(base: Mapping[str, Any]) -> Space:
     }
     if privacy.get("noise_multiplier") != 0:  # without noise, clipping only bounds
         found["privacy.max_grad_norm"] = {"low": norm / 10, "high": norm * 3, "log": True}
-        found["training.sample_rate"] = {"low": sampled / 2, "high": min(1.0, 4 * sampled), "log": True}
+        if charged:
+            found["training.sample_rate"] = {"low": sampled / 2, "high": min(1.0, 4 * sampled), "log": True}
     for key, value in base["strategy"].items():
         if type(value) is float and value > 0:
-            low, high = (value / 10, min(value * 10, 0.99) if value < 1 and "mom" in key or "beta" in key else value * 10)
-            found[f"strategy.{key}"] = {"low": low, "high": high, "log": True}
+            most = 0.99 if "momentum" in key or "beta" in key else math.inf
+            found[f"strategy.{key}"] = {"low": value / 10, "high": min(value * 10, most), "log": True}
     return Space(found)
 
 
