@@ -95,9 +95,9 @@ app.command(epilog="Example:  cloister protect north")(protect)
 app.command(
     epilog="Example:  cloister simulate study.toml --records patients.csv --sites 100 --partition dirichlet:0.3"
 )(simulate)
-app.command(epilog="Example:  cloister tune study.toml --records public.csv --space space.toml --trials 50 --processes 2")(
-    tune
-)
+app.command(
+    epilog="Example:  cloister tune study.toml --records public.csv --space space.toml --trials 50 --processes 2"
+)(tune)
 app.command(epilog="Example:  cloister plan study.toml --link 100 --cpu-hour 0.05 --gigabyte 0.09")(plan)
 app.command(epilog="Example:  cloister backup north north.backup")(backup)
 app.command(epilog="Example:  cloister restore north.backup north")(restore)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from privacy.accounting.accounting import epsilon
@@ -21,6 +21,7 @@ from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from privacy.accounting.accounting import Mechanism
 
@@ -116,7 +117,9 @@ class _Search:
         charged, delta = self.space.charged, self.settings.privacy.delta
         combinations = list(itertools.product(*charged.values()))
         if len(combinations) > _MOST:
-            msg = f"the space has {len(combinations)} combinations of settings on which ε depends; leave at most {_MOST}"
+            msg = (
+                f"the space has {len(combinations)} combinations of settings on which ε depends; leave at most {_MOST}"
+            )
             raise ConfigError(msg)
         runs = [self._cost(dict(zip(charged, values, strict=True))) for values in combinations]
         dearest = max(runs, key=lambda run: epsilon([run], delta))
@@ -140,10 +143,7 @@ class _Search:
 
         run = applied(self.base, self.space.draw(draw, self.base))
         settings = run.completed(run.task or self.settings.task, self.settings.cohort.sizes)
-        name = f"{settings.name[:35]}-{number:03}"
-        return f"# Drawn by cloister tune --private.\n{as_toml(settings)}".replace(
-            f'name = "{settings.name}"', f'name = "{name}"', 1
-        )
+        return as_toml(replace(settings, name=f"{settings.name[:35]}-{number:03}"))
 
     def _cost(self, values: dict[str, Any]) -> Mechanism:
         from simulations.tuning.space import applied  # noqa: PLC0415

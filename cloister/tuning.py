@@ -113,7 +113,10 @@ class Tuning:
         }
 
     def _flat(self) -> list[dict[str, Any]]:
-        return [{name: value for name, value in trial.items() if name != "params"} | trial["params"] for trial in self.trials]
+        return [
+            {name: value for name, value in trial.items() if name != "params"} | trial["params"]
+            for trial in self.trials
+        ]
 
     def _csv(self) -> str:
         text, rows = StringIO(), self._flat()

@@ -89,7 +89,8 @@ OWNERS = {
         "cloister/benchmarks/simulation_ray.py",
     },  # the benchmark measures Flower's own engine
     "flwr_datasets": set[str](),  # users make its partitioners themselves
-    "pandas": {"cloister/result.py", "simulations/pools.py"},
+    "pandas": {"cloister/result.py", "cloister/tuning.py", "simulations/pools.py"},
+    "optuna": {"simulations/tuning/trials.py"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }
 

@@ -31,7 +31,9 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Trials in all; with --private, runs on average.")] = 50,
     processes: Annotated[int, typer.Option(min=1, help="Trials that run at the same time.")] = 1,
     metric: Annotated[str | None, typer.Option(help="What to search for; by default, the task's first.")] = None,
-    minimise: Annotated[bool, typer.Option("--minimise", help="The smallest metric is the best, as for a loss.")] = False,
+    minimise: Annotated[
+        bool, typer.Option("--minimise", help="The smallest metric is the best, as for a loss.")
+    ] = False,
     pruner: Annotated[str, typer.Option(help="Ends poor trials early: median, hyperband or none.")] = "median",
     sites: Annotated[int | None, typer.Option(help="How many sites share the records; by default, 10.", min=1)] = None,
     partition: Annotated[str, typer.Option(help="As for simulate: iid, dirichlet:0.3, shards:2, …")] = "iid",
@@ -62,7 +64,9 @@ def tune(
 
     settings = read_run_settings(run)
     if settings.task is None:
-        msg = f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
+        msg = (
+            f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
+        )
         raise ConfigError(msg)
     find_beside(run.absolute().parent, [settings.task])
     tuned = search(
@@ -79,13 +83,17 @@ def tune(
 
 def _show(tuned: Tuning, folder: Path) -> None:
     states = [trial["state"] for trial in tuned.trials]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states)
+    counts = ", ".join(
+        f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states
+    )
     console = make_console(json=False)
     sign = -1 if tuned.larger_is_better else 1
     best = sorted((each for each in tuned.trials if each["state"] == "complete"), key=lambda row: sign * row["value"])
     console.print(f"trial  {tuned.metric:>10.10}   settings", style="bold", markup=False)
     for row in best[:_SHOWN]:
-        console.print(f"{row['trial']:>5}  {row['value']:>10.4g}   {_listed(row['params'])}", markup=False, soft_wrap=True)
+        console.print(
+            f"{row['trial']:>5}  {row['value']:>10.4g}   {_listed(row['params'])}", markup=False, soft_wrap=True
+        )
     failed = next((row["why"] for row in tuned.trials if "why" in row), "")
     if failed:
         console.print(f"! a trial failed: {failed}", style="yellow", markup=False, soft_wrap=True)
@@ -103,7 +111,9 @@ def _show(tuned: Tuning, folder: Path) -> None:
 
 
 def _listed(params: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in params.items())
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in params.items()
+    )
 
 
 def _private(

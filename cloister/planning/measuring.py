@@ -49,10 +49,12 @@ class _EnoughError(Exception):
     """Enough rounds have been measured."""
 
 
-class _Watch:
+class Watch:
     """Reads the clocks of the processes whenever the server logs an event."""
 
-    def __init__(self, processes: Processes, names: Sequence[str], seconds: float, advance: Callable[[str], None]) -> None:
+    def __init__(
+        self, processes: Processes, names: Sequence[str], seconds: float, advance: Callable[[str], None]
+    ) -> None:
         self._processes, self._names, self._seconds, self._advance = processes, names, seconds, advance
         self.times = list[float]()
         self.clocks = list[dict[str, float]]()
@@ -117,7 +119,7 @@ def measure(
             write_records(pool, -(-sizes[site] * 5 // 4), path / terms.file)
             federation.write_settings(site, address, terms)
             processes.start(site, path / "agent.log", str(path), env=_environment(beside), module=AGENT)
-        watch = _Watch(processes, [*sizes, "server"], seconds, advance)
+        watch = Watch(processes, [*sizes, "server"], seconds, advance)
         try:
             follow(processes, federation, watch.show)
         except _EnoughError:
@@ -133,7 +135,7 @@ def _environment(beside: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(beside.absolute())])}
 
 
-def _summarise(measured: Measured, watch: _Watch) -> None:
+def _summarise(measured: Measured, watch: Watch) -> None:
     start, after, end = watch.clocks[0], watch.clocks[1], watch.clocks[-1]
     measured.rounds = later = len(watch.events) - 1
     measured.elapsed = (watch.times[-1] - watch.times[1]) / later

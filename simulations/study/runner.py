@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from client.data.fitness import Fitness
 from client.state.model_parts import set_tensors
-from client.task.guard import check_task
 from client.task.task import Task, import_task
+from client.work.training import tried
 from privacy.errors import ConfigError, TaskError
 from privacy.run.new_manifest import make_manifest
 from simulations.partitions import FeatureShift, divide, read_partition
@@ -114,7 +114,7 @@ def prepare(
     own, name = named_task(task)
     wanted = read_run_settings(run)
     with torch.random.fork_rng(devices=[]):
-        example = check_task(own, name)
+        example = tried(own, name)
     pools, tested = _pools(own, name, example, records, test, seed)
     if isinstance(pools, Division):
         divided = pools

@@ -95,7 +95,7 @@ class Here:
             trial, values = trials.ask(space, self._question.base)
 
             def report(step: int, value: float, trial: Any = trial) -> bool:  # noqa: ANN401 - Optuna's
-                return _reported(trial, step, value)
+                return reported(trial, step, value)
 
             _tell(trials, trial, _played(self._question, values, report))
             ended()
@@ -109,7 +109,7 @@ def _played(question: Question, values: Mapping[str, Value], report: Callable[[i
         return {"value": None, "pruned": False, "figures": {}, "why": str(error)}
 
 
-def _reported(trial: Any, step: int, value: float) -> bool:  # noqa: ANN401 - Optuna's Trial
+def reported(trial: Any, step: int, value: float) -> bool:  # noqa: ANN401 - Optuna's Trial
     """Note a round of a trial; return whether it goes on."""
     if not math.isfinite(value):
         return False
@@ -169,7 +169,7 @@ class Workers:
                 message = _receive(line)  # type: ignore[arg-type]  # `wait` returns what it was given
                 trial = going[line]  # type: ignore[index]
                 if "step" in message:
-                    _send(line, _reported(trial, message["step"], message["value"]))  # type: ignore[arg-type]
+                    _send(line, reported(trial, message["step"], message["value"]))  # type: ignore[arg-type]
                     continue
                 _tell(trials, trial, message)
                 ended()

@@ -1,11 +1,11 @@
 """The space that a search draws settings from: ranges and choices, by the keys of run.toml.
 
-    [space]
-    training.learning_rate = { low = 0.01, high = 3.0, log = true }
-    training.epochs_per_round = [0.5, 1.0, 2.0]
-    strategy.name = ["fedavg", "fedprox"]
-    strategy.mu = { low = 0.001, high = 1.0, log = true }   # only where the strategy has it
-    task = ["lungs:Small", "lungs:Large"]
+[space]
+training.learning_rate = { low = 0.01, high = 3.0, log = true }
+training.epochs_per_round = [0.5, 1.0, 2.0]
+strategy.name = ["fedavg", "fedprox"]
+strategy.mu = { low = 0.001, high = 1.0, log = true }   # only where the strategy has it
+task = ["lungs:Small", "lungs:Large"]
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ class Space:
                 if not key.endswith(".name") and not _applies(key, {}, base):
                     continue
                 applied(base, {key: value})
+                if key in {"strategy", "strategy.name"}:
+                    find(str(value))
 
 
 def read_space(given: Any, base: Mapping[str, Any]) -> Space:  # noqa: ANN401 - see below
