@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MOST = 200  # combinations of settings on which ε depends
 
 
-class _Random:
+class RandomDraws:
     """Draws from a space with the operating system's randomness, each value by itself."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def draw_private(run: Path, space: Path | None, mean: float, folder: Path) -> li
     Raises:
         CloisterError: as `plan_private` does, or if the folder has runs already.
     """
-    search, draw = _Search(run, space), _Random()
+    search, draw = _Search(run, space), RandomDraws()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("run-*.toml")):
         msg = f"{folder} has runs already; to draw again until they please would cost more; name another folder"
@@ -136,7 +136,7 @@ class _Search:
             "epsilon_of_all": epsilon([dearest] * number, delta),
         }
 
-    def drawn(self, draw: _Random, number: int) -> str:
+    def drawn(self, draw: RandomDraws, number: int) -> str:
         """Draw a run's settings; return its run.toml."""
         from simulations.study.run_settings import as_toml  # noqa: PLC0415
         from simulations.tuning.space import applied  # noqa: PLC0415

@@ -38,9 +38,15 @@ class Processes:
         self.stop()
 
     def start(
-        self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None, module: str = "cloister"
+        self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start `cloister ARGUMENTS`, or another module of ours, with its output in `log`."""
+        """Start `cloister ARGUMENTS`, with its output in `log`."""
+        return self.start_module("cloister", name, log, *arguments, env=env)
+
+    def start_module(
+        self, module: str, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start another module of ours as a program, with its output in `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file, _undisturbed():
             child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments

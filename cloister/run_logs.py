@@ -44,10 +44,10 @@ class RunLogs:
                 raise ConfigError(msg)
         self._table = _Table(Path(given["csv"])) if "csv" in given else None
         self._lines = Path(given["jsonl"]) if "jsonl" in given else None
-        for path in (self._lines, self._table and self._table.path):
+        for path in (self._lines, self._table.path if self._table else None):
             if path is not None:
                 _append(path, "")
-        wanted = {kind: str(given[kind]) for kind in ("tensorboard", "mlflow") if kind in given}
+        wanted: dict[str, str] = {kind: str(given[kind]) for kind in ("tensorboard", "mlflow") if kind in given}
         report = read_mapping(wanted, Report, "log") if wanted else None
         self._tracking = Tracking(report, Path(), f"the log ({', '.join(wanted)})")
         self._run = self._name = ""

@@ -89,7 +89,7 @@ def simulate(
         engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; `vectorised` trains
             all sites together, with the same codec and arithmetic; `auto` chooses, and the result says why.
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
-        log: where to log rounds as they end: a file for `csv` and `jsonl`, a folder for `tensorboard`, a URI for `mlflow`.
+        log: where rounds are logged: a file for `csv` and `jsonl`, a folder for `tensorboard`, a URI for `mlflow`.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
         seed: decides the partition, the test records, and who takes part. Noise and sampling are fresh, unless the run
@@ -131,7 +131,8 @@ class View(Protocol):
 
 def play_study(
     task: Any, records: Any, run: Any, options: Mapping[str, Any], view: View, *, callbacks: Sequence[Callback] = (),  # noqa: ANN401 - as for `simulate`
-    log: Mapping[str, Path | str] | None = None, keep_models: bool = False, measure_every: int = 1, folder: Path | None = None,
+    log: Mapping[str, Path | str] | None = None, keep_models: bool = False, measure_every: int = 1,
+    folder: Path | None = None,
 ) -> Result:  # fmt: skip
     """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
     from simulations.study.runner import play, prepare  # noqa: PLC0415 - loads torch

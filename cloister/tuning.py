@@ -81,7 +81,7 @@ class Tuning:
         return pd.DataFrame.from_records(self._flat(), index="trial")
 
     def plot(self, path: Path | str | None = None) -> Any:  # noqa: ANN401 - a matplotlib figure
-        """Draw the trials, the best so far, and what each setting decided; return the figure, and write it to `path`."""
+        """Draw trials, the best so far, and what each setting decided; return the figure, and write it to `path`."""
         from cloister.views.plots import draw_tuning  # noqa: PLC0415 - loads matplotlib
 
         return draw_tuning(self, Path(path) if path else None)

@@ -117,7 +117,7 @@ def table(report: dict[str, Any]) -> str:
         unit = "MB" if scale > 1 else "s"
         lines.append(
             _ROW.format(
-                row["task"], row["what"], f"{row['planned'] / scale:,.1f} {unit}", f"{row['measured'] / scale:,.1f} {unit}",
+                row["task"], row["what"], *(f"{row[key] / scale:,.1f} {unit}" for key in ("planned", "measured")),
                 f"{row['ratio']:.2f}",
             )
         )  # fmt: skip

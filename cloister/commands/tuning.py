@@ -128,8 +128,7 @@ def _private(
         cost = plan_private(run, space, trials)
     lines = [
         f"one run costs each person ε {cost['epsilon_of_one']:.2f} at δ {cost['delta']:g}",
-        f"{trials} runs, the number on average: ε {cost['epsilon_of_all']:.2f}, which the sites' ledgers charge, run by run, and"
-        " their budgets must allow",
+        f"{trials} runs, as many as on average: ε {cost['epsilon_of_all']:.2f}; ledgers charge it, run by run",
         f"the best run alone, for who sees no other run and not how many there were: ε {cost['epsilon_of_choice']:.2f}",
         "comparing the runs on private records costs more: an [evaluation] run has its own ε",
     ]

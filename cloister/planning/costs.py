@@ -12,7 +12,7 @@ records.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +24,13 @@ from privacy.errors import ConfigError
 from privacy.ledger.balance import excessive
 from privacy.run.new_manifest import make_manifest
 from privacy.run.plan import MOST_SEEDS
-from privacy.run.settings import RunSettings  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cloister.planning.measuring import Measured
     from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings
 
 SERVER = "server"
 _FEW = 4  # sites that are measured as they are
@@ -160,7 +160,7 @@ def _here(measured: Sequence[Measured], sites: int) -> float:
 
 
 def _transfer(size: float, sites: int, rates: Rates) -> float:
-    """Return the seconds in which all sites send or get so many bytes each: the slower of their links and the server's."""
+    """Return the seconds in which all sites send or get so many bytes each, by the slower of the networks."""
     return _BITS * size * max(1 / rates.link, sites / rates.server_link) / 1e6
 
 
@@ -206,15 +206,12 @@ def _cheaper(settings: RunSettings, manifest: Manifest, parameters: int, report:
         found.append(f"rounds = {rounds}: half of everything{privacy}")
     training = settings.training
     if training and training.steps > 1 and phases["training"] > whole / 4:
-        found.append(f"half as many steps a round: {phases['training'] / 2 / whole:.0%} less time; or a larger sample_rate, "
-                     "with fewer steps")  # fmt: skip
+        found.append(f"half as many steps a round: {phases['training'] / 2 / whole:.0%} less time")
     if phases["transfer"] > whole / 4:
-        found.append(f"{phases['transfer'] / whole:.0%} of the time is transfer: train fewer parameters (freeze layers), or more "
-                     "steps in fewer rounds")  # fmt: skip
+        share = phases["transfer"] / whole
+        found.append(f"{share:.0%} of the time is transfer: freeze layers, or take more steps in fewer rounds")
     return found
 
 
 def _with_profile(settings: RunSettings, profile: Any) -> RunSettings:  # noqa: ANN401 - one of the profiles
-    from dataclasses import replace  # noqa: PLC0415
-
     return replace(settings, encryption=replace(settings.encryption, profile=profile))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,7 +70,8 @@ class Watch:
         """
         name = self._names[0]
         if event["event"] == "failed":
-            msg = f"the measured run failed: {event['reason']}; the log of {name} ends with:\n{self._processes.tail(name)}"
+            said = self._processes.tail(name)
+            msg = f"the measured run failed: {event['reason']}; the log of {name} ends with:\n{said}"
             raise RunError(msg)
         if event["event"] not in {"epoch", "round"}:
             return
@@ -118,12 +120,10 @@ def measure(
         for site, path in federation.paths.items():
             write_records(pool, -(-sizes[site] * 5 // 4), path / terms.file)
             federation.write_settings(site, address, terms)
-            processes.start(site, path / "agent.log", str(path), env=_environment(beside), module=AGENT)
+            processes.start_module(AGENT, site, path / "agent.log", str(path), env=_environment(beside))
         watch = Watch(processes, [*sizes, "server"], seconds, advance)
-        try:
+        with suppress(_EnoughError):
             follow(processes, federation, watch.show)
-        except _EnoughError:
-            pass
         _summarise(measured, watch)
         for site, path in federation.paths.items():
             measured.training[site] = _training(path / _TRAINING)

@@ -49,7 +49,8 @@ def lines(report: Mapping[str, Any], link: float, server_link: float) -> list[st
     where = {
         "training": "at the site that takes longest; all train at once",
         "encryption": "at each site: to encrypt, send, open and keep",
-        "transfer": f"{size(report['bytes_up'])} up, {size(report['bytes_down'])} down a site; {link:g} and {server_link:g} Mbit/s",
+        "transfer": f"a site sends {size(report['bytes_up'])} and gets {size(report['bytes_down'])}, "
+        f"at {link:g} and {server_link:g} Mbit/s",
         "server": "to check, add and send",
     }
     found = [
@@ -68,9 +69,11 @@ def lines(report: Mapping[str, Any], link: float, server_link: float) -> list[st
     found += [
         "",
         "C × T × (D + S): clients × rounds × (download and compute + upload and server)",
-        f"= {terms['clients']} × {terms['rounds']} × ({duration(terms['download_and_compute_seconds'])} + "
-        f"{duration(terms['upload_and_server_seconds'])}) = {duration(terms['seconds'])} of work by all, "
-        f"and {size(report['bytes'])} over the network",
+        (
+            f"= {terms['clients']} × {terms['rounds']} × ({duration(terms['download_and_compute_seconds'])} + "
+            f"{duration(terms['upload_and_server_seconds'])}) = {duration(terms['seconds'])} of work by all, "
+            f"and {size(report['bytes'])} over the network"
+        ),
         "",
         _PARTY.format("", "processor", "sends", "gets", "memory", "money"),
     ]
@@ -86,7 +89,8 @@ def lines(report: Mapping[str, Any], link: float, server_link: float) -> list[st
         found.append("privacy: none; there is no noise")
     else:
         found.append(
-            f"privacy: each site's people spend ε {report['epsilon']:.2f} at δ {report['delta']:g} (σ {report['noise_multiplier']:g})"
+            f"privacy: each site's people spend ε {report['epsilon']:.2f} at δ {report['delta']:g} "
+            f"(σ {report['noise_multiplier']:g})"
         )
     found += table(report)
     if report["delta_warning"]:

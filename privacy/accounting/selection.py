@@ -6,8 +6,8 @@ the run that was chosen:
 
 - Poisson (theorem 6): with mean μ, D'(λ) = D(λ) + μ·δ̂ + ln(μ)/(λ − 1), where the run is (ε̂, δ̂)-private for
   ε̂ = ln(1 + 1/(λ − 1)). No run may be made, and then nothing is shown.
-- Truncated negative binomial (theorem 2): with shape η and parameter γ,
-  D'(λ) = D(λ) + (1 + η)·min over λ̂ of [(1 − 1/λ̂)·D(λ̂) + ln(1/γ)/λ̂] + ln(E[K])/(λ − 1).
+- Truncated negative binomial (theorem 2): with shape η and parameter p,
+  D'(λ) = D(λ) + (1 + η)·min over λ̂ of [(1 − 1/λ̂)·D(λ̂) + ln(1/p)/λ̂] + ln(E[K])/(λ − 1).
 
 D(λ) is a bound on the Rényi divergence of one run. Whoever sees every run, as the sites of a run do, is protected by
 composition alone, which is what ledgers charge.
@@ -63,8 +63,8 @@ def chosen(runs: Sequence[Sequence[Mechanism]], delta: float, mean: float, shape
     if shape == POISSON:
         total = once + mean * _deltas(once, np.log1p(1 / (_ORDERS - 1))) + above
     else:
-        gamma = _gamma(shape, mean)
-        total = once + (1 + shape) * np.min((1 - 1 / _ORDERS) * once - math.log(gamma) / _ORDERS) + above
+        parameter = _parameter(shape, mean)
+        total = once + (1 + shape) * np.min((1 - 1 / _ORDERS) * once - math.log(parameter) / _ORDERS) + above
     bound = total + np.log1p(-1 / _ORDERS) - np.log(delta * _ORDERS) / (_ORDERS - 1)
     return max(0.0, float(np.min(bound)))
 
@@ -97,8 +97,8 @@ def _deltas(once: Vector, epsilons: Vector) -> Vector:
     return np.asarray(np.exp(np.minimum(0.0, np.min(exponents, axis=1))))
 
 
-def _gamma(shape: float, mean: float) -> float:
-    """Return the γ, rounded down, with which the truncated negative binomial distribution has this mean."""
+def _parameter(shape: float, mean: float) -> float:
+    """Return the parameter, rounded down, with which the truncated negative binomial distribution has this mean."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -108,10 +108,10 @@ def _gamma(shape: float, mean: float) -> float:
     return low
 
 
-def _mean(gamma: float, shape: float) -> float:
-    if gamma == 1:
+def _mean(parameter: float, shape: float) -> float:
+    if parameter == 1:
         return 1.0
-    odds = (1 - gamma) / gamma
+    odds = (1 - parameter) / parameter
     if shape == 0:
-        return odds / -math.log(gamma)
-    return shape * odds / -math.expm1(shape * math.log(gamma))
+        return odds / -math.log(parameter)
+    return shape * odds / -math.expm1(shape * math.log(parameter))

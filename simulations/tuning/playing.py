@@ -157,24 +157,23 @@ class Workers:
         Raises:
             RunError: if a process is lost.
         """
-        going: dict[Connection, Any] = {}
+        going: dict[Any, Any] = {}  # trials, by the lines to the processes that play them
         idle = list(self._lines)
         while left or going:
             while idle and left:
                 line, left = idle.pop(), left - 1
-                trial, values = trials.ask(space, self._question.base)
-                going[line] = trial
+                going[line], values = trials.ask(space, self._question.base)
                 _send(line, values)
-            for line in wait(list(going)):
-                message = _receive(line)  # type: ignore[arg-type]  # `wait` returns what it was given
-                trial = going[line]  # type: ignore[index]
+            for ready in wait(list(going)):
+                answering: Any = ready  # it is one of the lines
+                trial, message = going[answering], _receive(answering)
                 if "step" in message:
-                    _send(line, reported(trial, message["step"], message["value"]))  # type: ignore[arg-type]
+                    _send(answering, reported(trial, message["step"], message["value"]))
                     continue
                 _tell(trials, trial, message)
                 ended()
-                idle.append(line)  # type: ignore[arg-type]
-                del going[line]  # type: ignore[arg-type]
+                idle.append(answering)
+                del going[answering]
 
     def _work(self, line: Connection, others: list[Connection]) -> None:
         """Play trials until the other end is closed; the process's main function."""

@@ -39,8 +39,10 @@ _EITHER = (
 _BY_NAME: dict[str, tuple[type, ...]] = {
     "training.optimizer": (Sgd, Adam, AdamW), "training.schedule": (Constant, Cosine, Linear, Step),
 }  # fmt: skip
-_CHARGED = ("rounds", "training.sample_rate", "training.steps_per_round", "training.epochs_per_round", "privacy.epsilon",
-            "privacy.noise_multiplier", "privacy.delta", "privacy.noise")  # fmt: skip
+_CHARGED = (
+    "rounds", "training.sample_rate", "training.steps_per_round", "training.epochs_per_round", "privacy.epsilon",
+    "privacy.noise_multiplier", "privacy.delta", "privacy.noise",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,7 +99,8 @@ class Space:
         found = {key: self.dimensions[key] for key in _CHARGED if key in self.dimensions}
         for key, dimension in found.items():
             if isinstance(dimension, Mapping):
-                msg = f"{key} decides what a run costs, so a private search chooses it from a list: {key} = [{dimension['low']}, {dimension['high']}]"
+                ends = f"{dimension['low']}, {dimension['high']}"
+                msg = f"{key} decides what a run costs, so a private search chooses it from a list: {key} = [{ends}]"
                 raise ConfigError(msg)
         return found  # type: ignore[return-value]  # no mapping is left
 
@@ -132,7 +135,7 @@ def read_space(given: Any, base: Mapping[str, Any]) -> Space:  # noqa: ANN401 - 
     if isinstance(given, str | Path):
         given = read_toml(Path(given), _SpaceFile).space
     if not isinstance(given, Mapping) or not given:
-        msg = 'a space is a mapping of settings, such as {"training.learning_rate": {"low": 0.01, "high": 1.0, "log": True}}'
+        msg = 'a space is a mapping of settings, such as {"training.learning_rate": [0.1, 0.3, 1.0]}'
         raise ConfigError(msg)
     dimensions = dict[str, Any]()
     _flatten(given, "", dimensions)

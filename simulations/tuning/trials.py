@@ -1,7 +1,7 @@
 """The trials of a search, in an SQLite database: one process writes it, and may be killed at any time.
 
-A trial counts once it has ended: complete, pruned, or failed, with a reason. One that was going on when the process was
-killed has no reason; its values are tried again from the start, once, because the new trial names it from its beginning.
+A trial counts once it has ended: complete, pruned, or failed, with a reason. One that was going on when the process
+was killed has no reason; its values are tried again from the start, once, as the new trial names it from its beginning.
 """
 
 from __future__ import annotations

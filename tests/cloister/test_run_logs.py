@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,10 +15,11 @@ from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cloister import Result
     from tests.cloister.in_process import Run
 
 
-def _simulate(**log: Any) -> Any:
+def _simulate(**log: Path | str) -> Result:
     return simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine="vectorised", measure_every=2, log=log)
 
 
@@ -40,8 +41,8 @@ def test_files_hold_every_round_of_every_run(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_tensorboard_and_mlflow_have_the_run(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="the extra tracking is not installed")
-    from mlflow.tracking import MlflowClient
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     result = _simulate(tensorboard=tmp_path / "board", mlflow=uri)

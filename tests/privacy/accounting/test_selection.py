@@ -11,7 +11,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from privacy.accounting import selection
 from privacy.accounting.accounting import RDP, epsilon
-from privacy.accounting.selection import Mechanism, _gamma, _mean, chosen
+from privacy.accounting.selection import Mechanism, _mean, _parameter, chosen
 
 DELTA = 1e-5
 ORDERS = np.arange(2.0, 129.0)  # at broken ones, theirs bounds sampled steps more loosely
@@ -62,7 +62,7 @@ def test_of_several_runs_the_dearest_counts() -> None:
 @pytest.mark.parametrize("shape", [0.0, 0.3, 1.0, 4.0])
 def test_the_parameter_is_that_of_the_mean(shape: float) -> None:
     for mean in (1.01, 3.0, 50.0, 1e4):
-        assert _mean(_gamma(shape, mean), shape) == pytest.approx(mean, rel=1e-6)
+        assert _mean(_parameter(shape, mean), shape) == pytest.approx(mean, rel=1e-6)
 
 
 @pytest.mark.parametrize(("delta", "mean", "shape"), [(0.0, 5.0, 1.0), (1e-5, 0.5, 1.0), (1e-5, 5.0, -1.0)])

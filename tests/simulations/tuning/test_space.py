@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cloister.private_tuning import RandomDraws
 from privacy.errors import ConfigError
 from simulations.study.run_settings import SimulatedRun
 from simulations.tuning.space import Space, applied, read_space, settings_map, usual
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 SETTINGS = SimulatedRun(strategy={"name": "fedprox", "mu": 0.5}).completed("lungs:Lungs", {"north": 100, "south": 80})
 BASE = settings_map(SETTINGS)
-
-
-class _Draws:
-    """Draws as Optuna's trials do."""
-
-    def __init__(self, seed: int) -> None:
-        self._draw = random.Random(seed)
-
-    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
-        return self._draw.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int, **_: Any) -> int:
-        return self._draw.randint(low, high)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._draw.choice(choices)
 
 
 def test_a_space_is_read_from_a_file_with_dots_or_tables(tmp_path: Path) -> None:
@@ -44,8 +27,8 @@ def test_a_space_is_read_from_a_file_with_dots_or_tables(tmp_path: Path) -> None
     )
     space = read_space(path, BASE)
     assert set(space.dimensions) == {"strategy.name", "rounds", "training.learning_rate", "strategy.mu"}
-    for seed in range(20):
-        values = space.draw(_Draws(seed), BASE)
+    for _ in range(20):
+        values = space.draw(RandomDraws(), BASE)
         assert ("strategy.mu" in values) == (values["strategy.name"] == "fedprox")
         run = applied(BASE, values)
         assert run.rounds in {2, 3, 4}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cloister import CloisterError, tune
+from cloister import CloisterError, Tuning, tune
 from simulations.tuning.playing import reported
 from simulations.tuning.space import Space
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
@@ -34,7 +34,7 @@ search(Path(sys.argv[1]), trials=int(sys.argv[2]))
 """
 
 
-def search(folder: Path, **further: Any) -> Any:
+def search(folder: Path, **further: Any) -> Tuning:  # noqa: ANN401 - arguments of all kinds
     options: dict[str, Any] = {"space": SPACE, "processes": 2, "sites": 4, "engine": "vectorised"}
     return tune(Sign, (INPUTS, TARGETS), PLAIN, folder=folder, progress=False, **(options | further))
 
@@ -108,7 +108,7 @@ def test_a_trial_that_promises_little_ends_early(tmp_path: Path) -> None:
             pass
 
 
-def test_a_search_with_noise_says_what_all_trials_cost(tmp_path: Path) -> None:
+def test_a_search_with_noise_says_what_all_trials_cost() -> None:
     run = {"rounds": 2, "privacy": {"epsilon": 1.0, "max_grad_norm": 1.0}}
     space = SPACE | {"task": [f"{Sign.__module__}:Sign"], "training.sample_rate": [0.2, 0.4]}
     tuned = tune(Sign, (INPUTS, TARGETS), run, space=space, trials=3, sites=3, engine="vectorised", pruner="none")
