@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from privacy.accounting.accounting import Mechanism
 
+_TRIES = 1000  # to draw settings that fit each other
 _MOST = 200  # combinations of settings on which ε depends
 
 
@@ -141,9 +142,17 @@ class _Search:
         from simulations.study.run_settings import as_toml  # noqa: PLC0415
         from simulations.tuning.space import applied  # noqa: PLC0415
 
-        run = applied(self.base, self.space.draw(draw, self.base))
-        settings = run.completed(run.task or self.settings.task, self.settings.cohort.sizes)
-        return as_toml(replace(settings, name=f"{settings.name[:35]}-{number:03}"))
+        last: object = ""
+        for _ in range(_TRIES):  # to draw until it fits is to draw from what fits
+            try:
+                run = applied(self.base, self.space.draw(draw, self.base))
+                settings = run.completed(run.task or self.settings.task, self.settings.cohort.sizes)
+            except ConfigError as error:
+                last = error
+                continue
+            return as_toml(replace(settings, name=f"{settings.name[:35]}-{number:03}"))
+        msg = f"of {_TRIES} draws from the space none fits: {last}; change the space"
+        raise ConfigError(msg)
 
     def _cost(self, values: dict[str, Any]) -> Mechanism:
         from simulations.tuning.space import applied  # noqa: PLC0415

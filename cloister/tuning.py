@@ -84,7 +84,10 @@ class Tuning:
         """Draw trials, the best so far, and what each setting decided; return the figure, and write it to `path`."""
         from cloister.views.plots import draw_tuning  # noqa: PLC0415 - loads matplotlib
 
-        return draw_tuning(self, Path(path) if path else None)
+        return draw_tuning(
+            self.trials, self.metric, self.importances, Path(path) if path else None,
+            larger_is_better=self.larger_is_better,
+        )  # fmt: skip
 
     def save(self, folder: Path | str) -> Path:
         """Write to a folder: run.toml with the best settings, trials.csv, tuning.json, a plot; and the run's results.
@@ -217,7 +220,8 @@ def search(
             raise ConfigError(msg)
         larger = chosen != "loss" if larger_is_better is None else larger_is_better
         judged, kept = _halved(study.test, int(options["seed"]))
-        question = Question(simulation.task_name, base, simulation.records, judged, chosen, options)
+        share = {"processes": max(1, simulation.processes // processes)}  # of this machine's, for a trial
+        question = Question(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
         identity = {"space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options}
         advance((), chosen)
         players = Here(question) if processes == 1 else Workers(question, min(processes, trials))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloister.audit.privacy import Audit
-    from cloister.tuning import Tuning
 
 _OUT, _IN, _GREY = "#4c72b0", "#dd8452", "#888888"
 _BINS = 60
@@ -134,9 +133,12 @@ def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | Non
     return figure
 
 
-def draw_tuning(tuning: Tuning, path: Path | None) -> Figure:
+def draw_tuning(
+    rows: Sequence[Mapping[str, Any]], metric: str, importances: Mapping[str, float], path: Path | None, *,
+    larger_is_better: bool,
+) -> Figure:  # fmt: skip
     """Draw a search: each trial's metric and the best so far; beside it, how much each setting decided."""
-    rows = [row for row in tuning.trials if row["value"] is not None]
+    rows = [row for row in rows if row["value"] is not None]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     trials, parts = figure.subplots(1, 2, width_ratios=[3, 2])
     for state, colour in (("complete", _OUT), ("pruned", _GREY)):
@@ -144,12 +146,12 @@ def draw_tuning(tuning: Tuning, path: Path | None) -> Figure:
         trials.plot([row["trial"] for row in some], [row["value"] for row in some], "o", markersize=4, color=colour,
                     label=state)  # fmt: skip
     complete = [row for row in rows if row["state"] == "complete"]
-    better = np.maximum if tuning.larger_is_better else np.minimum
+    better = np.maximum if larger_is_better else np.minimum
     best = better.accumulate([row["value"] for row in complete])
     trials.step([row["trial"] for row in complete], best, where="post", color=_IN, label="best so far")
-    trials.set(xlabel="trial", ylabel=tuning.metric)
+    trials.set(xlabel="trial", ylabel=metric)
     trials.legend(frameon=False, fontsize="small")
-    shares = sorted(tuning.importances.items(), key=lambda share: share[1])
+    shares = sorted(importances.items(), key=lambda share: share[1])
     parts.barh([name for name, _ in shares], [share for _, share in shares], color=_OUT)
     parts.set(xlabel="share of what decided", title="" if shares else "too few trials to say what decided")
     for axes in (trials, parts):

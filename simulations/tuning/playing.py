@@ -135,7 +135,7 @@ class Workers:
         forked = get_context("fork")
         for _ in range(count):
             here, there = forked.Pipe()
-            process = forked.Process(target=self._work, args=(there, [*self._lines, here]), daemon=True)
+            process = forked.Process(target=self._work, args=(there, [*self._lines, here]))
             process.start()
             there.close()
             self._lines.append(here)

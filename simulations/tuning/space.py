@@ -154,7 +154,7 @@ def usual(base: Mapping[str, Any], *, charged: bool = True) -> Space:
     training, privacy = base["training"], base["privacy"]
     rate, norm, sampled = training["learning_rate"], privacy["max_grad_norm"], training["sample_rate"]
     found: dict[str, Mapping[str, Any] | Sequence[Value]] = {
-        "training.learning_rate": {"low": rate / 10, "high": rate * 30, "log": True}
+        "training.learning_rate": {"low": rate / 10, "high": rate * 10, "log": True}
     }
     if privacy.get("noise_multiplier") != 0:  # without noise, clipping only bounds
         found["privacy.max_grad_norm"] = {"low": norm / 10, "high": norm * 3, "log": True}
@@ -162,8 +162,9 @@ def usual(base: Mapping[str, Any], *, charged: bool = True) -> Space:
             found["training.sample_rate"] = {"low": sampled / 2, "high": min(1.0, 4 * sampled), "log": True}
     for key, value in base["strategy"].items():
         if type(value) is float and value > 0:
-            most = 0.99 if "momentum" in key or "beta" in key else math.inf
-            found[f"strategy.{key}"] = {"low": value / 10, "high": min(value * 10, most), "log": True}
+            below_1 = "momentum" in key or "beta" in key
+            most = 0.99 if below_1 else 0.09 / rate if key == "mu" else math.inf  # μ times the learning rate is below 1
+            found[f"strategy.{key}"] = {"low": min(value, most) / 10, "high": min(value * 10, most), "log": True}
     return Space(found)
 
 

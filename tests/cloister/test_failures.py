@@ -56,7 +56,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
     ("server",): ("server.process.serve", ["server"]),
     ("agent",): ("client.agent.attend", ["north"]),
-    ("tune",): ("cloister.tuning.tune", ["study.toml", "--records", "records.csv"]),
+    ("tune",): ("simulations.study.run_settings.read_run_settings", ["study.toml", "--records", "records.csv"]),
     ("plan",): ("cloister.commands.planning.read_planned", ["study.toml"]),
     ("simulate",): ("cloister.commands.simulate.simulate", []),
     ("stats",): ("cloister.commands.stats.survey", []),
