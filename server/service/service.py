@@ -298,7 +298,7 @@ class Service:
             return False
         cohort = wait.run.manifest.settings.cohort
         away = sorted(cohort.sizes.keys() - self._agents.online())
-        if self._only or len(cohort.sizes) - len(away) >= cohort.minimum:
+        if len(cohort.sizes) - len(away) >= cohort.minimum:
             return True
         here, hours = len(cohort.sizes) - len(away), self.place.settings.service.wait_hours
         says = f"{here} of the {cohort.minimum} sites that it needs are online; not online: {', '.join(away)}"

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from simulations.schedules.bugs import BUGS, put_in
 from simulations.schedules.consortium import Consortium
@@ -62,7 +64,15 @@ class Report:
 def explore(seeds: Sequence[int], processes: int) -> Report:
     """Play the schedules of these seeds, in several processes."""
     report, began = Report(), time.monotonic()
-    for outcomes, seconds in _played(seeds, processes):
+    console, batches = Console(stderr=True), -(-len(seeds) // _AT_ONCE)
+    for outcomes, seconds in track(
+        _played(seeds, processes),
+        "schedules",
+        batches,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
         report.processor_seconds += seconds
         for seed, outcome in outcomes:
             report.add(seed, outcome)
