@@ -205,7 +205,7 @@ def search(
 ) -> Tuning:  # fmt: skip
     """Search as `tune` does, whose other arguments are in `dealt` and `options`; `advance` is told of each trial."""
     from simulations.study.runner import prepare  # noqa: PLC0415 - loads torch
-    from simulations.tuning.playing import Here, Question, Workers  # noqa: PLC0415
+    from simulations.tuning.playing import ManyProcesses, Question, ThisProcess  # noqa: PLC0415
     from simulations.tuning.space import applied, read_space, settings_map  # noqa: PLC0415
     from simulations.tuning.trials import Trials  # noqa: PLC0415
 
@@ -224,7 +224,7 @@ def search(
         question = Question(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
         identity = {"space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options}
         advance((), chosen)
-        players = Here(question) if processes == 1 else Workers(question, min(processes, trials))
+        players = ThisProcess(question) if processes == 1 else ManyProcesses(question, min(processes, trials))
         with players, Trials.opened(
             Path(folder or Path(temporary, "trials")), identity, larger_is_better=larger, pruner=pruner,
             rounds=simulation.settings.rounds, seed=int(options["seed"]),

@@ -1,6 +1,6 @@
 """Play trials: in this process, or in several that are forked from it, so that they share its records.
 
-Messages between the processes are JSON. A worker whose parent was killed ends at its next message.
+Messages between the processes are JSON. One whose parent was killed ends at its next message.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Question:
         return {"value": value if math.isfinite(value) else None, "pruned": pruned, "figures": figures, "why": ""}
 
 
-class Here:
+class ThisProcess:
     """Plays trials in this process."""
 
     def __init__(self, question: Question) -> None:
@@ -122,7 +122,7 @@ def _tell(trials: Trials, trial: Any, answer: Mapping[str, Any]) -> None:  # noq
     trials.tell(trial, answer["value"], answer["figures"], why=why, pruned=answer["pruned"])
 
 
-class Workers:
+class ManyProcesses:
     """Processes that play trials. A context manager: they end with it.
 
     They start before the trials' database is opened and locked, so that none keeps it locked if this process is killed.
