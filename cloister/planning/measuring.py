@@ -85,9 +85,11 @@ class Watch:
         elif self.events:
             return
         self.times.append(time.monotonic())
-        clocks = {name: self._processes.processor_seconds(name) for name in self._names}
-        self.clocks.append({name: clock or 0.0 for name, clock in clocks.items()})
-        self.memory = {name: self._processes.peak_memory(name) or 0 for name in self._names}
+        before = self.clocks[-1] if self.clocks else {}  # a process that has ended has no clock any more
+        self.clocks.append(
+            {name: self._processes.processor_seconds(name) or before.get(name, 0.0) for name in self._names}
+        )
+        self.memory |= {name: peak for name in self._names if (peak := self._processes.peak_memory(name))}
         if len(self.events) >= _LEAST and self.times[-1] - self.times[1] > self._seconds:
             raise _EnoughError
 
