@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-gpu check format bench results reliability schedules fuzz proto lock clean
+.PHONY: help setup demo test soak test-gpu check format bench results notebooks reliability schedules fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -57,6 +57,9 @@ bench: setup  ## measure, side by side with others
 
 results: setup  ## train every reference task and write docs/results.md (a part, in a minute: ARGS=--quick)
 	@OMP_NUM_THREADS=1 $(BIN)/cloister bench results --write docs/results.md $(ARGS)
+
+notebooks: setup  ## run simulations/examples and write docs/notebooks (one of them: ARGS=attacker)
+	@OMP_NUM_THREADS=1 $(BIN)/python simulations/examples/notebooks.py $(ARGS)
 
 reliability: setup  ## break processes, disks and lines, and look (one case: ARGS='--case cuts --seed 3')
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability $(ARGS)

@@ -23,7 +23,7 @@ from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange, reach
 from client.identity import check_certificate, check_keys, check_room, check_secrecy
 from client.operations.watched import watched
-from client.protection import ready
+from client.protection import kept, ready
 from client.settings import SiteFolder, read_site
 from client.turn import TURN
 from client.upkeep import Upkeep
@@ -107,6 +107,7 @@ def attend_site(
     """
     with about(site=place.settings.site):
         _look_first(place)
+        kept(place).sweep()
         with watched(place) as watch:
             _take_part(place, watch, stop, turns, started, kind)
 
@@ -128,7 +129,7 @@ def _take_part(
         from client.work.personal_training import go_on  # noqa: PLC0415
 
         site, waiting = (kind or Site)(place), list["Callable[[], None]"]()
-        site.partial.sweep({charge.head for charge in site.ledger.entries().open.values()})
+        site.forget_steps()
     site.later, site.watch = waiting.append, watch
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from typing_extensions import override
 
 from client.round.admission import admit
 from client.round.aggregate import UnopenedError, open_sum, vouch
@@ -88,12 +89,23 @@ log = logging.getLogger("cloister.agent")
 
 def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """Make the app. It calls `site_of` for every message to get the node's site, opened if necessary."""
-    app = ClientApp()
-    register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
-    for kind, answer in _ANSWERS.items():
-        main, _, action = kind.name.partition(".")
-        register[main](*(action,) if action else ())(_answering(site_of, kind, answer))
-    return app
+    return _SiteApp(site_of)
+
+
+class _SiteApp(ClientApp):
+    """Is pickled as what it is made of: Flower's engine sends it to processes, and its handlers cannot be pickled."""
+
+    def __init__(self, site_of: Callable[[Context], Site]) -> None:
+        super().__init__()
+        self._site_of = site_of
+        register = {"query": self.query, "train": self.train, "evaluate": self.evaluate}
+        for kind, answer in _ANSWERS.items():
+            main, _, action = kind.name.partition(".")
+            register[main](*(action,) if action else ())(_answering(site_of, kind, answer))
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., ClientApp], tuple[Callable[[Context], Site]]]:
+        return make_app, (self._site_of,)
 
 
 def _answering(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Timer
 from typing import TYPE_CHECKING
 
 import grpc
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
+_WORK_SECONDS = (
+    7 * 86_400.0
+)  # a stream lasts while the agent works on its message: so the server knows that it is there
 _MAX_BODY = 4 << 30
 _ROSTER_SECONDS, _LARGEST_ROSTER = 60.0, 64 << 20
 _MEASURE_SECONDS = 20.0
@@ -69,6 +73,7 @@ class Exchange:
         self._measure = self._channel.unary_unary(f"/{SERVICE}/Measure", bytes, bytes)
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
         self._until = 0.0
+        self._guard, self._reads = Timer(0.0, lambda: None), False
         self._push = self._channel.stream_unary(
             f"/{SERVICE}/Push",
             request_serializer=pb.Chunk.SerializeToString,
@@ -88,6 +93,7 @@ class Exchange:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         """Close the connection."""
+        self._guard.cancel()
         self._channel.close()
 
     def sign_in(self) -> None:
@@ -112,14 +118,30 @@ class Exchange:
         try:
             if not time.monotonic() < until:
                 until = time.monotonic() + wait
-                request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
-                self._messages = self._pull(request, timeout=wait + _TRANSFER_SECONDS, metadata=self._metadata())
+                self._open_stream(wait)
+            self._reads = True
             data = assemble(self._messages, _MAX_BODY)
         except grpc.RpcError as error:
             raise self._named(error) from error
+        finally:
+            self._reads = False
         if data is not None:
             self._until = until
         return data
+
+    def _open_stream(self, wait: float) -> None:
+        """Begin a `Pull`; end it if it is still read long after it should have ended."""
+        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
+        self._messages = stream = self._pull(request, timeout=_WORK_SECONDS, metadata=self._metadata())
+
+        def look() -> None:
+            if self._reads:
+                stream.cancel()
+
+        self._guard.cancel()
+        self._guard = Timer(wait + _TRANSFER_SECONDS, look)
+        self._guard.daemon = True
+        self._guard.start()
 
     def roster(self, version: int = 0) -> bytes | None:
         """Return the roster with which the server runs, not checked yet; None unless it is newer than `version`.

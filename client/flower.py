@@ -29,7 +29,7 @@ def _site_of(context: Context) -> Site:
     if named := context.node_config.get("site"):
         return open_site(Path(str(named)))
     partition = context.node_config.get("partition-id")
-    folders = _folders(str(context.run_config.get("sites", "")))
+    folders = folders_in(Path(str(context.run_config.get("sites", ""))))
     if not isinstance(partition, int) or partition >= len(folders):
         msg = "this node does not know its site; set `site` in its configuration, or `sites` in that of the run"
         raise ConfigError(msg)
@@ -37,8 +37,9 @@ def _site_of(context: Context) -> Site:
 
 
 @cache
-def _folders(sites: str) -> list[Path]:
-    return sorted(path.parent for path in Path(sites).glob("*/site.toml"))
+def folders_in(sites: Path) -> list[Path]:
+    """Return the folders of the sites in a folder, in order of their names: a simulation's node i has the i-th."""
+    return sorted(path.parent for path in sites.glob("*/site.toml"))
 
 
 app = make_app(_site_of)

@@ -81,6 +81,10 @@ class Site(Works):
         # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
         self.open_run = lru_cache(_RUNS)(partial(open_run, roster=roster))
 
+    def forget_steps(self) -> None:
+        """Delete the kept steps of rounds to which nobody returns."""
+        self.partial.sweep({charge.head for charge in self.ledger.entries().open.values()})
+
     def roster_under(self, fingerprint: str) -> Roster:
         """Return the roster for which a key epoch was made: its members are those of the rounds under these keys."""
         version = self.keyring.roster_of(fingerprint)

@@ -34,6 +34,8 @@ class Upkeep:
     def look(self, exchange: Exchange) -> None:
         """Take a newer roster or certificate, if the server has one; warn once a day of what expires soon.
 
+        Once a day, too, the kept steps of runs that have expired are deleted.
+
         Raises:
             UnreachableError: if the server does not answer.
             AuthenticityError: if the server does not know this site.
@@ -44,6 +46,7 @@ class Upkeep:
             self._warned = time.monotonic()
             self._warn()
             self._compare_clocks(exchange)
+            self._site.forget_steps()
 
     def _take_roster(self, exchange: Exchange) -> None:
         site, place = self._site, self._site.place

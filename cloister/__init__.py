@@ -3,8 +3,9 @@
 This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
-server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `EarlyStop`, and the settings
-of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`; `tune`, which searches for them, with its `Tuning`.
+server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and
+the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `Encryption`; `tune`, which searches for them, with its
+`Tuning`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
     from client.work.survey import Survey
     from cloister.client import Client
-    from cloister.result import Result
+    from cloister.result import Result, compare
     from cloister.simulating import EarlyStop, simulate
     from cloister.tuning import Tuning, tune
     from privacy.run.settings import Encryption, Privacy, Training
@@ -56,6 +57,7 @@ __all__ = [
     "Tuning",
     "Update",
     "Values",
+    "compare",
     "load_model",
     "load_personal",
     "read_csv",
@@ -82,6 +84,7 @@ _LAZY = {
     "Task": "client.task.task",
     "Training": "privacy.run.settings",
     "Tuning": "cloister.tuning",
+    "compare": "cloister.result",
     "load_model": "client.state.model_use",
     "load_personal": "client.state.model_use",
     "read_csv": "client.data.records",

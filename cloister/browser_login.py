@@ -3,12 +3,17 @@
 The browser comes back to a port of this machine's loopback interface (RFC 8252, section 7.3), with a code that is worth
 nothing without the secret that never left this process (RFC 7636). The server's challenge is the nonce of the identity
 token that the code buys: the token signs in once, at that server.
+
+Where this machine has no browser, the person opens the address elsewhere, and pastes what the browser comes back with:
+the address of a page that it cannot show. (The flow for devices, RFC 8628, carries no nonce.)
 """
 
 from __future__ import annotations
 
 import secrets
+import select
 import ssl
+import sys
 import time
 import webbrowser
 from http import HTTPStatus
@@ -25,6 +30,11 @@ from privacy.untrusted_text import plain
 
 _SECONDS = 600.0  # for a person to sign in
 _ANSWER_SECONDS = 15.0
+_LOOK_SECONDS = 1.0
+_ELSEWHERE = (
+    "no browser opens here: open the address in one on any machine, sign in, and paste the address of the page that it "
+    "then cannot show (http://127.0.0.1…):"
+)
 _PAGE = b"<!doctype html><title>Cloister</title><p>You can close this page and go back to the terminal.</p>"
 
 
@@ -63,7 +73,8 @@ def identity_token(described: object, nonce: str) -> str:
                 start, tokens = (_secure(known[name]) for name in ("authorization_endpoint", "token_endpoint"))
                 url, state = client.create_authorization_url(start, code_verifier=verifier, nonce=nonce)
                 typer.echo(f"sign in here: {url}", err=True)
-                webbrowser.open(url)
+                if not webbrowser.open(url) and _typing():
+                    typer.echo(_ELSEWHERE, err=True)
                 returned = _returned(back, state)
                 token = client.fetch_token(tokens, authorization_response=f"{address}?{returned}",
                                            code_verifier=verifier)["id_token"]  # fmt: skip
@@ -97,14 +108,29 @@ def _secure(url: str) -> str:
 
 def _returned(back: HTTPServer, state: str) -> str:
     """Wait for the browser to come back, and return the query that it brings."""
-    deadline = time.monotonic() + _SECONDS
+    deadline, sources = time.monotonic() + _SECONDS, [back, *([sys.stdin] if _typing() else [])]
     while time.monotonic() < deadline:
-        _Return.query = ""
-        back.handle_request()
-        if parse_qs(_Return.query).get("state") == [state]:
-            return _Return.query
+        query = ""
+        for ready in select.select(sources, [], [], _LOOK_SECONDS)[0]:
+            if ready is back:
+                _Return.query = ""
+                back.handle_request()
+                query = _Return.query
+            elif line := sys.stdin.readline():
+                query = urlsplit(line.strip()).query
+                if parse_qs(query).get("state") != [state]:
+                    typer.echo("this is not the address that the browser came back to; paste all of it", err=True)
+            else:
+                sources.remove(sys.stdin)  # there is no more
+            if parse_qs(query).get("state") == [state]:
+                return query
     msg = f"nobody signed in within {_SECONDS / 60:g} minutes; try again"
     raise UnreachableError(msg)
+
+
+def _typing() -> bool:
+    """Return whether somebody can type here; Windows cannot wait for them and for a browser at the same time."""
+    return sys.platform != "win32" and sys.stdin.isatty()
 
 
 class _Return(BaseHTTPRequestHandler):

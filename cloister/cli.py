@@ -25,7 +25,8 @@ from cloister.commands.bench import bench
 from cloister.commands.check import check
 from cloister.commands.consent import approve, run
 from cloister.commands.data import data
-from cloister.commands.joining import init, invite, join
+from cloister.commands.founding import init
+from cloister.commands.joining import invite, join
 from cloister.commands.ledger import ledger
 from cloister.commands.person import person
 from cloister.commands.planning import plan
@@ -74,7 +75,7 @@ app.add_typer(ledger, name="ledger")
 app.add_typer(person, name="person")
 app.add_typer(roster, name="roster")
 app.add_typer(run, name="run")
-app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
+app.command(epilog="Example:  cloister init lungs --host fed.example.org --online --api")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
 app.command("revoke", epilog="Example:  cloister revoke north")(remove)
@@ -85,7 +86,9 @@ app.command(epilog="Example:  cloister approve run.manifest north    (or, to see
 )
 app.command(epilog="Example:  cloister login --as ana --api fed.example.org:9442")(login)
 app.command(epilog="Example:  cloister submit run.manifest --as ana --watch")(submit)
-app.command(epilog="Example:  cloister runs --as ana --status running    (or one run: cloister runs lungs)")(runs)
+app.command(epilog="Example:  cloister runs --as ana --status running    (or: cloister runs lungs --fetch statement)")(
+    runs
+)
 app.command(epilog="Example:  cloister watch lungs --as ana    (or, for the newest run: cloister watch --as ana)")(
     watch
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -206,6 +207,17 @@ class Client:
             page = self._read(_Events, self._session.ask("GET", f"/v1/runs/{_named(run)}/events", given))
             yield from (each.event for each in page.events)
             following = page.next if page.events else None
+
+    def statement(self, run: str) -> dict[str, Any]:
+        """Return a run's statement: what was signed, its cost to a site, and what came of it, as the server says."""
+        from cloister.run_statement import run_statement  # noqa: PLC0415 - scipy takes a while
+
+        status = self.run(run)
+        signed = self.manifest(status.digest)
+        try:
+            return run_statement(asdict(status), signed, self.events(status.digest))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self._unfit()
 
     def follow(
         self, run: str, after: int = 0, *, on_lost: Callable[[], object] = lambda: None

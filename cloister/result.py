@@ -186,3 +186,23 @@ class Result:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         cost = f"ε {self.epsilon:.2f}" if math.isfinite(self.epsilon) else "no privacy"
         return f"<Result: {len(self.rows)} rounds, {figures}, {cost}; engine {self.engine}>"
+
+
+def compare(
+    results: Mapping[str, Result], metric: str | None = None, *, title: str = "", path: Path | str | None = None
+) -> Any:  # noqa: ANN401 - a matplotlib figure
+    """Draw one metric of several simulations in one figure: by round, against ε, and against bytes.
+
+    Args:
+        results: by the names that the legend shows.
+        metric: which; by default, the first that all have, apart from the loss.
+        title: above the figure.
+        path: a file to write it to, besides.
+
+    Raises:
+        ConfigError: if there is no result, or one lacks the metric.
+    """
+    from cloister.views.plots import draw_comparison  # noqa: PLC0415 - loads matplotlib
+
+    rows = {name: result.rows for name, result in results.items()}
+    return draw_comparison(rows, metric, title, Path(path) if path else None)

@@ -70,6 +70,9 @@ def simulate(
     seed: int = 0,
     device: str = "cpu",
     processes: int | None = None,
+    ray_address: str | None = None,
+    cpus_per_site: float | None = None,
+    gpus_per_site: float | None = None,
     folder: Path | str | None = None,
     progress: bool | None = None,
 ) -> Result:
@@ -80,14 +83,16 @@ def simulate(
         records: `(inputs, targets)` as arrays or tensors, a data frame, a map-style data set, or a path that the task's
             `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
         run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
-            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3.
+            one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
+            does not say has its default.
         sites: how many; 10 if neither the records nor the run name them.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
         participation: the fraction of sites in a round, or `poisson:0.1`, `available`, or a `Participation`.
         test: the fraction of records, or records, on which the model is measured; no site trains on them.
-        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; `vectorised` trains
-            all sites together, with the same codec and arithmetic; `auto` chooses, and the result says why.
+        engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; so does `flower`,
+            on Flower's own engine and Ray, where one machine is not enough; `vectorised` trains all sites together,
+            with the same codec and arithmetic; `auto` chooses, but not `flower`, and the result says why.
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
         log: where rounds are logged: a file for `csv` and `jsonl`, a folder for `tensorboard`, a URI for `mlflow`.
         keep_models: whether the result has the model after every round.
@@ -95,26 +100,33 @@ def simulate(
         seed: decides the partition, the test records, and who takes part. Noise and sampling are fresh, unless the run
             has a seed itself, which needs `noise_multiplier = 0`.
         device: where `vectorised` trains: `cpu` or `cuda`.
-        processes: how many `processes` may use; by default, as many as this machine has cores.
+        processes: how many `processes` may use, and Ray if it starts here; by default, as this machine has cores.
+        ray_address: with `flower`, `host:port` of a Ray cluster that runs, of which this machine is one, or `auto` to
+            find it; by default, Ray starts here.
+        cpus_per_site: with `flower`, how many CPUs a site has while it works; by default, 1.
+        gpus_per_site: with `flower`, how many GPUs, for example 0.5; by default, none.
         folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
+            With `ray_address`, on storage that all machines of the cluster share.
         progress: whether a bar is shown; by default, in a terminal.
 
     Raises:
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
-    if callable(callbacks):
-        msg = "callbacks is a list: write callbacks=[…]"
+    called = () if callable(callbacks) else tuple(callbacks)
+    if callable(callbacks) or not all(map(callable, called)):
+        msg = "callbacks is a list of functions that take a round's row: write callbacks=[…]"
         raise ConfigError(msg)
     if measure_every < 1:
         msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
         raise ConfigError(msg)
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "test": test, "engine": engine,
-        "seed": seed, "device": device, "processes": processes,
+        "seed": seed, "device": device, "processes": processes, "ray_address": ray_address,
+        "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
-            task, records, run, options, view, callbacks=tuple(callbacks), log=log, keep_models=keep_models,
+            task, records, run, options, view, callbacks=called, log=log, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
         )  # fmt: skip
 

@@ -16,16 +16,17 @@ import re
 import tomllib
 from codecs import BOM_UTF8
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from privacy.errors import ConfigError
+from privacy.errors import ArgumentError, ConfigError
 from privacy.storage import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -75,9 +76,7 @@ def read_toml(path: Path, into: type[T]) -> T:
         msg = f"{path}: nested too deeply for a settings file; settings have two levels at most"
         raise ConfigError(msg) from error
     except ValidationError as error:
-        # A misspelt key is also a missing one; report the misspelling, which helps more.
-        first = min(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN)
-        raise ConfigError(_explain(path, text, first, into)) from error
+        raise ConfigError(_explain(path, text, _first(error), into)) from error
     except ValueError as error:  # Python refuses integers of thousands of digits
         msg = f"{path}: {str(error).partition(';')[0]}; write a smaller number"
         raise ConfigError(msg) from error
@@ -103,11 +102,34 @@ def read_mapping(values: Mapping[str, Any], into: type[T], name: str) -> T:
     try:
         return TypeAdapter(into).validate_json(json.dumps(plain))
     except ValidationError as error:
-        first = min(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN)
-        raise ConfigError(_explain(Path(name), "", first, into)) from error
+        raise ConfigError(_explain(Path(name), "", _first(error), into)) from error
     except (TypeError, ValueError) as error:
         msg = f"{name}: {error}; give what a TOML file can hold"
         raise ConfigError(msg) from error
+
+
+def explained(kind: type[T]) -> type[T]:
+    """Make a settings dataclass, when it is called with wrong arguments, say so in one sentence.
+
+    Raises:
+        ArgumentError: in place of pydantic's error, by the dataclass's `__init__`.
+    """
+    check: Callable[..., None] = kind.__init__
+
+    @wraps(check)
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, N807 - as the class has them
+        try:
+            check(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ArgumentError(_explain(Path(kind.__name__), "", _first(error), kind)) from error
+
+    kind.__init__ = __init__  # type: ignore[method-assign]
+    return kind
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """Return the problem to report: a misspelt key is also a missing one, and the misspelling helps more."""
+    return min(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN)
 
 
 def _dated(value: object) -> dict[str, str]:
@@ -163,7 +185,8 @@ def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
     keys, known = _resolve(into, [part for part in error["loc"] if isinstance(part, str)])
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind in _UNKNOWN:
-        message = f"unknown key; {did_you_mean(keys[-1], known) or 'remove it'}"
+        near = did_you_mean(keys[-1], known) or _elsewhere(keys[-1], into)
+        message = f"unknown key; {near or ('remove it' if text else 'keys are ' + ', '.join(known))}"
     elif kind in {"missing", "missing_argument"}:
         table = f" in [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
         return f"{path}: the key `{keys[-1]}` is missing{table}; add it"
@@ -181,6 +204,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return a question that names the known name nearest to a given one, or None if none is near."""
     near = get_close_matches(word, list(known), n=1)
     return f"did you mean `{near[0]}`?" if near else None
+
+
+def _elsewhere(key: str, into: type) -> str | None:
+    """Return in which table of the settings a key belongs, if there is one."""
+    for table, hint in get_type_hints(into).items():
+        for kind in get_args(hint) or (hint,):
+            if dataclasses.is_dataclass(kind) and key in {field.name for field in dataclasses.fields(kind)}:
+                return f"it belongs in [{table}]"
+    return None
 
 
 def _resolve(into: Any, path: list[str]) -> tuple[list[str], list[str]]:  # noqa: ANN401 - walks type hints

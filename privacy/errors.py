@@ -28,6 +28,10 @@ class ConfigError(CloisterError):
     """A settings file is missing, malformed or contradicts itself."""
 
 
+class ArgumentError(ConfigError, ValueError):
+    """Settings that a program gives do not fit."""
+
+
 class DataError(CloisterError):
     """A site's records cannot be used as they are."""
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import stat
+import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privacy.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
     from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.new")
+_ABANDONED_SECONDS = 6 * 3600.0
 
 
 def private(path: str, flags: int) -> int:
@@ -80,6 +85,22 @@ def temporary(path: Path) -> Path:
 def unfinished(path: Path) -> list[Path]:
     """Return files of that kind, left by processes that were killed."""
     return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.new"))
+
+
+def remove_unfinished(folder: Path, within: Iterable[str]) -> None:
+    """Remove such files in a folder, and anywhere in these folders in it.
+
+    Nobody writes to a file for hours without a byte: a younger one may be a living process's. Whatever cannot be
+    removed stays.
+    """
+    beneath = (found for name in within for found, _, _ in os.walk(folder / name))
+    for each in (folder, *map(Path, beneath)):
+        for path in each.glob(".*.new"):
+            with suppress(OSError):
+                left = path.lstat()
+                old = time.time() - left.st_mtime > _ABANDONED_SECONDS
+                if old and stat.S_ISREG(left.st_mode) and _TEMPORARY.fullmatch(path.name):
+                    path.unlink()
 
 
 def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, sync: bool = True) -> None:

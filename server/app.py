@@ -19,6 +19,7 @@ from privacy.log_fields import about
 from server.protection import kept_server
 from server.settings import read_consortium, read_run
 from server.store.store import Store
+from strategies.absences import Absences
 from strategies.encrypted_strategy import EncryptedStrategy
 from strategies.event_log import EventLog, label_of
 from strategies.interruption import Interruption, RunInterrupted
@@ -151,7 +152,8 @@ def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: E
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )
-    grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
+    absences = Absences(event_log, grid.get_node_ids, strategy.where)
+    grid = StreamingGrid(grid, absences.look)  # adds updates as they arrive: one in memory, not every site's
     while left := settings.rounds - strategy.ended:  # a round that waits for its sites has not ended
         strategy.start(grid, ArrayRecord(), left, timeout=settings.cohort.round_deadline_seconds)
     strategy.finish(grid)

@@ -17,6 +17,7 @@ from server.coordinator_settings import FOUNDER, printable
 from server.protection import AUTHORITY_KEY, SIGNING_KEY, kept_coordinator, kept_server
 from server.settings import read_consortium
 from transport.address import Address, read_host
+from transport.api import PORT as API_PORT
 from transport.pki import Authority, certificate_pem, key_pem
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def create_consortium(
     online: bool = False,
     secret: Secret | None = None,
     person: str = FOUNDER,
+    api: bool = False,
 ) -> Coordinator:
     """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
 
@@ -55,6 +57,7 @@ def create_consortium(
         online: whether the server's machine has the coordinator's folder, so that sites are answered at once.
         secret: what opens both folders, which are encrypted before a key is made; None: they are not.
         person: the name of the first coordinator in the roster, who has the folder's signing key.
+        api: whether people may sign in and submit runs, at the API's usual port, on all addresses of its machine.
 
     Raises:
         ConfigError: if a name is not one, or the folder holds a consortium already.
@@ -78,6 +81,8 @@ def create_consortium(
     ca, name = certificate_pem(authority.certificate), f"consortium = {json.dumps(consortium)}\n"
     listening = listen or _everywhere(port)
     settings = f"{name}listen = {json.dumps(str(listening))}\n{_joining_text(joining_port, online=online)}"
+    if api:
+        settings += _API_TEXT
     _write(server, {"consortium.toml": settings.encode()})
     make_folder(coordinator)
     if secret:
@@ -113,6 +118,12 @@ def _joining_text(port: int, *, online: bool) -> str:
 [joining]                       # where invited sites ask to join; without it, they join with files only
 listen = "{_everywhere(port)}"
 {mark}authority = "../coordinator"   # the coordinator's folder: with it on this machine, sites are answered at once
+"""
+
+
+_API_TEXT = f"""
+[api]                           # where people sign in, submit runs, follow and stop them
+listen = "{_everywhere(API_PORT)}"
 """
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from privacy.errors import RunError
+from privacy.errors import CloisterError, RunError
+from privacy.failures import sentence
 from privacy.folder_locks import folder_in_use
 from server.app import check_failure, shared_by_runs
 from server.hub.listening import check_free
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from privacy.run.manifest import SignedRun
+    from privacy.run.roster import Roster
     from server.settings import ServerFolder
     from strategies.shared import Shared
+
+log = logging.getLogger("cloister.server")
 
 _LOOK = 0.5  # seconds between looks whether this process still leads
 
@@ -106,6 +111,7 @@ def open_service(
 
     with ExitStack() as stack:
         stack.enter_context(folder_in_use(place.folder))
+        kept_server(place).sweep()
         store = stack.enter_context(Store.open(place))
         shown = stack.enter_context(operating(place))
         leadership = stack.enter_context(store.lead(give_up))
@@ -114,7 +120,7 @@ def open_service(
             check_failure(place, store, run, retry=retry)
             store.mark(run.digest, "waiting")
         shared = shared_by_runs(place)
-        agents = _open_ports(stack, place, say, shared)
+        agents = _open_ports(stack, place, say, shared, store)
         service = Service(place, store, agents, shared, leadership, only=run.digest if run else None)
         if run and new_epoch:
             service.new_epoch.add(run.digest)
@@ -125,13 +131,23 @@ def open_service(
         yield service
 
 
-def _open_ports(stack: ExitStack, place: ServerFolder, say: Callable[[str], None], shared: Shared) -> Agents:
-    """Let sites join, and agents connect, until the stack ends."""
+def _open_ports(
+    stack: ExitStack, place: ServerFolder, say: Callable[[str], None], shared: Shared, store: Store
+) -> Agents:
+    """Let sites join, and agents connect, until the stack ends; end the sessions of people whom a roster omits."""
     requests = Requests(place) if place.settings.joining else None
     port = open_joining_port(place, stack, requests)
     agents = Agents(place, requests, say, shared.turns)
     stack.callback(agents.stop)
-    watch = RosterWatch(place, agents.take)
+
+    def take(roster: Roster, roster_file: bytes) -> None:
+        agents.take(roster, roster_file)
+        try:
+            store.sessions.keep({person.name: person.signing_key for person in roster.people})
+        except (CloisterError, OSError) as error:  # they are refused nonetheless, unless they are listed again soon
+            log.warning("sessions of people who left the roster could not be ended: %s", sentence(error))
+
+    watch = RosterWatch(place, take)
     watch.look()
     agents.let_strangers_join()
     if port is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Described:
     columns: Mapping[str, NDArray[Any]]  # (n,) each: what else is known of records, by name
 
 
+@runtime_checkable
 class Partition(Protocol):
     """Divides records among sites."""
 
@@ -191,8 +192,8 @@ _NAMED: dict[str, Callable[[str], Partition]] = {
 }
 
 
-def read_partition(text: str) -> Partition:
-    """Return the partition that a text names: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, and so on.
+def read_partition(text: str | Partition) -> Partition:
+    """Return the partition that a text names: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`; or one as it is.
 
     Raises:
         ConfigError: if it names none.
@@ -200,6 +201,12 @@ def read_partition(text: str) -> Partition:
     >>> read_partition("dirichlet:0.3")
     Dirichlet(alpha=0.3)
     """
+    if not isinstance(text, str):
+        if isinstance(text, Partition):
+            return text
+        wrap = "; wrap it: FlowerPartition(…)" if hasattr(text, "load_partition") else ""
+        msg = f"partition is a {type(text).__name__}{wrap or '; write for example iid or dirichlet:0.3'}"
+        raise ConfigError(msg)
     name, _, rest = text.partition(":")
     if name not in _NAMED:
         hint = did_you_mean(name, _NAMED) or f"partitions are {', '.join(_NAMED)}"

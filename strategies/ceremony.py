@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
-_RETURN = 20.0  # seconds: how long all sites may take to say which keys they have now
 _TRIES = 2  # at delivering mask secrets; the second includes letters that were lost before
 _LISTED = 5  # failures that a message lists
 
@@ -89,7 +88,7 @@ class Ceremony:
                     held = self._bring(grid, sites, minimum) if known else (0, "", [])
             if held[2] and self._turn.begin():
                 return held
-            sites = self._ask_again(grid, sites)  # another run has had keys made since
+            sites = self._ask_again(grid, sites, minimum)  # another run has had keys made since
         return 0, "", []
 
     def _settled(self, sites: Sequence[str]) -> bool:
@@ -98,13 +97,13 @@ class Ceremony:
             return False
         return not self._masked or all({*sites} - {site} <= self._members.pairs[site] for site in sites)
 
-    def _ask_again(self, grid: Grid, sites: list[str]) -> list[str]:
-        """Ask sites once more which keys they have; return those that answer."""
+    def _ask_again(self, grid: Grid, sites: list[str], minimum: int) -> list[str]:
+        """Ask sites once more which keys they have; return those that answer, once they have time for this run."""
         self._turn.asks_anew()
         self._members.attention.forget_queries()
         for site in sites:
             self._members.doubt(site)
-        here = self._members.gather(grid, len(sites), min(_RETURN, self._members.attention.seconds))
+        here = self._members.gather(grid, minimum, self._members.attention.seconds)
         return [site for site in sites if site in here]
 
     def _bring(self, grid: Grid, sites: list[str], minimum: int) -> Held:

@@ -94,9 +94,8 @@ class EncryptedStrategy(Strategy):
         self._memory = RunMemory(run.digest, members, event_log, self._selection)
         self._before = self._round = OpenRound(0)
         self._sum: EncryptedSum | None = None  # released, and not sent to the sites yet
-        self._seconds = cohort.round_deadline_seconds
+        self._seconds, self._failures = cohort.round_deadline_seconds, 0
         self._there: list[str] = []  # sites present when the round was planned
-        self._failures = 0
         self.released, self.ended = self._memory.released, self._memory.ended
 
     @property
@@ -113,6 +112,10 @@ class EncryptedStrategy(Strategy):
     def problems(self) -> str:
         """The last round's problems, phrased for a message."""
         return self._round.listed
+
+    def where(self) -> tuple[int, dict[int, str]]:
+        """Return the number of the open round, and the site that each node speaks for."""
+        return self._round.number, self._members.names()
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a sum up to date, after the last round."""
@@ -255,8 +258,7 @@ class EncryptedStrategy(Strategy):
             current.problems[site] = self._members.problems[site]
             del reports[site]
         if not reports:
-            self._failures += 1
-            self._record(reason="too few sites reported that they opened the sum; it will be delivered again")
+            self._close_unreleased("too few sites reported that they opened the sum; it will be delivered again")
             return None
         metrics = averaged(reports, self._manifest.settings.cohort.sizes)
         votes = self._count(current)
@@ -308,8 +310,7 @@ class EncryptedStrategy(Strategy):
         return self._message(site, EVALUATE, Delivery(self._document, [total], receipt))
 
     def _hear(self, replies: Iterable[Message]) -> Outcomes:
-        masked = self._masks is not None
-        return hear_outcomes(self._grid, self._members, self._voting, self._round, replies, masked=masked)
+        return hear_outcomes(self._grid, self._members, self._voting, self._round, replies, masked=bool(self._masks))
 
     def _repeat(self, refusals: Mapping[str, Refusal]) -> EncryptedSum | None:
         """Find the liars behind a sum that does not open, and add up the other updates again.

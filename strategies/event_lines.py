@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _LISTED = 5  # problems in a line
 
@@ -34,6 +35,22 @@ def _problems(entry: Mapping[str, Any]) -> str:
     return f"; {few}{more}" if few else ""
 
 
+def _away(entry: Mapping[str, Any]) -> str:
+    sites, are = _listing(entry["sites"])
+    since, until = (f"{datetime.fromtimestamp(entry[name], UTC):%Y-%m-%d %H:%M:%S} UTC" for name in ("since", "until"))
+    return f"round {entry['round']} waits for {sites}, which {are} not online (since {since}), until {until}"
+
+
+def _back(entry: Mapping[str, Any]) -> str:
+    sites, are = _listing(entry["sites"])
+    return f"round {entry['round']}: {sites} {are} online again"
+
+
+def _listing(sites: Sequence[str]) -> tuple[str, str]:
+    more = f" and {len(sites) - _LISTED} more" if len(sites) > _LISTED else ""
+    return f"{', '.join(sites[:_LISTED])}{more}", "is" if len(sites) == 1 else "are"
+
+
 def _ended(entry: Mapping[str, Any]) -> str:
     return f"{entry['event']}: {entry['reason']}"
 
@@ -44,6 +61,8 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "waiting": lambda entry: f"waits: {len(entry['sites'])} of {entry['minimum']} sites are ready{_problems(entry)}",
     "epoch": lambda entry: f"key epoch {entry['epoch']}, made at {entry['leader']}",
     "roster": lambda entry: f"goes on under roster {entry['version']}, with {len(entry['sites'])} of its sites",
+    "away": _away,
+    "back": _back,
     "round": _round,
     "finished": lambda entry: f"has finished: {entry['rounds']} rounds released a sum",
     "failed": _ended,

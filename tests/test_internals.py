@@ -20,6 +20,7 @@ import torch
 from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from opacus.grad_sample import GradSampleModule
@@ -209,6 +210,15 @@ def test_a_message_belongs_to_the_run_that_is_written_to_its_metadata(monkeypatc
 
 def test_a_run_is_described_by_its_number() -> None:
     assert Run.create_empty(7).run_id == 7
+
+
+def test_flower_asks_one_name_before_it_calls_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert telemetry.FLWR_TELEMETRY_ENABLED == "0"  # by `transport.flower`, although this file imports flwr first
+    called = list[str]()
+    monkeypatch.setitem(telemetry.state, "source", "a test")  # else it is written into the home directory
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: called.append(request.full_url))
+    telemetry.create_event(telemetry.EventType.PING, None)
+    assert called == []
 
 
 def test_a_grid_has_no_method_that_streaming_does_not_pass_on() -> None:

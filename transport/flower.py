@@ -18,6 +18,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from flwr.app import Error, Message, RecordDict
+from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from flwr.app import Context
 
     App = Callable[[Message, Context], Message]
+
+telemetry.FLWR_TELEMETRY_ENABLED = os.environ["FLWR_TELEMETRY_ENABLED"]  # others may have imported flwr before
 
 SERVER_NODE = 1
 REFUSED = 100  # error code of a site that refuses

@@ -22,7 +22,7 @@ from transport.flower import MALFORMED, SERVER_NODE, adopt_identity, describe_ru
 from transport.parcel import decode_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from collections.abc import Set as AbstractSet
 
     from flwr.app import Message, RecordDict
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from privacy.run.roster import Roster
 
     Replies = Generator[Message, None, None]
+    Idle = Callable[[AbstractSet[int], float], None]
 
 DEFAULT_TIMEOUT = 3600.0  # seconds, if the caller gives none
 _POLL_SECONDS = 0.5  # between two polls of one of Flower's own grids
@@ -42,6 +43,7 @@ class ReplyGrid(Grid):
 
     def __init__(self, run_id: int) -> None:
         self.set_run(describe_run(run_id))
+        self.idle: Idle = _do_nothing
 
     def newer_roster(self) -> Roster | None:
         """Return a roster newer than the last one, which the nodes take before their next message; usually None."""
@@ -141,8 +143,17 @@ class StreamingGrid(Grid):
     A strategy that sums updates then holds one of them at a time, not those of all sites.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, idle: Idle | None = None) -> None:
+        """Take a grid.
+
+        Args:
+            grid: the grid.
+            idle: called now and then while a grid between processes awaits replies, with the nodes that have not
+                answered, and for how many seconds more they are awaited.
+        """
+        self._grid, self._idle = grid, idle or _do_nothing
+        if isinstance(grid, ReplyGrid):
+            grid.idle = self._idle
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -201,4 +212,9 @@ class StreamingGrid(Grid):
             if left <= 0:
                 return
             if sent:
+                self._idle({message.metadata.dst_node_id for message in sent.values()}, left)
                 Event().wait(min(_POLL_SECONDS, left))
+
+
+def _do_nothing(nodes: AbstractSet[int], seconds: float) -> None:
+    """Tell nobody for whom a grid waits."""

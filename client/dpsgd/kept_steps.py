@@ -23,7 +23,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -57,12 +57,14 @@ class StepsFile:
         every: after how many steps.
         charge: the head of the round's charge.
         purpose: digest of all else that the file must belong to.
+        expires: when the run does, in seconds since 1970.
     """
 
     path: Path
     every: int
     charge: str
     purpose: bytes
+    expires: float
 
     def of(self, order: Order, start: Sequence[Tensor], offset: Tensor | None) -> KeptSteps:
         """Return the steps of an order, on from the trained parameters with which the round starts."""
@@ -131,18 +133,28 @@ class KeptSteps:
             for name, value in optimizer.state[parameter].items():
                 if value is not None:
                     tensors[f"optimizer.{number}.{name}"] = value
-        note = {"charge": self._file.charge, "purpose": self._purpose, "step": step, "fitted": fitted, **keys}
+        file = self._file
+        note = {"charge": file.charge, "purpose": self._purpose, "expires": file.expires, "step": step,
+                "fitted": fitted, **keys}  # fmt: skip
         try:
             _write(self._file.path, note, tensors)
         except (CloisterError, OSError) as error:
             log.warning("the steps up to %d could not be kept: %s", step, sentence(error))
 
 
-def charge_of(path: Path) -> str | None:
-    """Return the head of the charge under which a file's steps were taken; None if the file cannot be read."""
+class KeptFor(NamedTuple):
+    """What a file was kept for: the head of a charge, and when its run expires, in seconds since 1970."""
+
+    charge: str
+    expires: float
+
+
+def kept_for(path: Path) -> KeptFor | None:
+    """Return what a file was kept for; None if the file cannot be read."""
     try:
-        return str(_read(path)[0]["charge"])
-    except (CloisterError, OSError):
+        note = _read(path)[0]
+        return KeptFor(str(note["charge"]), float(note["expires"]))
+    except (CloisterError, OSError, KeyError, ValueError, TypeError):
         return None
 
 

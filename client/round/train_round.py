@@ -167,7 +167,8 @@ def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Ch
             return work.release(current.manifest, number, checkpoint.model, randomness), charge
         train = partial(work.release, current.manifest, number, checkpoint.model, randomness)
         if current.site.settings.training.checkpoint_steps:
-            train = partial(train, file=current.site.partial.file(charge, checkpoint.digest, work.digest()))
+            expires = current.manifest.expires
+            train = partial(train, file=current.site.partial.file(charge, checkpoint.digest, work.digest(), expires))
         return train_locally(str(current.settings.strategy["name"]), current.algorithm, at, train), charge
     except KeyboardInterrupt:
         raise

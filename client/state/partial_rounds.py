@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from client.dpsgd.kept_steps import StepsFile, charge_of
+from client.dpsgd.kept_steps import StepsFile, kept_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,25 +28,29 @@ class PartialRounds:
         """Take the folder, and after how many steps to keep them; 0 for never."""
         self._folder, self._every = folder, every
 
-    def file(self, charge: Charge, model: str, records: bytes) -> StepsFile:
+    def file(self, charge: Charge, model: str, records: bytes, expires: float) -> StepsFile:
         """Return where to keep the steps taken under a charge.
 
         Args:
             charge: the round's.
             model: digest of the model from which the round starts.
             records: digest of the records.
+            expires: when the run does, in seconds since 1970.
         """
-        purpose = json.dumps([charge.release.run, charge.release.round, model, records.hex()])
-        return StepsFile(self._path(charge.release.run), self._every, charge.head, sha256(purpose.encode()).digest())
+        purpose = sha256(json.dumps([charge.release.run, charge.release.round, model, records.hex()]).encode())
+        return StepsFile(self._path(charge.release.run), self._every, charge.head, purpose.digest(), expires)
 
     def forget(self, run: str) -> None:
         """Delete what is kept of a run's round: its update is made, has failed, or is not wanted any more."""
         self._path(run).unlink(missing_ok=True)
 
     def sweep(self, charges: Collection[str]) -> None:
-        """Delete all files but those of charges, given by their heads, under which nothing has left."""
+        """Delete all files but those of charges, given by their heads, under which nothing has left.
+
+        Also those of runs that have expired: one that was stopped in mid-round leaves its charge as it is.
+        """
         for path in self._folder.glob(f"*{_SUFFIX}"):
-            if charge_of(path) not in charges:
+            if (found := kept_for(path)) is None or found.charge not in charges or found.expires < time.time():
                 path.unlink(missing_ok=True)
 
     def _path(self, run: str) -> Path:

@@ -104,6 +104,8 @@ class Probe:
     task: Task
     module: nn.Module
     records: str = MADE_UP
+    number: torch.dtype = torch.float32
+    """Of inputs, outputs and losses; float64 where a comparison is repeated in double precision."""
 
     def naming(self, method: str, count: int) -> AbstractContextManager[None]:
         """Turn whatever the task raises into an error that names its method; on own records, without its message."""
@@ -118,12 +120,14 @@ class Probe:
         """
         seed_cpu(seed)
         with self.naming("model", count(inputs)):
-            outputs: object = call(self.module, inputs)
+            outputs: object = call(self.module, inputs if self.number is torch.float32 else mapped(_doubled, inputs))
         _check_seed(seed, "model")
         if not isinstance(outputs, Tensor):
-            msg = f"its model returns {_form(outputs)}; return one tensor with one row per record"
+            scores = getattr(outputs, "logits", outputs.get("logits") if isinstance(outputs, dict) else None)
+            which = ", its `logits`," if isinstance(scores, Tensor) else ""
+            msg = f"its model returns {_form(outputs)}; return one tensor{which} with one row per record"
             raise TaskError(msg)
-        if outputs.dtype != torch.float32:
+        if outputs.dtype != self.number:
             msg = f"its model returns {_form(outputs)}; return float32, for example scores instead of classes"
             raise TaskError(msg)
         if outputs.dim() == 0 or len(outputs) != count(inputs):
@@ -144,7 +148,7 @@ class Probe:
         with self.naming("loss()", len(outputs)):
             loss: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
-        if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.dtype != torch.float32:
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.dtype != self.number:
             msg = f"its loss returns {_form(loss)}; return a float32 scalar: the mean of one term per record"
             raise TaskError(msg)
         return loss
@@ -167,6 +171,10 @@ class Probe:
         with self.naming("metrics()", len(outputs)):
             metrics: object = self.task.metrics(outputs, targets)
         one_a_record(metrics, len(outputs))
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.dtype is torch.float32 else tensor
 
 
 def made_up(task: Task) -> Batch:

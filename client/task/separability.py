@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from client.data.inputs import copied
-from client.task.probe import same
+from client.task.probe import form_of, same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
             continue
         if (loss - own.sum()).abs() <= bound * count:
             msg = "its loss is a sum over the batch; return the mean over its records"
+        elif outputs.shape != targets.shape and outputs.numel() == targets.numel() and targets.is_floating_point():
+            msg = (
+                f"its loss over a batch is not the mean of its records' own losses: outputs are {form_of(outputs)} and "
+                f"targets {form_of(targets)}, of which torch makes all pairs unless the loss gives both one shape, for "
+                "example by outputs.view_as(targets)"
+            )
         else:
             msg = (
                 "its loss over a batch is not the mean of its records' own losses; give each record one term that "

@@ -68,7 +68,7 @@ class Study:
         self.task: Task = import_task(name)
         self._refusals = Refusals(site.place.folder)
         self._refusals.check(name, self.task)
-        self._example = tried(self.task, name)
+        self._example = _tried(self.task, name)
         self._usable = self._fits = False  # whether the task can use every record, and a step fits in memory
         self._layouts: dict[tuple[int, object], Layout] = {}  # of one run only, as constants may be large
 
@@ -385,7 +385,7 @@ class Study:
         return self._records[1]
 
 
-def tried(task: Task, name: str) -> Example:
+def _tried(task: Task, name: str) -> Example:
     """Check a task; once per process, if its instances have no attributes."""
     if vars(task):
         return check_task(task, name)

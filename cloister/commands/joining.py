@@ -1,4 +1,4 @@
-"""`cloister init`, `invite`, `join` and `person join`: a consortium whose sites and people make their own keys."""
+"""`cloister invite`, `join` and `person join`: a consortium whose sites and people make their own keys."""
 
 from __future__ import annotations
 
@@ -35,49 +35,6 @@ _LARGEST = 64 << 20  # bytes of a document by standard input; a welcome holds a 
 _LONG = 200  # characters; no file's name, but a token
 
 _AGAIN_SECONDS = 5.0  # between two questions whether the coordinator has approved
-
-
-def init(
-    name: Annotated[str, typer.Argument(help="The consortium's name.")],
-    host: Annotated[str, typer.Option(help="The name or address that agents dial.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port that agents dial.")] = 9440,
-    joining_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port at which sites ask to join; 0: they join with files only.")
-    ] = 9441,
-    online: Annotated[
-        bool,
-        typer.Option("--online", help="Keep coordinator/ on the server's machine, so that sites join at once."),
-    ] = False,
-    person: Annotated[
-        str, typer.Option(help="Your name in the roster, as its first coordinator: a to z, digits, hyphens.")
-    ] = "founder",
-    folder: Folder = Path(),
-    protect: Protect = False,
-    key_file: KeyFile = None,
-    as_json: Json = False,
-) -> None:
-    """Found a consortium: make its authority, the coordinator's signing key and the server's certificate."""
-    from cloister.new_secrets import for_new_folders  # noqa: PLC0415
-    from server.founding import create_consortium  # noqa: PLC0415
-    from transport.pki import authority_fingerprint, read_certificate  # noqa: PLC0415
-
-    if joining_port == port:
-        msg = f"port {port} is for agents; choose another --joining-port"
-        raise ConfigError(msg)
-    with for_new_folders((folder / "coordinator", folder / "server"), key_file, protect=protect) as secret:
-        coordinator = create_consortium(
-            folder, name, host, port, joining_port=joining_port, online=online, person=person, secret=secret
-        )
-    fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
-    if as_json:
-        report = {"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}
-        typer.echo(json.dumps({**report, "coordinator": person}))
-        return
-    where = "the server approves sites with them" if online else "keep it off every server"
-    typer.echo(f"✓ {folder / 'coordinator'}: the authority's key, and that of {person}, the first coordinator; {where}")
-    typer.echo(f"✓ {folder / 'server'}: what the server at {coordinator.settings.server} needs")
-    typer.echo(f"  authority {fingerprint}")
-    typer.echo(f"next: cloister server {folder / 'server'}, and cloister invite SITE")
 
 
 def invite(

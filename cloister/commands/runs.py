@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +12,11 @@ import typer
 
 from cloister.commands import Json
 from cloister.views.run import RoundTable, make_console
+from cloister.views.run_page import moment, page, report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloister.client import Client, RunStatus
 
 _STOPPED = 130  # exit code: Ctrl-C
@@ -54,7 +57,7 @@ def login(
             return
         who = client.login(account=account)
         client.take_roster()
-        text = f"✓ signed in to {client.api} as {who.get('person')}, {who.get('role')}, until {_time(who.get('ends'))}"
+        text = f"✓ signed in to {client.api} as {who.get('person')}, {who.get('role')}, until {moment(who.get('ends'))}"
         _say({"api": client.api, "signed_in": True, **who}, text, as_json=as_json)
 
 
@@ -86,17 +89,33 @@ def runs(
         str | None, typer.Option(help="Only those that are waiting, running, finished, failed or stopped.")
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, max=10_000, help="How many to list.")] = 20,
+    fetch: Annotated[
+        str | None, typer.Option(help="Fetch this of one run: manifest, events or statement.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where --fetch writes; by default a file named after the run.")
+    ] = None,
     proxy: Proxy = None,
     as_json: Json = False,
 ) -> None:
-    """List a server's runs, the newest first, or show one."""
+    """List a server's runs, the newest first; show one: times, rounds, sites, noise; or fetch what there is of it."""
+    if fetch or out:
+        from cloister.commands.fetching import fetched  # noqa: PLC0415 - few need it
+
+        with _client(folder, api, proxy) as client:
+            path = fetched(client, run, fetch, out)
+        _say({"fetched": fetch, "file": str(path)}, f"✓ {path}", as_json=as_json)
+        return
     with _client(folder, api, proxy) as client:
         if run is not None:
-            found = [client.run(run)]
-        else:
-            found = [each for each, _ in zip(client.runs(status), range(most), strict=False)]
+            one = client.run(run)
+            with _of_this_version(client):
+                shown = report(one, client.events(one.digest))
+            _say(shown, "\n".join([_row(one), *page(shown)]), as_json=as_json)
+            return
+        found = [each for each, _ in zip(client.runs(status), range(most), strict=False)]
     if as_json:
-        typer.echo(json.dumps(asdict(found[0]) if run else {"runs": [asdict(each) for each in found]}))
+        typer.echo(json.dumps({"runs": [asdict(each) for each in found]}))
         return
     if not found:
         typer.echo("no runs; submit one: cloister submit run.manifest")
@@ -148,7 +167,6 @@ def retry(run: Run, folder: As = _ME, api: Api = None, proxy: Proxy = None, as_j
 def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> None:
     """Show a run until it ends; exit with 1 if it did not finish, with 130 if the user leaves."""
     from cloister.client import ENDED  # noqa: PLC0415
-    from privacy.errors import MalformedError  # noqa: PLC0415
 
     try:
         with RoundTable(make_console(json=as_json)) as table:
@@ -157,11 +175,8 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
                 table.note(f"waits for its turn{f': {run.reason}' if run.reason else _behind(client, run)}")
             again = "the connection to the server was lost; it is made again, for five minutes"
             for event in client.follow(run.digest, on_lost=lambda: table.note(again)):
-                try:
+                with _of_this_version(client):
                     table.show(event)
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    msg = f"{client.api} sends events of another version of Cloister; install the server's version"
-                    raise MalformedError(msg) from error
         ended = client.run(run.digest)
     except KeyboardInterrupt:
         typer.echo(f"left; the run goes on. To come back: {_command(run.digest, folder)}", err=True)
@@ -176,16 +191,23 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
         raise typer.Exit(1)
 
 
+@contextmanager
+def _of_this_version(client: Client) -> Iterator[None]:
+    from privacy.errors import MalformedError  # noqa: PLC0415
+
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        msg = f"{client.api} sends events of another version of Cloister; install the server's version"
+        raise MalformedError(msg) from error
+
+
 def _behind(client: Client, run: RunStatus) -> str:
-    """Return which runs go on before this one: a stopped one does, too, until its sites have its last sum."""
+    """Return which runs go on before this one: not a stopped one, even if it still delivers its last sum."""
     digests = client.status().get("running")
     before = [each for each in digests if each != run.digest] if isinstance(digests, list) else []
     known = [client.run(str(digest)) for digest in before]
-    names = [
-        f"{each.name} {each.digest[:8]}"
-        + (", stopped, still delivers its last sum" if each.status == "stopped" else "")
-        for each in known
-    ]
+    names = [f"{each.name} {each.digest[:8]}" for each in known if each.status != "stopped"]
     return f", after {'; '.join(names)}" if names else ""
 
 
@@ -195,10 +217,8 @@ def _has(run: RunStatus) -> str:
 
 
 def _row(run: RunStatus) -> str:
-    return (
-        f"{run.digest[:8]}  {run.status:<8}  {run.released:>4}/{run.rounds:<4}  {_time(run.submitted)}  {run.name}, by "
-        f"{run.by}"
-    )
+    rounds = f"{run.released:>4}/{run.rounds:<4}"
+    return f"{run.digest[:8]}  {run.status:<8}  {rounds}  {moment(run.submitted)}  {run.name}, by {run.by}"
 
 
 def _command(digest: str, folder: Path) -> str:
@@ -207,10 +227,3 @@ def _command(digest: str, folder: Path) -> str:
 
 def _say(report: dict[str, Any], text: str, *, as_json: bool) -> None:
     typer.echo(json.dumps(report) if as_json else text)
-
-
-def _time(seconds: object) -> str:
-    try:
-        return f"{datetime.fromtimestamp(float(str(seconds)), UTC):%Y-%m-%d %H:%M} UTC"
-    except (ValueError, OverflowError, OSError):
-        return "an unknown time"

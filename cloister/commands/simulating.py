@@ -32,16 +32,32 @@ def simulate(
     participation: Annotated[
         str, typer.Option(help="Who is in a round: all, a fraction such as 0.1, poisson:0.1 or available.")
     ] = "all",
-    engine: Annotated[str, typer.Option(help="auto, inline, processes or vectorised.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, inline, processes, vectorised or flower.")] = "auto",
     test: Annotated[float, typer.Option(help="The fraction of the records to measure on.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides the partition, the test records and who is in a round.")] = 0,
     device: Annotated[str, typer.Option(help="Where the engine vectorised trains: cpu or cuda.")] = "cpu",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster that runs, for --engine flower: host:port, or auto; else Ray starts here."),
+    ] = None,
+    cpus_per_site: Annotated[
+        float | None, typer.Option(help="CPUs of a site while it works, for --engine flower; by default, 1.")
+    ] = None,
+    gpus_per_site: Annotated[
+        float | None, typer.Option(help="GPUs of a site while it works, for --engine flower: for example 0.5.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="A folder for the history, the model, a plot and a report.")] = None,
     log_csv: Annotated[Path | None, typer.Option(help="Log rounds to this CSV file.")] = None,
     log_jsonl: Annotated[Path | None, typer.Option(help="Log rounds to this file, a JSON object a line.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Log rounds to this folder, for TensorBoard.")] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log rounds to this MLflow server, or sqlite:///FILE.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for the files of made-up hospitals.")] = Path("simulation"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the files of made-up hospitals, by default simulation; with --records, for those of "
+            "server and sites, else removed at the end; with --ray-address, where all machines of the cluster see it."
+        ),
+    ] = None,
     personal: Annotated[
         Path | None,
         typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
@@ -59,7 +75,10 @@ def simulate(
         if log:
             msg = "logs are for simulations of --records; made-up hospitals keep their own in the folder"
             raise ConfigError(msg)
-        _hospitals(run, folder, personal, console, as_json=as_json)
+        if engine == "flower" or ray_address is not None:
+            msg = "--engine flower needs --records; made-up hospitals are played in this process"
+            raise ConfigError(msg)
+        _hospitals(run, folder or Path("simulation"), personal, console, as_json=as_json)
         return
     if run is None or personal is not None:
         msg = (
@@ -70,9 +89,10 @@ def simulate(
         raise ConfigError(msg)
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "engine": engine, "test": test,
-        "seed": seed, "device": device,
+        "seed": seed, "device": device, "ray_address": ray_address, "cpus_per_site": cpus_per_site,
+        "gpus_per_site": gpus_per_site,
     }  # fmt: skip
-    result = _of_records(run, records, options, log, console)
+    result = _of_records(run, records, options, folder, log, console)
     if save:
         result.save(save)
     if as_json:
@@ -85,7 +105,7 @@ def simulate(
 
 
 def _of_records(
-    run: Path, records: Path, options: dict[str, Any], log: dict[str, Path | str], console: Console
+    run: Path, records: Path, options: dict[str, Any], folder: Path | None, log: dict[str, Path | str], console: Console
 ) -> Result:
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
@@ -100,7 +120,7 @@ def _of_records(
         raise ConfigError(msg)
     find_beside(run.absolute().parent, [settings.task])
     with SimulationTable(console) as table:
-        return play_study(settings.task, records, settings, options, table, log=log)
+        return play_study(settings.task, records, settings, options, table, folder=folder, log=log)
 
 
 def _hospitals(run: Path | None, folder: Path, personal: Path | None, console: Console, *, as_json: bool) -> None:

@@ -1,16 +1,20 @@
-"""Plot the results of audits and benchmarks. This is the only file that loads matplotlib; it needs no display."""
+"""Plot audits, benchmarks and simulations. This is the only file that loads matplotlib; it needs no display."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cloister.audit.checks import CONFIDENCE
+from cloister.result import NOT_METRICS
+from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,33 +107,111 @@ def draw_utility(report: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows, also if nothing has loaded pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        out = BytesIO()
+        FigureCanvasAgg(self)
+        self.savefig(out, dpi=110, format="png")
+        return out.getvalue()
+
+
 def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | None) -> Figure:
-    """Draw a simulation: loss and metrics by round, and the first metric against ε, if there is noise, and bytes."""
+    """Draw a simulation: the loss and the metrics by round, and one metric against ε, if there is noise, and bytes."""
+    measured = _measured(rows)
+    names = [
+        name for name in measured[0] if name not in NOT_METRICS and not math.isnan(measured[-1].get(name, math.nan))
+    ]
+    within = [name for name in names if name != "loss" and all(0 <= row[name] <= 1 for row in measured)]
+    panels = [[name] for name in names if name not in within] + ([within] if within else [])
+    chosen = (within or names)[0]
+    ways = [key for key in _AXES if key != "round" and _finite(measured, key)]
+    figure, row_of = _panels(len(panels) + len(ways), title)
+    for axes, shown in zip(row_of, panels, strict=False):
+        for name in shown:
+            _line(axes, measured, "round", name, name)
+        axes.set_ylabel(shown[0] if len(shown) == 1 else "")
+        if len(shown) > 1:
+            axes.legend(frameon=False, fontsize="small")
+    for axes, key in zip(row_of[len(panels) :], ways, strict=True):
+        _line(axes, measured, key, chosen, chosen)
+        axes.set_ylabel(chosen)
+    return _finished(figure, path)
+
+
+def draw_comparison(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str | None, title: str, path: Path | None
+) -> Figure:
+    """Draw one metric of several simulations by round, and against ε, if all have noise, and bytes, if they differ.
+
+    Raises:
+        ConfigError: if there is nothing to draw, or a run has no such metric.
+    """
+    measured = {name: _measured(rows) for name, rows in runs.items()}
+    if not measured:
+        msg = "there is no result to compare; give some by name"
+        raise ConfigError(msg)
+    common = [
+        name for name in next(iter(measured.values()))[0]
+        if name not in NOT_METRICS and all(name in rows[0] for rows in measured.values())
+    ]  # fmt: skip
+    chosen = metric or next((name for name in common if name != "loss"), "loss")
+    if chosen not in common:
+        hint = did_you_mean(chosen, common) or f"they have {', '.join(common)}"
+        msg = f"not all of these results have the metric {chosen!r}; {hint}"
+        raise ConfigError(msg)
+    ways = [key for key in _AXES if all(_finite(rows, key) for rows in measured.values())]
+    if len({rows[-1]["bytes"] / rows[-1]["round"] for rows in measured.values()}) == 1:
+        ways.remove("bytes")  # it would be the first panel again
+    figure, row_of = _panels(len(ways), title)
+    for axes, key in zip(row_of, ways, strict=True):
+        for name, rows in measured.items():
+            _line(axes, rows, key, chosen, name)
+        axes.set_ylabel(chosen)
+    row_of[0].legend(frameon=False, fontsize="small")
+    return _finished(figure, path)
+
+
+_AXES = {"round": "round", "epsilon": "ε spent", "bytes": "MB sent by all sites"}
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     measured = [row for row in rows if "loss" in row]
     if not measured:
         msg = "no round was measured, so there is nothing to draw; simulate at least one round"
         raise ConfigError(msg)
-    names = [
-        name for name in measured[0] if name not in _NO_METRICS and not math.isnan(measured[-1].get(name, math.nan))
-    ]
-    against = [("round", "round")]
-    if all(math.isfinite(row["epsilon"]) for row in measured):
-        against.append(("epsilon", "ε spent"))
-    against.append(("bytes", "MB sent by all sites"))
-    figure = Figure(figsize=(4.4 * len(against), 3.6), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left")
-    for place, (key, label) in enumerate(against, start=1):
-        axes = figure.add_subplot(1, len(against), place)
-        across = [row[key] / (1e6 if key == "bytes" else 1) for row in measured]
-        for name in names if key == "round" else names[1:2] or names[:1]:
-            axes.plot(across, [row[name] for row in measured], marker="o", markersize=3, label=name)
-        axes.set_xlabel(label)
+    return measured
+
+
+def _finite(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return all(math.isfinite(row[key]) for row in rows)
+
+
+def _panels(count: int, title: str) -> tuple[Drawing, list[Axes]]:
+    figure = Drawing(figsize=(3.6 * count + 0.4, 3.2), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left")
+    row = [figure.add_subplot(1, count, place) for place in range(1, count + 1)]
+    for axes in row:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
-    if path is not None:
-        _save(figure, path)
-    else:
+        axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, row
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, metric: str, label: str) -> None:
+    across = [row[key] / (1e6 if key == "bytes" else 1) for row in rows]
+    axes.plot(across, [row[metric] for row in rows], marker="o", markersize=3, label=label)
+    axes.set_xlabel(_AXES[key])
+    if key == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _finished(figure: Drawing, path: Path | None) -> Figure:
+    if path is None:
         FigureCanvasAgg(figure)
+    else:
+        _save(figure, path)
     return figure
 
 
@@ -139,7 +221,7 @@ def draw_tuning(
 ) -> Figure:  # fmt: skip
     """Draw a search: each trial's metric and the best so far; beside it, how much each setting decided."""
     rows = [row for row in rows if row["value"] is not None]
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Drawing(figsize=(9, 3.8), layout="constrained")
     trials, parts = figure.subplots(1, 2, width_ratios=[3, 2])
     for state, colour in (("complete", _OUT), ("pruned", _GREY)):
         some = [row for row in rows if row["state"] == state]
@@ -156,14 +238,7 @@ def draw_tuning(
     parts.set(xlabel="share of what decided", title="" if shares else "too few trials to say what decided")
     for axes in (trials, parts):
         axes.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        _save(figure, path)
-    else:
-        FigureCanvasAgg(figure)
-    return figure
-
-
-_NO_METRICS = frozenset({"round", "sites", "epsilon", "bytes", "seconds", "released", "problems"})
+    return _finished(figure, path)
 
 
 def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float64], name: str, colour: str) -> None:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typing_extensions import override
 
+from strategies.event_lines import line_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
@@ -94,6 +96,8 @@ class RoundTable:
             self._print(f"       key epoch {event['epoch']}: made at {event['leader']}, sealed to every site", "")
         elif event["event"] == "roster":
             self._print(f"       roster {event['version']}: {len(event['sites'])} of the run's sites are members", "")
+        elif event["event"] in {"away", "back"}:
+            self.note(line_of(event))
         elif event["event"] == "round":
             self._show_round(event)
             self._bar.advance(self._task)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privacy.at_rest import protection
+from privacy.at_rest.held import FOLDERS
 from privacy.at_rest.vault import FILE
 from privacy.at_rest.vaults import header_of, is_protected
 from privacy.errors import VaultError
-from privacy.files import unfinished
+from privacy.files import remove_unfinished, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -74,6 +75,10 @@ class KeptFolder:
         """
         with self.alone():
             return protection.unprotect(self.folder, self.values)
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed hours ago left half written."""
+        remove_unfinished(self.folder, {*FOLDERS, *self.files})
 
     def ready(self) -> None:
         """Open the folder, if it is encrypted; finish its encryption, if that was interrupted.

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.analytics.statistics import encoding_bound
 from privacy.codec.packing import Packing, Profile
-from privacy.config import STRICT
+from privacy.config import STRICT, explained
 from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
 from privacy.run.averaging import Averaging
@@ -58,6 +58,7 @@ class RunKind(Protocol):
         """Return what the run's settings lack or must not contain, or None."""
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Training:
     """`[training]`: what every site does in a round."""
@@ -223,6 +224,7 @@ class Evaluation(OneSum):
         return None
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Privacy:
     """`[privacy]`: the noise, given either by the ε that the whole run may cost or by its multiplier."""
@@ -242,6 +244,7 @@ class Privacy:
             raise ValueError(msg)
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Encryption:
     """`[encryption]`: how updates become integers. Encryption cannot be turned off."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from privacy.errors import CloisterError
 from server.api import routes_runs, routes_server, routes_sessions
+from server.api.answers import Answers
 from server.api.asking import Api
 from server.api.following import Following
 from server.api.guard import Guard
 from server.api.people import People
-from server.api.problems import PROBLEMS, RefusalError, of_error, of_invalid, of_refusal, of_unexpected
+from server.api.problems import of_error, of_invalid, of_refusal, of_unexpected
 
 if TYPE_CHECKING:
     from server.api.oidc import Provider
@@ -35,23 +35,14 @@ def make_app(runs: Runs, place: ServerFolder, provider: Provider | None = None) 
     following = Following(runs, people)
     app = FastAPI(
         title="Cloister", version=VERSION, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
-        redirect_slashes=False, responses=PROBLEMS, dependencies=[Depends(_known)],
+        redirect_slashes=False,
         exception_handlers={
             HTTPException: of_refusal, RequestValidationError: of_invalid, CloisterError: of_error,
             Exception: of_unexpected,
         },
     )  # fmt: skip
-    app.state.api = Api(runs, place, people, following, provider)
+    app.state.api = Api(runs, place, people, following, provider, Answers(runs.store))
     for routes in (routes_sessions, routes_runs, routes_server):
-        app.include_router(routes.router)
+        app.router.routes += routes.router.routes  # `include_router` would make each endpoint anew for every request
     app.openapi()  # made now: later, the first request would wait for it
     return Guard(app), following
-
-
-async def _known(request: Request) -> None:
-    """Refuse parameters that an endpoint does not know, as a misspelt one would silently do nothing."""
-    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    known = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}
-    if unknown := sorted(request.query_params.keys() - known):
-        detail = f"unknown parameter {unknown[0]!a}; known here: {', '.join(sorted(known)) or 'none'}"
-        raise RefusalError(HTTPStatus.UNPROCESSABLE_ENTITY, detail)

@@ -8,15 +8,20 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
+from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
+from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from typing_extensions import override
 
 from privacy.run.people import Right, may, with_right
+from server.api.answers import JSON, Answers
 from server.api.limits import Buckets
 from server.api.people import BEARER, SignedIn
-from server.api.problems import RefusalError, invalid, too_many
+from server.api.problems import PROBLEMS, RefusalError, invalid, too_many
 from server.joining.limits import network_of
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ FAILURES_RATE, FAILURES_BURST = 10 / 60, 10.0
 
 _ACCOUNTS = 4  # threads that ask the provider of accounts, and may have to wait for it; the others serve
 
-JSON, BYTES = "application/json", "application/octet-stream"
+BYTES = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -50,45 +55,77 @@ class Api:
     people: "People"
     following: "Following"
     provider: "Provider | None"
+    answers: Answers
     persons: Buckets = field(default_factory=lambda: Buckets(RATE, BURST))
     accounts: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_ACCOUNTS))
     failures: Buckets = field(default_factory=lambda: Buckets(FAILURES_RATE, FAILURES_BURST))
 
 
-async def here(request: Request) -> Api:
+def api_of(request: Request) -> Api:
     """Return what the endpoints of this server work with."""
     api: Api = request.app.state.api
     return api
 
 
+async def here(request: Request) -> Api:
+    """Return what the endpoints of this server work with, as a dependency."""
+    return api_of(request)
+
+
 Here = Annotated[Api, Depends(here)]
-_bearer = HTTPBearer(auto_error=False, description="the token of a session: POST /v1/sessions")
 
 
-async def asker(api: Here, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> SignedIn:
-    """Return who asks.
+class Caller(SecurityBase):
+    """A dependency that gives whoever asks, if their role has a right; without one, everybody who has signed in.
 
-    Raises:
-        RefusalError: if they have not signed in, or ask too often.
+    It is one, not one for each step, as FastAPI takes longer to find out what a dependency needs than this takes.
     """
-    if given is None:
-        detail = "sign in first (cloister login), and send the session's token as Authorization: Bearer"
-        raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
-    who, token = api.people.who, given.credentials
-    found = who(token) if api.people.remembers(token) else await run_in_threadpool(who, token)
-    if seconds := api.persons.take(found.person.name):
-        raise too_many(seconds, f"of {found.person.name}")
-    return found
 
+    scheme_name = "HTTPBearer"
+    model = HTTPBearerModel(description="the token of a session: POST /v1/sessions")
 
-def allowed(right: Right) -> "Callable[..., Coroutine[Any, Any, SignedIn]]":
-    """Return a dependency that gives whoever asks, if their role has a right."""
+    def __init__(self, right: Right | None = None) -> None:
+        self._right = right
 
-    async def who(found: Annotated[SignedIn, Depends(asker)]) -> SignedIn:
-        check(found, right)
+    async def __call__(self, request: Request) -> SignedIn:
+        """Return who asks.
+
+        Raises:
+            RefusalError: if they have not signed in, ask too often, or may not do this.
+        """
+        scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
+        if scheme.lower() != "bearer" or not token:
+            detail = "sign in first (cloister login), and send the session's token as Authorization: Bearer"
+            raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
+        api = api_of(request)
+        found = api.people.remembered(token) or await run_in_threadpool(api.people.who, token)
+        if seconds := api.persons.take(found.person.name):
+            raise too_many(seconds, f"of {found.person.name}")
+        if self._right is not None:
+            check(found, self._right)
         return found
 
-    return who
+
+def router(prefix: str, tag: str) -> APIRouter:
+    """Return a router, whose endpoints are called and described as all are."""
+    return APIRouter(prefix=prefix, tags=[tag], responses=PROBLEMS, route_class=_Endpoint)
+
+
+class _Endpoint(APIRoute):
+    """Refuses parameters that it does not know, as a misspelt one would silently do nothing."""
+
+    @override
+    def get_route_handler(self) -> "Callable[[Request], Coroutine[Any, Any, Response]]":
+        """Return what answers a request."""
+        answer, known = super().get_route_handler(), {field.alias for field in self.dependant.query_params}
+
+        async def checked(request: Request) -> Response:
+            if request.scope["query_string"] and (unknown := sorted(request.query_params.keys() - known)):
+                detail = f"unknown parameter {unknown[0]!a}; known here: {', '.join(sorted(known)) or 'none'}"
+                raise RefusalError(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+            return await answer(request)
+
+        return checked
 
 
 def check(found: SignedIn, right: Right) -> None:
@@ -111,8 +148,13 @@ async def patient(api: Here, request: Request) -> str:
     """
     address = network_of(request.client.host if request.client else "::")
     if seconds := api.failures.wait(address):
-        raise too_many(seconds, "to sign in that failed, from your address")
+        raise too_often(seconds)
     return address
+
+
+def too_often(seconds: float) -> RefusalError:
+    """Return the refusal of who fails to sign in too often."""
+    return too_many(seconds, "to sign in that failed, from your address")
 
 
 async def read_body(request: Request, model: type[M]) -> M:

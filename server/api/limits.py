@@ -41,6 +41,11 @@ class Buckets:
             self._keep(key, tokens - 1)
             return 0.0
 
+    def give(self, key: str) -> None:
+        """Give a token back that was taken."""
+        with self._lock:
+            self._keep(key, min(self._burst, self._tokens(key) + 1))
+
     def wait(self, key: str) -> float:
         """Return 0 if there is a token, or after how many seconds there is one; take none."""
         with self._lock:

@@ -20,7 +20,7 @@ import httpx
 
 from privacy.errors import ConfigError, MalformedError
 from privacy.untrusted_text import quoted
-from server.api.people import BEARER, unknown
+from server.api.people import BEARER
 from server.api.problems import RefusalError, log
 from transport.proxies import proxy_for
 
@@ -89,7 +89,11 @@ class Provider:
         person = roster.person(name) if name else None
         if person is None:
             log.warning("an account is nobody's: %s %s", self._settings.claim, quoted(str(value), 100))
-            raise unknown(roster, "this account")
+            detail = (
+                f"this account is nobody's in roster {roster.version} of {roster.consortium}; ask the server's "
+                "operator to add it to people in [api.oidc], or sign in with the key in your folder, without --account"
+            )
+            raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
         return person
 
     def _claims(self, token: str, nonce: str) -> dict[str, Any]:

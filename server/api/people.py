@@ -2,7 +2,8 @@
 
 The store has the digest of a token; sessions that are in use are in memory, too: only one process serves the API. A
 session holds while the roster lists the person with the key that they had when
-they signed in: who is removed, or gets another key, is out with the next request, and a new role counts at once.
+they signed in: who is removed, or gets another key, is out with the next request, also after they are listed again, and
+a new role counts at once.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class People:
         self._runs, self._tls, self._now = runs, tls, now
         self._turn, self._purged = Lock(), 0.0
         self._known = dict[str, Session]()  # in use, by digest
+        self._version = 0  # of the roster under which the store still had these
         self._challenges, self._nonces = Challenges(time.monotonic), Challenges(time.monotonic, ACCOUNT_SECONDS)
         self.authority = read_certificate(tls.authority).fingerprint(hashes.SHA256()).hex()
 
@@ -143,9 +145,10 @@ class People:
         log.info("%s signed in", person.name)
         return token, SignedIn(person, session)
 
-    def remembers(self, token: str) -> bool:
-        """Return whether `who` needs not look into the store."""
-        return _digest(token) in self._known
+    def remembered(self, token: str) -> SignedIn | None:
+        """Return who holds a token; None if `who` has to look into the store, or has to say why nobody does."""
+        session = self._known.get(_digest(token))
+        return self._holder(session) if session else None
 
     def who(self, token: str) -> SignedIn:
         """Return who holds a token.
@@ -154,21 +157,29 @@ class People:
             RefusalError: if nobody does, or no longer.
         """
         digest = _digest(token)
+        if self._version != (version := self.roster().version):
+            with self._turn:  # those of people who had left meanwhile have ended
+                sessions = self._runs.store.sessions
+                self._known = {token: known for token, known in self._known.items() if sessions.get(token)}
+                self._version = version
         if (session := self._known.get(digest)) is None:
             with self._turn:
                 if session := self._runs.store.sessions.get(digest):
                     self._known[digest] = session
-        if session is None or not self.holds(session):
+        if session is None or (found := self._holder(session)) is None:
             detail = "this session has ended, or never was; sign in again (cloister login)"
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
-        person = self.roster().person(session.person)
-        assert person is not None  # noqa: S101 - it holds
-        return SignedIn(person, session)
+        return found
 
     def holds(self, session: Session) -> bool:
         """Return whether a session has not ended, and its person is still in the roster with the same key."""
+        return self._holder(session) is not None
+
+    def _holder(self, session: Session) -> SignedIn | None:
         person = self.roster().person(session.person)
-        return person is not None and person.signing_key == session.key and session.ends > self._now()
+        if person is None or person.signing_key != session.key or session.ends <= self._now():
+            return None
+        return SignedIn(person, session)
 
     def still_holds(self, session: Session) -> bool:
         """Return whether a session holds, and was not ended by hand."""

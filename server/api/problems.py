@@ -106,8 +106,17 @@ async def of_invalid(_: Request, error: Exception) -> JSONResponse:
 
 def invalid(errors: Any) -> str:  # noqa: ANN401 - pydantic's
     """Return what does not fit, as a sentence; values are not quoted, as they may be secret."""
-    said = [f"{'.'.join(plain(str(part), 40) for part in each['loc'])}: {each['msg']}" for each in errors]
-    return "; ".join(said[:_MOST_ERRORS]) + "; correct the request"
+    return "; ".join(_said(each) for each in errors[:_MOST_ERRORS]) + "; correct the request"
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """Return what does not fit in one place: of the parameters, or of a body, which has no place if it is not JSON."""
+    place = ".".join(plain(str(part), 40) for part in error["loc"]) or "the body"
+    return f"{place}: {_WORDS.get(error['type']) or plain(error['msg'], 200)}"
+
+
+_WORDS = {"missing": "it is missing", "extra_forbidden": "there is nothing of this name", "string_type": "not a string"}
+"""Where pydantic's own words say less than they could."""
 
 
 async def of_error(_: Request, error: Exception) -> JSONResponse:

@@ -1,15 +1,16 @@
 """Submit a signed run, look at runs and their events, follow one, stop one, let one go on."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 from pydantic import WithJsonSchema
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from privacy.run.people import may
-from server.api.asking import BYTES, Here, allowed, as_bytes, check, check_media_type, described, read_body
+from server.api import asking
+from server.api.asking import BYTES, Caller, Here, as_bytes, check, check_media_type, described, read_body
 from server.api.models import EventsAnswer, NumberedEvent, RunAnswer, RunsAnswer, Status, StopRequest
 from server.api.people import SignedIn
 from transport.api import MOST_EVENTS, MOST_RUNS
@@ -17,12 +18,12 @@ from transport.api import MOST_EVENTS, MOST_RUNS
 if TYPE_CHECKING:
     from server.store.store import StoredRun
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = asking.router("/v1/runs", "runs")
 
 _LAST_EVENT, _DIGEST = 1 << 53, r"^[0-9a-f]{64}$"
-Looking = Annotated[SignedIn, Depends(allowed("look"))]
-Signing = Annotated[SignedIn, Depends(allowed("sign"))]
-Stopping = Annotated[SignedIn, Depends(allowed("stop"))]
+Looking = Annotated[SignedIn, Depends(Caller("look"))]
+Signing = Annotated[SignedIn, Depends(Caller("sign"))]
+Stopping = Annotated[SignedIn, Depends(Caller("stop"))]
 Named = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="the run's digest, or what its digest or name starts with")
 ]
@@ -48,50 +49,55 @@ async def submit(api: Here, request: Request, found: Signing) -> RunAnswer:
     return _shown(await run_in_threadpool(api.runs.submit, document, found.person.name))
 
 
-@router.get("", dependencies=[Depends(allowed("look"))])
+@router.get("", dependencies=[Depends(Caller("look"))], response_model=RunsAnswer)
 async def list_runs(
     api: Here,
     status: Standing = None,
     before: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=MOST_RUNS)] = 20,
-) -> RunsAnswer:
+) -> Response:
     """List runs, the newest first."""
-    found = await run_in_threadpool(api.runs.store.runs, status, before, limit + 1)
-    shown = [_shown(run) for run in found[:limit]]
-    return RunsAnswer(runs=shown, next=shown[-1].digest if len(found) > limit else None)
+
+    def look() -> RunsAnswer:
+        found = api.runs.store.runs(status, before, limit + 1)
+        shown = [_shown(run) for run in found[:limit]]
+        return RunsAnswer(runs=shown, next=shown[-1].digest if len(found) > limit else None)
+
+    return await api.answers.to(("runs", status, before, limit), look)
 
 
-@router.get("/{run}", dependencies=[Depends(allowed("look"))])
-async def look_at_run(api: Here, run: Named) -> RunAnswer:
+@router.get("/{run}", dependencies=[Depends(Caller("look"))], response_model=RunAnswer)
+async def look_at_run(api: Here, run: Named) -> Response:
     """Look at a run."""
-    return _shown(await run_in_threadpool(api.runs.store.run, run))
+    return await api.answers.to(("run", run), lambda: _shown(api.runs.store.run(run)))
 
 
 @router.get(
     "/{run}/manifest",
-    dependencies=[Depends(allowed("look"))],
+    dependencies=[Depends(Caller("look"))],
     response_class=Response,
     responses={200: as_bytes("the signed run")},
 )
 async def fetch_manifest(api: Here, run: Named) -> Response:
     """Fetch a run as it was signed."""
-    stored = await run_in_threadpool(api.runs.store.run, run)
-    return Response(stored.document, media_type=BYTES)
+    store = api.runs.store
+    document = await run_in_threadpool(lambda: store.document(store.run(run).digest))
+    return Response(document, media_type=BYTES)
 
 
-@router.get("/{run}/events", dependencies=[Depends(allowed("look"))])
+@router.get("/{run}/events", dependencies=[Depends(Caller("look"))], response_model=EventsAnswer)
 async def list_events(
     api: Here, run: Named, after: After = 0, limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 100
-) -> EventsAnswer:
+) -> Response:
     """List a run's events, the oldest first."""
 
-    def work() -> "tuple[StoredRun, list[tuple[int, dict[str, Any]]]]":
+    def look() -> EventsAnswer:
         stored = api.runs.store.run(run)
-        return stored, api.runs.store.events(stored.digest, after, limit + 1)
+        found = api.runs.store.events(stored.digest, after, limit + 1)
+        shown = [NumberedEvent(number=number, event=event) for number, event in found[:limit]]
+        return EventsAnswer(events=shown, next=shown[-1].number if len(found) > limit else None, status=stored.status)
 
-    stored, found = await run_in_threadpool(work)
-    shown = [NumberedEvent(number=number, event=event) for number, event in found[:limit]]
-    return EventsAnswer(events=shown, next=shown[-1].number if len(found) > limit else None, status=stored.status)
+    return await api.answers.to(("events", run, after, limit), look)
 
 
 @router.get("/{run}/follow", response_class=EventSourceResponse, responses={200: {

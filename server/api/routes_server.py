@@ -1,30 +1,33 @@
 """Look at the service itself: its roster, who is connected, and the heads of the sites' ledgers."""
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 
-from server.api.asking import BYTES, Here, allowed, as_bytes
+from server.api import asking
+from server.api.answers import JSON
+from server.api.asking import BYTES, Caller, Here, as_bytes
 from server.api.models import HeadAnswer, HeadsAnswer, StatusAnswer
 from strategies.ledger_heads import LedgerHeads
 
-router = APIRouter(prefix="/v1", tags=["server"])
+router = asking.router("/v1", "server")
 
 
-@router.get("/status", dependencies=[Depends(allowed("look"))])
-def look_at_service(api: Here) -> StatusAnswer:
+@router.get("/status", dependencies=[Depends(Caller("look"))], response_model=StatusAnswer)
+async def look_at_service(api: Here) -> Response:
     """Look at what the service does now."""
     now = api.runs.status()
-    return StatusAnswer(
+    answer = StatusAnswer(
         consortium=api.place.settings.consortium,
         roster=api.people.roster().version,
         sites={site: site in now.online for site in now.members},
         running=list(now.running),
         paused=now.paused,
     )
+    return Response(answer.model_dump_json(), media_type=JSON)
 
 
 @router.get(
     "/roster",
-    dependencies=[Depends(allowed("look"))],
+    dependencies=[Depends(Caller("look"))],
     response_class=Response,
     responses={200: as_bytes("the signed roster")},
 )
@@ -33,7 +36,7 @@ def fetch_roster(api: Here) -> Response:
     return Response(api.place.signed_roster()[1], media_type=BYTES)
 
 
-@router.get("/ledger-heads", dependencies=[Depends(allowed("audit"))])
+@router.get("/ledger-heads", dependencies=[Depends(Caller("audit"))])
 def list_heads(api: Here) -> HeadsAnswer:
     """List the last head of each site's ledger, with the site's signature."""
     kept = LedgerHeads(api.place.folder / api.place.settings.ledger_heads).all()

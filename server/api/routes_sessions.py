@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 
 from privacy.run.people import RIGHTS, may
-from server.api.asking import Api, Here, asker, described, patient, read_body
+from server.api import asking
+from server.api.asking import Api, Caller, Here, described, patient, read_body, too_often
 from server.api.models import (
     AccountRequest,
     ChallengeAnswer,
@@ -22,10 +23,10 @@ from server.api.models import (
 from server.api.people import SignedIn
 from server.api.problems import RefusalError
 
-router = APIRouter(prefix="/v1", tags=["sessions"])
+router = asking.router("/v1", "sessions")
 
 Origin = Annotated[str, Depends(patient)]
-Asker = Annotated[SignedIn, Depends(asker)]
+Asker = Annotated[SignedIn, Depends(Caller())]
 
 
 @router.post("/challenges", status_code=HTTPStatus.CREATED, openapi_extra=described(ChallengeRequest))
@@ -83,13 +84,18 @@ def sign_out(api: Here, found: Asker) -> None:
 async def _open(
     api: Api, origin: str, how: Callable[[], tuple[str, SignedIn]], limiter: CapacityLimiter | None = None
 ) -> NewSession:
-    """Sign somebody in, or count the failure."""
+    """Sign somebody in, or count the failure: before it is known to be one, as many may be tried at once."""
+    if seconds := api.failures.take(origin):
+        raise too_often(seconds)
+    failed = False
     try:
         token, found = await run_sync(how, limiter=limiter)
     except RefusalError as error:
-        if error.status_code == HTTPStatus.UNAUTHORIZED:
-            api.failures.take(origin)
+        failed = error.status_code == HTTPStatus.UNAUTHORIZED
         raise
+    finally:
+        if not failed:
+            api.failures.give(origin)
     return NewSession(token=token, **_shown(found))
 
 

@@ -90,6 +90,9 @@ class GrpcGrid(ReplyGrid):
             self._interruption.check()
             left = deadline - time.monotonic()
             taken = self._mailboxes.take(waiting, min(left, Interruption.SECONDS))
+            if seconds > 0:
+                others = waiting - {taken[0]} if taken else waiting
+                self.idle({self._sent[name].metadata.dst_node_id for name in others if name in self._sent}, left)
             if taken is not None:
                 break
             if left <= Interruption.SECONDS:

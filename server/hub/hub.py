@@ -267,7 +267,10 @@ class Hub:
                     streams.remove(ends)
 
     async def _messages(self, node: int, seconds: float) -> AsyncGenerator[tuple[bytes, ...]]:
-        """Yield the messages to a site as they come: each once, after the one before it was answered or withdrawn."""
+        """Yield the messages to a site as they come: each once, after the one before it was answered or withdrawn.
+
+        Lasts as long as the site asked for, and while it works on a message: whoever works is online.
+        """
         changed, loop, sent, roster = asyncio.Event(), asyncio.get_running_loop(), "", self._version
         deadline = loop.time() + seconds
 
@@ -280,13 +283,14 @@ class Hub:
             while self._version == roster:
                 changed.clear()
                 message_id, parts = self._mailboxes.peek(node) or ("", ())
-                if message_id not in {"", sent}:
+                works, over = message_id == sent != "", not deadline > loop.time()  # also if it is NaN
+                if message_id and not works and not (sent and over):
                     sent = message_id
                     yield parts
-                elif not deadline > loop.time():  # also if it is NaN
+                elif over and not works:
                     return
                 else:
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout_at(None if works else deadline):
                         await changed.wait()
         except TimeoutError:
             return

@@ -2,7 +2,8 @@
 
 A message stays in its site's mailbox until it is answered or withdrawn: an agent that crashed and reconnects gets it
 again. A reply is accepted once; the same bytes sent again get the same receipt, other bytes are refused. A message to
-a site that leaves is answered here, by None, so that nobody waits for it.
+a site that leaves is answered here, by None, so that nobody waits for it. A small reply takes no place and is always
+kept: there is one for each message that a run sent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _OTHERS = (
     2  # replies held that nobody awaits, while others are awaited: fewer than the bodies that the hub takes at a time
 )
+SMALL = 64 << 10
+"""Bytes of a reply, up to which it takes no place: answers whether a site takes part, signatures, models' digests."""
+
 _REMEMBERED = 4096  # answered messages whose receipts are still available
 
 
@@ -33,10 +37,9 @@ class _Box:
     seen: float = 0.0
 
     def wake(self) -> None:
-        """Wake the site's streams, unless there is nothing to send."""
-        if self.waiting:
-            for wake in self.wakers:
-                wake()
+        """Wake the site's streams."""
+        for wake in self.wakers:
+            wake()
 
 
 class Mailboxes:
@@ -133,6 +136,9 @@ class Mailboxes:
             self._answered[message_id] = digest
             if len(self._answered) > _REMEMBERED:
                 self._answered.popitem(last=False)
+            if len(data) <= SMALL:
+                free()
+                free = _nothing
             self._replies[message_id] = data, free
             self._changed.notify_all()
             self._boxes[node].wake()
@@ -142,7 +148,7 @@ class Mailboxes:
         """Wait up to `seconds` for a reply to any of these messages; return its message's id and the reply, or None.
 
         The reply is None if the site has left, and none will come.
-        Meanwhile only a few replies that nobody awaits are held, so that awaited replies find room. The rest are
+        Meanwhile only a few large replies that nobody awaits are held, so that awaited replies find room. The rest are
         replaced with empty ones, as a record that they came.
         """
         deadline = time.monotonic() + seconds
@@ -158,7 +164,8 @@ class Mailboxes:
                 if left <= 0:
                     return None
                 awaited = self._awaited | message_ids
-                others = [name for name, (data, _) in self._replies.items() if data is not None and name not in awaited]
+                others = [name for name, (data, _) in self._replies.items()
+                          if name not in awaited and data is not None and len(data) > SMALL]  # fmt: skip
                 for other in others[_OTHERS:]:
                     self._replies[other][1]()
                     self._replies[other] = b"", _nothing

@@ -2,7 +2,8 @@
 
     waiting    its turn comes in the order of submission, as soon as enough of its sites are online; runs whose sites
                are not are passed over, and fail once they have waited for `wait_hours` of `[service]`
-    running    up to `runs_at_once` at a time; also if the process ends: the next one goes on with it first
+    running    up to `runs_at_once` at a time, and those that are stopped and still deliver their last sum; also if the
+               process ends: the next one goes on with it first
     finished, failed, stopped    `retry` has a failed or stopped run wait again; it goes on where it ended
 
 If the store or a disk fails, a run pauses, and is tried again by itself. Threads may share a service.
@@ -265,7 +266,8 @@ class Service:
             else:  # stopped, and then the store failed
                 self._note(stored, stored.status, stored.reason)
                 self._forget(stored)
-        room = self.place.settings.service.runs_at_once - len(self._running)
+        going_on = [one for one in self._running.values() if not one.interruption.reason]  # others only deliver a sum
+        room = self.place.settings.service.runs_at_once - len(going_on)
         for stored in self._next() if room > 0 else ():
             if stored.digest not in self._running and (stored.status == "running" or self._may_begin(stored)):
                 self._begin(stored)
@@ -318,7 +320,7 @@ class Service:
         """
         wait = self._waits.get(stored.digest)
         if wait is None or wait.roster != roster.version:
-            run = admitted(stored.document, roster)
+            run = admitted(self.store.document(stored.digest), roster)
             since = wait.since if wait else time.monotonic()
             wait = self._waits[stored.digest] = _Wait(run, roster.version, since, wait.says if wait else "")
         wait.run.manifest.check_valid(time.time())
@@ -336,7 +338,7 @@ class Service:
         try:
             stored, roster = self.store.run(one.digest), self.roster()
             assert roster is not None  # noqa: S101 - only then a run begins
-            run = open_run(stored.document, roster)
+            run = open_run(self.store.document(stored.digest), roster)
             if one.tries:
                 run.manifest.check_valid(time.time())
             grid = self._agents.grid(run, roster, one.interruption)

@@ -43,6 +43,7 @@ class StoredRecord:
     scratch: Path
     appended: Callable[[], None]  # called once events are in the database
     _pending: list[Change] | None = field(default=None, init=False)
+    _appends: bool = field(default=False, init=False)  # whether there are events that are not in the database yet
 
     @property
     def place(self) -> str:
@@ -76,7 +77,9 @@ class StoredRecord:
                 change(connection)
 
         self.database.write(run)
-        self.appended()
+        if self._appends:
+            self._appends = False
+            self.appended()
 
     def state(self) -> bytes | None:
         """Return the run's state; None if it was never begun."""
@@ -112,6 +115,7 @@ class StoredRecord:
             tried[number] = sealed
             connection.execute(sa.insert(EVENTS).values(run=self.run, number=number, value=sealed))
 
+        self._appends = True
         self._write(change)
 
     def write_sum(self, number: int, parts: Sequence[bytes | memoryview]) -> None:

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from server.store.tables import SESSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from server.store.database import Database
 
 
@@ -59,6 +61,20 @@ class StoredSessions:
     def revoke_all(self, person: str) -> int:
         """Remove all sessions of a person; return how many there were."""
         return self._remove(SESSIONS.c.person == person)
+
+    def keep(self, keys: Mapping[str, str]) -> int:
+        """Remove the sessions of everybody but these people with these keys; return how many there were."""
+
+        def change(connection: sa.Connection) -> int:
+            found = connection.execute(sa.select(SESSIONS.c.person, SESSIONS.c.key).distinct()).all()
+            left = [(person, key) for person, key in found if keys.get(person) != key]
+            removed = 0
+            for person, key in left:
+                which = (SESSIONS.c.person == person) & (SESSIONS.c.key == key)
+                removed += connection.execute(sa.delete(SESSIONS).where(which)).rowcount
+            return removed
+
+        return self.database.write(change)
 
     def purge(self, now: float) -> int:
         """Remove the sessions that have ended; return how many there were."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sa
@@ -49,7 +49,6 @@ class StoredRun:
 
     digest: str
     name: str
-    document: bytes  # signed, in wire form
     by: str  # who submitted it
     submitted: float  # seconds since 1970, as the other times
     status: Status
@@ -60,6 +59,9 @@ class StoredRun:
     released: int  # rounds that released a sum
 
 
+_STANDING = [RUNS.c[each.name] for each in fields(StoredRun)]  # without the document, which may be large
+
+
 class Store:
     """The runs of one server. Threads may share it."""
 
@@ -67,7 +69,7 @@ class Store:
         """Take a database whose tables are up to date."""
         self.database, self._folder = database, place.folder
         self._sealing = Sealing(place.folder)
-        self._appended, self._writes = threading.Condition(), 0
+        self._changed, self._changes = threading.Condition(), 0
         self.sessions = StoredSessions(database)
 
     @classmethod
@@ -92,6 +94,11 @@ class Store:
         """Whether there is a database; for PostgreSQL, whether one is named."""
         database = Database(place.settings.store.url, place.folder)
         return database.file is None or database.file.exists()
+
+    @property
+    def changes(self) -> int:
+        """How often this process has changed what `run`, `runs` and `events` return."""
+        return self._changes
 
     def close(self) -> None:
         """Close the store."""
@@ -125,7 +132,8 @@ class Store:
         """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands.
 
         Raises:
-            RunError: if too many runs of this person wait: the queue looks at all that do.
+            RunError: if too many runs of this person wait: the queue looks at all that do; or if it is here as somebody
+                else signed it: what they sign is theirs, and sites ask who did.
         """
         settings = run.manifest.settings
         values = {
@@ -134,7 +142,14 @@ class Store:
         }  # fmt: skip
 
         def change(connection: sa.Connection) -> None:
-            if connection.scalar(sa.select(RUNS.c.number).where(RUNS.c.digest == run.digest)) is not None:
+            there = connection.execute(sa.select(RUNS.c.document, RUNS.c.by).where(RUNS.c.digest == run.digest))
+            if (row := there.one_or_none()) is not None:
+                if row.document != run.document:
+                    msg = (
+                        f"{row.by} has submitted this very run with another signature than {run.signer.name}'s; sign "
+                        "the run's file again (cloister sign), which makes a run of its own, and submit that"
+                    )
+                    raise RunError(msg)
                 return
             theirs = (RUNS.c.status == "waiting") & (RUNS.c.by == values["by"])
             if (connection.scalar(sa.select(sa.func.count()).where(theirs)) or 0) >= MOST_WAITING:
@@ -143,6 +158,7 @@ class Store:
             connection.execute(sa.insert(RUNS).values(values))
 
         self.database.write(change)
+        self._tell()
         (stored,) = self._select(RUNS.c.digest == run.digest)
         return stored
 
@@ -168,6 +184,19 @@ class Store:
         how = "give more of its digest" if many else "name one of these"
         msg = f"{'several runs are called' if many else 'there is no run'} {quoted(name)}"
         raise NotFoundError(f"{msg}; {how}: {known}" if known else f"{msg}; submit it first")
+
+    def document(self, digest: str) -> bytes:
+        """Return the run with this digest as it was signed, in wire form.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        query = sa.select(RUNS.c.document).where(RUNS.c.digest == digest)
+        document: bytes | None = self.database.read(lambda connection: connection.scalar(query))
+        if document is None:
+            msg = f"there is no run {quoted(digest)}; submit it first"
+            raise NotFoundError(msg)
+        return document
 
     def newest(self) -> StoredRun:
         """Return the run that was submitted last.
@@ -214,15 +243,15 @@ class Store:
             which &= RUNS.c.status.in_(("waiting", "running"))
         change = sa.update(RUNS).where(which).values(values)
         self.database.write(lambda connection: connection.execute(change))
+        self._tell()
 
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
         order = RUNS.c.number if oldest else RUNS.c.number.desc()
-        query = sa.select(RUNS).where(which).order_by(order).limit(limit)
+        query = sa.select(*_STANDING).where(which).order_by(order).limit(limit)
         rows = self.database.read(lambda connection: connection.execute(query).mappings().all())
         return [self._read(dict(row)) for row in rows]
 
     def _read(self, row: dict[str, Any]) -> StoredRun:
-        row.pop("number")
         reason = self._sealing.open("runs", (row["digest"],), row["reason"], "reason").decode()
         values: dict[str, Any] = row | {"reason": reason}
         return StoredRun(**values)
@@ -234,9 +263,9 @@ class Store:
         return StoredRecord(self.database, self._sealing, digest, self._folder, self._tell)
 
     def _tell(self) -> None:
-        with self._appended:
-            self._writes += 1
-            self._appended.notify_all()
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
 
     def events(self, digest: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
         """Return a run's events with their numbers, from 1, the oldest first.
@@ -260,10 +289,10 @@ class Store:
         query = sa.select(sa.func.max(EVENTS.c.number)).where(EVENTS.c.run == digest)
         deadline = time.monotonic() + seconds
         while True:
-            seen = self._writes
+            seen = self._changes
             last = self.database.read(lambda connection: connection.scalar(query)) or 0
             left = deadline - time.monotonic()
             if last > after or left <= 0:
                 return last > after
-            with self._appended:
-                self._appended.wait_for(lambda: self._writes != seen, min(left, _POLL))  # noqa: B023 - called at once
+            with self._changed:
+                self._changed.wait_for(lambda: self._changes != seen, min(left, _POLL))  # noqa: B023 - called at once

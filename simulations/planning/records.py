@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from client.data.inputs import rows
-from client.work.training import tried
+from client.task.guard import check_task
 from simulations.pools import Pool, read_pool
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def records_like(task: Task, name: str, path: Path | None) -> Pool:
         CloisterError: if the task is refused, or cannot use the records.
     """
     with torch.random.fork_rng(devices=[]):
-        example = tried(task, name)
+        example = check_task(task, name)
     return Pool(example.inputs, example.targets) if path is None else read_pool(task, name, example, path)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
+from simulations.engine.ray_cluster import Cluster
+from simulations.study.on_flower import OnFlower
 from simulations.study.participation import Everybody
 from simulations.study.protocol import WholeProtocol
 from simulations.study.vectorised import Vectorised
@@ -18,13 +20,20 @@ if TYPE_CHECKING:
     from simulations.study.participation import Participation
     from simulations.study.simulation import Engine
 
-ENGINES = ("auto", "inline", "processes", "vectorised")
+ENGINES = ("auto", "inline", "processes", "vectorised", "flower")
 _LARGE = 200_000  # parameters, from which training one site at a time is as fast
 _FEW = 4  # sites, for which the whole protocol takes seconds
 
 
 def choose(
-    wanted: str, task: Task, manifest: Manifest, size: int, participation: Participation, processes: int
+    wanted: str,
+    task: Task,
+    manifest: Manifest,
+    size: int,
+    participation: Participation,
+    processes: int,
+    *,
+    cluster: Cluster | None = None,
 ) -> Engine:
     """Return the engine that was asked for, or one that suits.
 
@@ -35,6 +44,7 @@ def choose(
         size: the number of parameters.
         participation: who takes part in a round.
         processes: how many may be used.
+        cluster: what the engine `flower` asks of Ray, if anything was said about it.
 
     Raises:
         ConfigError: if there is no such engine, or it cannot play this run.
@@ -42,10 +52,16 @@ def choose(
     if wanted not in ENGINES:
         msg = f"{wanted!a} is not an engine; {did_you_mean(wanted, ENGINES) or f'engines are {_listed(ENGINES)}'}"
         raise ConfigError(msg)
+    if cluster is not None and wanted != "flower":
+        msg = (
+            "ray_address, cpus_per_site and gpus_per_site are for the engine flower, which must be asked for: "
+            'engine="flower", or --engine flower'
+        )
+        raise ConfigError(msg)
     sites, problem = len(manifest.settings.cohort.sizes), unsuitable(task, manifest)
     if wanted == "vectorised":
         if problem:
-            msg = f"the engine vectorised cannot play this run: {problem}; use inline or processes"
+            msg = f"the engine vectorised cannot play this run: {problem}; use inline, processes or flower"
             raise ConfigError(msg)
         return Vectorised(manifest)
     partly = not isinstance(participation, Everybody)
@@ -55,6 +71,10 @@ def choose(
             f"{f', which cannot play this run: {problem}' if problem else ''}; let all sites take part"
         )
         raise ConfigError(msg)
+    if wanted == "flower":
+        asked = cluster or Cluster()
+        asked.check(processes)
+        return OnFlower(asked)
     if wanted != "auto":
         return WholeProtocol(wanted)
     if problem:
@@ -64,7 +84,7 @@ def choose(
         small = (
             f"{sites} sites" if size < _LARGE else f"{sites} sites, although models of {size:,} parameters gain little"
         )
-        return Vectorised(manifest, f"the fastest for {small}; inline and processes play the whole protocol")
+        return Vectorised(manifest, f"the fastest for {small}; inline, processes and flower play the whole protocol")
     return WholeProtocol("inline", f"{sites} sites: the whole protocol takes seconds")
 
 

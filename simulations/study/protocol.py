@@ -1,9 +1,10 @@
-"""The engines `inline` and `processes`: the whole protocol, with keys, ledgers, encryption and every message."""
+"""The engines that play the whole protocol, with keys, ledgers, encryption and every message."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -11,6 +12,7 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+from flwr.serverapp import Grid
 from typing_extensions import override
 
 from client.app import make_app
@@ -27,8 +29,6 @@ from strategies.interruption import RunInterrupted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flwr.serverapp import Grid
-
     from client.settings import SiteFolder
     from client.task.probe import Example
     from client.task.task import Task
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from simulations.study.simulation import Simulation
 
 log = logging.getLogger("cloister.run")
+
+OpenGrid = Callable[[int], AbstractContextManager[Grid]]
 
 _ALIVE = 0.2  # seconds between two looks whether the run's thread has ended
 
@@ -63,7 +65,7 @@ def terms_for(settings: RunSettings) -> SiteTerms:
 
 
 class WholeProtocol:
-    """Plays rounds by Flower's apps, server and sites on this machine."""
+    """Plays rounds by Flower's apps, server and sites: in this process (`inline`), or in `processes` of its own."""
 
     def __init__(self, name: str, why: str = "you asked for it") -> None:
         self.name, self.why = name, why
@@ -72,17 +74,34 @@ class WholeProtocol:
         """Yield each round once it is over."""
         federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
         federation.sign(simulation.settings)
-        terms = terms_for(simulation.settings)
+        terms = self._terms(simulation.settings)
         for site in simulation.sites:
             federation.write_settings(site, "localhost:1", terms)
+        run = read_run(federation.manifest, read_consortium(federation.server).roster())
+        with self._opened(simulation, federation) as (first, grid):
+            first.check_records()  # the same task everywhere: what is wrong with it is said once, and before the run
+            model = simulation.start()
+            with _Rounds(federation, grid) as rounds:
+                for event in rounds:
+                    if event["released"]:
+                        model = first.checkpoint(run.manifest, run.digest).model
+                    yield Played(
+                        event["round"], replace(model, vector=model.vector.copy()), tuple(event["sites"]),
+                        bool(event["released"]), int(event["bytes_up"]), float(event["seconds"]), event["problems"],
+                    )  # fmt: skip
+
+    def _terms(self, settings: RunSettings) -> SiteTerms:
+        """Return the settings of each site."""
+        return terms_for(settings)
+
+    @contextmanager
+    def _opened(self, simulation: Simulation, federation: Federation) -> Iterator[tuple[Site, OpenGrid]]:
+        """Yield one site, and what opens a grid over all of them for a run of a number."""
         roster = read_consortium(federation.server).roster()
-        run = read_run(federation.manifest, roster)
         nodes = {
             roster.member(site).node_id: HeldSite(read_site(path), simulation.records[site])
             for site, path in federation.paths.items()
         }
-        first = next(iter(nodes.values()))
-        first.check_records()  # the same task everywhere: what is wrong with it is said once, and before the run
         app = make_app(lambda context: nodes[context.node_id])
 
         def grid(run_id: int) -> AbstractContextManager[Grid]:
@@ -91,21 +110,13 @@ class WholeProtocol:
                 return nullcontext(InlineGrid(run_id, contexts, app))
             return PoolGrid(run_id, contexts, app, min(simulation.processes, len(nodes)))
 
-        model = simulation.start()
-        with _Rounds(federation, grid) as rounds:
-            for event in rounds:
-                if event["released"]:
-                    model = first.checkpoint(run.manifest, run.digest).model
-                yield Played(
-                    event["round"], replace(model, vector=model.vector.copy()), tuple(event["sites"]),
-                    bool(event["released"]), int(event["bytes_up"]), float(event["seconds"]), event["problems"],
-                )  # fmt: skip
+        yield next(iter(nodes.values())), grid
 
 
 class _Rounds(logging.Handler):
     """The rounds of a run that a thread serves; it waits after each until the next one is asked for."""
 
-    def __init__(self, federation: Federation, grid: Any) -> None:  # noqa: ANN401 - a function of the run's number
+    def __init__(self, federation: Federation, grid: OpenGrid) -> None:
         super().__init__()
         self._events: Queue[dict[str, Any]] = Queue()
         self._go_on, self._ended, self._error = Event(), False, list[BaseException]()
@@ -158,7 +169,7 @@ class _Rounds(logging.Handler):
         if self._error:
             raise self._error[0]
 
-    def _serve(self, federation: Federation, grid: Any) -> None:  # noqa: ANN401 - see above
+    def _serve(self, federation: Federation, grid: OpenGrid) -> None:
         try:
             serve_over(federation, grid)
         except RunInterrupted:

@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from client.data.fitness import Fitness
+from client.data.inputs import call
 from client.state.model_parts import set_tensors
+from client.task.guard import check_task
+from client.task.probe import Example, make_model
 from client.task.task import Task, import_task
-from client.work.training import tried
-from privacy.errors import ConfigError, TaskError
+from privacy.errors import ConfigError, DataError, TaskError
 from privacy.run.new_manifest import make_manifest
+from simulations.engine.ray_cluster import cluster_of
 from simulations.partitions import FeatureShift, divide, read_partition
 from simulations.pools import Division, Pool, read_pool
 from simulations.study.engines import choose, processes_here
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from client.task.probe import Example
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
     from simulations.partitions import Partition
@@ -98,6 +101,9 @@ def prepare(
     seed: int = 0,
     device: str = "cpu",
     processes: int | None = None,
+    ray_address: str | None = None,
+    cpus_per_site: float | None = None,
+    gpus_per_site: float | None = None,
     folder: Path,
 ) -> Study:
     """Read records, divide them among sites, and choose the engine.
@@ -111,16 +117,19 @@ def prepare(
         if count is not None and (not isinstance(count, Integral) or count < 1):
             msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
             raise ConfigError(msg)
+    if not isinstance(seed, Integral) or seed < 0:
+        msg = f"seed = {seed!r} must be a whole number from 0"
+        raise ConfigError(msg)
     own, name = named_task(task)
     wanted = read_run_settings(run)
-    with torch.random.fork_rng(devices=[]):
-        example = tried(own, name)
-    pools, tested = _pools(own, name, example, records, test, seed)
+    example = _examined(own, name)
+    pools, tested = _pools(_Reader(own, name, example), records, test, seed)
     if isinstance(pools, Division):
         divided = pools
     elif "" in pools:
-        count = sites or (len(wanted.cohort.sizes) if wanted.cohort else 10)
-        names = list(wanted.cohort.sizes) if wanted.cohort and len(wanted.cohort.sizes) == count else named_sites(count)
+        known = list(wanted.cohort.sizes) if wanted.cohort else []
+        count = sites or len(known) or 10
+        names = known if len(known) == count else named_sites(count)
         divided = _divided(pools[""], names, partition, seed)
     elif sites in {None, len(pools)}:
         divided = Division.of(pools)
@@ -128,14 +137,19 @@ def prepare(
         msg = f"the records name {len(pools)} sites; leave sites = {sites} out"
         raise ConfigError(msg)
     settings = wanted.completed(name, divided.sizes)
-    Fitness(own, name, own.model()).check(tested.records, range(1, len(tested) + 1), Path("the test records"))
     manifest = make_manifest(settings, roster_version=1)
     simulation = Simulation(
         own, name, settings, divided, read_participation(participation), seed, place, folder,
         processes or processes_here(),
     )  # fmt: skip
     chosen = choose(
-        engine, own, manifest, simulation.start().layout.size, simulation.participation, simulation.processes
+        engine,
+        own,
+        manifest,
+        simulation.start().layout.size,
+        simulation.participation,
+        simulation.processes,
+        cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site),
     )
     return Study(simulation, manifest, chosen, tested)
 
@@ -213,24 +227,93 @@ def named_task(task: type[Task] | Task | str) -> tuple[Task, str]:
     return import_task(name), name
 
 
+_PASSED: WeakKeyDictionary[type[Task], object] = WeakKeyDictionary()
+
+
+def _examined(task: Task, name: str) -> Example:
+    """Check a task, unless this class, with the same methods and model, has passed here: a sweep simulates many runs.
+
+    Whatever DP-SGD protects is made up or public here. Real sites check a task before every run.
+
+    Raises:
+        TaskError: if the task cannot be trained.
+    """
+    kind = type(task)
+    with torch.random.fork_rng(devices=[]):
+        looks = repr(make_model(task, 0)), sorted((key, id(value)) for key, value in vars(kind).items())
+        if _PASSED.get(kind) == looks:
+            return Example.of(task)
+        example = check_task(task, name)
+    _PASSED[kind] = looks
+    return example
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads records as a task has them, and tries its loss on each."""
+
+    task: Task
+    name: str
+    example: Example
+
+    def read(self, records: Any, whose: str = "the records") -> Pool:  # noqa: ANN401 - see `read_pool`
+        """Return records as a pool.
+
+        Raises:
+            DataError: if the task cannot use them.
+        """
+        pool = read_pool(self.task, self.name, self.example, records)
+        path = Path(records) if isinstance(records, str | Path) else Path(whose)
+        with torch.random.fork_rng(devices=[]):
+            module = make_model(self.task, 0)
+        try:
+            Fitness(self.task, self.name, module).check(pool.records, range(1, len(pool) + 1), path)
+        except DataError as error:
+            if problem := _of_labels(module, pool):
+                msg = f"{path}: {problem}"
+                raise DataError(msg) from error
+            raise
+        return pool
+
+
+def _of_labels(module: nn.Module, pool: Pool) -> str | None:
+    """Return what is wrong with labels of which the model has no output, or None."""
+    with torch.no_grad():
+        outputs = call(module.eval(), pool.subset(np.arange(1)).inputs)
+    targets = pool.targets
+    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():  # noqa: PLR2004 - one row a record
+        return None
+    least, most, count = int(targets.min()), int(targets.max()), outputs.shape[1]
+    wrong = ((targets < 0) | (targets >= count)).nonzero()[:, 0]
+    if not len(wrong):
+        return None
+    outputs_for = f"but the model has {count} outputs, for 0 to {count - 1}"
+    if len(wrong) <= len(targets) // 100:
+        place = int(wrong[0])
+        return f"the target of record {place + 1} is {int(targets[place])}, {outputs_for}; correct the record"
+    if least < 0:
+        mend = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
+    else:
+        mend = f"subtract {least} from them" if most - least < count else f"give the model {most + 1} outputs"
+    return f"labels are {least} to {most}, {outputs_for}; {mend}"
+
+
 def _pools(
-    task: Task,
-    name: str,
-    example: Example,
+    reader: _Reader,
     records: Any,  # noqa: ANN401 - see `prepare`
     test: Any,  # noqa: ANN401
     seed: int,
 ) -> tuple[Mapping[str, Pool], Pool]:
     """Return the records of each site, or of all under no name; and those to test on."""
     if isinstance(records, Division) and not isinstance(test, int | float):
-        return records, read_pool(task, name, example, test)
-    if isinstance(records, Mapping) and not isinstance(example.inputs, dict):
-        named = {site: read_pool(task, name, example, own) for site, own in records.items()}
-        checked_names(list(named))
+        return records, reader.read(test, "the test records")
+    if isinstance(records, Mapping) and not isinstance(reader.example.inputs, dict):
+        checked_names(list(records))
+        named = {site: reader.read(own, f"the records of {site}") for site, own in records.items()}
     else:
-        named = {"": read_pool(task, name, example, records)}
+        named = {"": reader.read(records)}
     if not isinstance(test, int | float):
-        return named, read_pool(task, name, example, test)
+        return named, reader.read(test, "the test records")
     if not 0 < test < 1:
         msg = f"test = {test:g} must be between 0 and 1: the fraction of records on which models are measured"
         raise ConfigError(msg)
@@ -248,7 +331,7 @@ def _pools(
 
 
 def _divided(pool: Pool, names: list[str], partition: str | Partition, seed: int) -> Division:
-    chosen = read_partition(partition) if isinstance(partition, str) else partition
+    chosen = read_partition(partition)
     parts = divide(chosen, pool.described, len(names), seed)
     if isinstance(chosen, FeatureShift):
         pool = pool.shifted(parts, chosen.sigma, seed)

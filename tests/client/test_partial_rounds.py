@@ -21,11 +21,12 @@ from privacy.at_rest.sealed import MAGIC
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import forget
 from privacy.errors import ConfigError
+from privacy.run.manifest import open_run
 from privacy.run.plan import RoundPlan
 from privacy.run.settings import Training
 from simulations.engine.federation import Federation
 from tests.client.agent_rounds import SITE, plan_of, train, update_of
-from tests.federations import NOISY, SITES, FederationMaker, charges_of, restart, task_name
+from tests.federations import NOISY, SITES, FederationMaker, charges_of, restart, roster_of, task_name
 from tests.studies import Tiny, trains
 
 PHRASE = "correct horse battery staple"
@@ -169,16 +170,28 @@ def test_steps_that_outlived_their_update_are_not_used_and_an_agent_deletes_them
     assert kept(federation) == []
     assert caplog.text.count("goes on after step") == 1
     file.write_bytes(steps)
-    site = restart(federation, SITE)
-    site.partial.sweep({charge.head for charge in site.ledger.entries().open.values()})
+    restart(federation, SITE).forget_steps()
     assert kept(federation) == []
 
 
 def test_steps_under_an_open_charge_stay_when_an_agent_starts(federation: Federation) -> None:
     file = interrupt(federation, plan_of(federation))
-    site = restart(federation, SITE)
-    site.partial.sweep({charge.head for charge in site.ledger.entries().open.values()})
+    restart(federation, SITE).forget_steps()
     assert kept(federation) == [file]
+
+
+def test_steps_of_a_run_that_was_stopped_are_deleted_once_it_has_expired(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(federation, plan_of(federation))
+    expires = open_run(federation.manifest.read_bytes(), roster_of(federation)).manifest.expires
+    monkeypatch.setattr("client.state.partial_rounds.time.time", lambda: expires - 1)
+    site = restart(federation, SITE)
+    site.forget_steps()
+    assert len(kept(federation)) == 1
+    monkeypatch.setattr("client.state.partial_rounds.time.time", lambda: expires + 1)
+    site.forget_steps()
+    assert kept(federation) == []
 
 
 def test_in_an_encrypted_folder_the_steps_are_encrypted_and_no_backup_has_them(

@@ -14,6 +14,7 @@ import pytest
 
 from privacy.accounting.accounting import Mechanism
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, LedgerError, MalformedError
+from privacy.files import remove_unfinished
 from privacy.ledger.ledger import Budget, Ledger, Release
 from privacy.storage import append, link_atomically, read_document, read_file, set_aside, write_atomically
 from tests.privacy.consortium import signing_key
@@ -45,6 +46,21 @@ def test_a_file_that_cannot_be_replaced_is_unchanged(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_atomically(path, b"content")
     assert (path / "inside").is_dir()
+
+
+def test_what_killed_processes_left_hours_ago_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "keys" / "epochs").mkdir(parents=True)
+    (tmp_path / "records").mkdir()
+    gone = [".a.toml.12.new", "keys/.tls.key.7.new", "keys/epochs/.000001.key.123456.new"]
+    kept = ["a.new", ".a.new", ".a.12.new.old", ".a.x.new", "keys/tls.key", "records/.scan.12.new", ".young.12.new"]
+    for name in [*gone, *kept]:
+        (tmp_path / name).write_bytes(b"x")
+        if "young" not in name:
+            os.utime(tmp_path / name, (1.0e9, 1.0e9))
+    (tmp_path / "keys" / ".link.12.new").symlink_to(tmp_path / "a.new")
+    remove_unfinished(tmp_path, ["keys", "keys/tls.key", "absent"])
+    assert not [name for name in gone if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in [*kept, "keys/.link.12.new"])
 
 
 # --- Files that are none ---------------------------------------------------------------------------------------------

@@ -343,9 +343,12 @@ def test_one_of_flowers_grids_streams_too_and_its_errors_name_the_node_that_they
 
 def test_nobody_waits_longer_than_the_deadline_for_one_of_flowers_grids() -> None:
     silent: Any = SimpleNamespace(push_messages=stamp_all, pull_messages=lambda _: [])
-    started = time.monotonic()
-    assert list(StreamingGrid(silent).send_and_receive([_message(11)], timeout=0.2)) == []
+    started, waits = time.monotonic(), list[tuple[set[int], float]]()
+    grid = StreamingGrid(silent, lambda nodes, left: waits.append((set(nodes), left)))
+    assert list(grid.send_and_receive([_message(11)], timeout=0.2)) == []
     assert 0.2 <= time.monotonic() - started < 5
+    assert waits[0][0] == {11}
+    assert 0 < waits[0][1] <= 0.2
 
 
 def stamp_all(messages: list[Message]) -> list[str]:

@@ -6,6 +6,7 @@ Values are in the modality's units (Hounsfield units for CT), after its rescale 
 from __future__ import annotations
 
 import warnings
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,10 @@ class DicomReader(ImageReader):
             msg = "colours by a palette, or of another kind; convert the image to grey or RGB"
             raise UnusableError(msg)
         self.check_channels(channels)
+        slope = data.get("RescaleSlope")
+        if slope is not None and not 0 < abs(float(slope)) < inf:
+            msg = "a rescale slope that is zero or no number; correct it, or leave the record out"
+            raise UnusableError(msg)
         pixels = np.asarray(apply_modality_lut(_pixels(data), data), np.float32)
         frames = torch.from_numpy(pixels).reshape(count, int(data.Rows), int(data.Columns), channels)
         if data.PhotometricInterpretation == "MONOCHROME1":  # bright means little: turn it round within the range

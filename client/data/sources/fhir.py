@@ -221,7 +221,8 @@ def _has(concept: Any, wanted: _Wanted) -> bool:  # noqa: ANN401
 def _value(observed: Any) -> tuple[Any, str | None]:  # noqa: ANN401
     """Return an observation's value and its unit."""
     if (quantity := observed.get("valueQuantity")) is not None:
-        return quantity.get("value"), quantity.get("code") or quantity.get("unit")
+        value, bound = quantity.get("value"), quantity.get("comparator")  # "<" says that the value is only a limit
+        return f"{bound}{value}" if bound else value, quantity.get("code") or quantity.get("unit")
     if "valueCodeableConcept" in observed:
         return _coded(observed["valueCodeableConcept"]), None
     kinds = ("valueBoolean", "valueInteger", "valueString", "valueDateTime")

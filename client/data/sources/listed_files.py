@@ -209,11 +209,11 @@ class ListedTable(TextTable):
         Raises:
             UnusableError: if there is none, or it is outside the table's folder.
         """
-        pure = PurePosixPath(name)
+        pure = PurePosixPath(name.replace("\\", "/"))  # as Windows writes it
         if not name or len(name) > _LONGEST:
             msg = "no file name, or a very long one; correct it, or leave the record out"
             raise UnusableError(msg)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
+        if pure.is_absolute() or ".." in pure.parts or "\0" in name:
             msg = "leads out of this table's folder; name files in it, such as scans/1.png"
             raise UnusableError(msg)
         try:

@@ -32,6 +32,7 @@ pc: Any = compute  # it makes its functions when it is imported, unseen by type 
 
 _NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 _COMMA = r"^[+-]?[0-9]+,[0-9]+$"
+_WHOLE = r"^([+-]?[0-9]+)\.0+$"
 _LONGEST = 1000  # bytes of a cell
 _KEPT = 100  # problems
 _EPOCH = date(1970, 1, 1)
@@ -296,12 +297,14 @@ class Encoder:
             known = [word.lower() for word in (*column.no, *column.yes)]
         else:
             known = list(column.values)
-        places = _floats(pc.index_in(words, pa.array(known, words.type)))
+        whole = pc.replace_substring_regex(words, _WHOLE, r"\1")  # 1 for 1.0, as tools write codes with gaps
+        places = _floats(pc.coalesce(*(pc.index_in(each, pa.array(known, words.type)) for each in (words, whole))))
         absent = _mask(pc.or_(pc.is_null(words), pc.fill_null(pc.is_in(_words(array), self._missing), fill_value=True)))
         unknown = np.isnan(places) & ~absent
         if isinstance(column, Flag):
             places = np.where(np.isnan(places), np.nan, places >= len(column.no))
-            work.refuse(unknown, f"neither {' nor '.join((column.yes[0], column.no[0]))}; correct it")
+            yes, no = _shortened(column.yes), _shortened(column.no)
+            work.refuse(unknown, f"neither yes ({yes}) nor no ({no}); correct it, or the task's words")
         elif column.other == "other":
             counts.unknown += int((unknown & ~work.refused).sum())
             return np.where(unknown, len(known), places)

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20  # bytes at a time
 _LONGEST = 1 << 20  # characters of a line
+_OTHER_KINDS = {
+    b"PK\3\4": ("a spreadsheet, or another zip archive", "save its table as CSV"),
+    b"\xd0\xcf\x11\xe0": ("a spreadsheet or document", "save its table as CSV"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it"),
+    b"PAR1\x15": ("a Parquet file", 'set name = "parquet" in [data.source]'),
+    b"SQLite format 3\0": ("a SQLite database", 'set name = "sql" in [data.source]'),
+    b"%PDF-": ("a PDF document", "save its table as CSV"),
+}
+"""By the first bytes of files that are often taken for text: what they are, and what to do."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -126,7 +135,11 @@ class TextTable(Table):
         number, rest, ended = 1, "", False
         try:
             with open_file(self.path) as file:
-                encoding = _encoding(file.read(4), self.options.encoding)
+                start = file.read(16)
+                for mark, (kind, advice) in _OTHER_KINDS.items():
+                    if start.startswith(mark):
+                        self.fail(f"the file is {kind}, not text", advice)
+                encoding = _encoding(start, self.options.encoding)
                 decoder = codecs.getincrementaldecoder(encoding)()
                 file.seek(0)
                 while not ended:

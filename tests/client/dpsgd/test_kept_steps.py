@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
-from client.dpsgd.kept_steps import StepsFile, charge_of
+from client.dpsgd.kept_steps import StepsFile, kept_for
 from client.dpsgd.training_steps import train
 from client.task.probe import make_model
 from client.task.task import Task
@@ -84,7 +85,7 @@ class Case:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Randomness, "fresh", lambda: Randomness((key + 1000).to_bytes(32, "big")))
             train(self.task, module, records, RECORDS, self.manifest, Stream(key, steps), solver=self.solver,
-                  file=StepsFile(path, every, "head", purpose))  # fmt: skip
+                  file=StepsFile(path, every, "head", purpose, inf))  # fmt: skip
         return parameters_to_vector(module.parameters()).detach()
 
 
@@ -155,9 +156,9 @@ def test_a_damaged_file_is_noticed_and_the_round_starts_again_with_new_noise(
     path, anew = tmp_path / "steps", Case().train(tmp_path / "other", 2)
     with pytest.raises(Killed):
         Case().train(path, 1, 5)
-    assert charge_of(path) == "head"
+    assert kept_for(path) == ("head", inf)
     path.write_bytes(damage(path.read_bytes()))
-    assert charge_of(path) is None
+    assert kept_for(path) is None
     assert torch.equal(Case().train(path, 2), anew)
     assert "starts with its first step" in caplog.text
     assert "is damaged" in caplog.text

@@ -98,6 +98,9 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         Toy(lambda: drawn_by(random.random)), "its model() makes a different model each time; draw the initial"),
     "two outputs": (
         Toy(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
+    "outputs by name": (
+        Toy(lambda: Through(lambda x: x, head(), Through(lambda x: cast("Any", {"logits": x})))),
+        "its model returns a builtins.dict; return one tensor, its `logits`, with one row per record"),
     "complex outputs": (
         Toy(lambda: Through(lambda x: x, head(), Through(torch.fft.fft))), "its model returns complex64 (n, 3)"),
     "classes": (

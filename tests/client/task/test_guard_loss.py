@@ -56,6 +56,10 @@ def dice(outputs: Tensor, targets: Tensor) -> Tensor:
     return 1 - 2 * (wanted * predicted).sum() / (wanted + predicted).sum()
 
 
+def amounts() -> tuple[Tensor, Tensor]:
+    return torch.randn(8, WIDTH), torch.randn(8)
+
+
 def broadcast(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs[:, :1] - targets).square().mean()
 
@@ -78,6 +82,9 @@ LOSSES: dict[str, tuple[Task, str]] = {
     "ranking": (Toy(loss=ranking), NO_MEAN),
     "dice over the batch": (Toy(loss=dice), NO_MEAN),
     "outputs broadcast against targets": (Toy(loss=broadcast), NO_MEAN),
+    "a column broadcast against amounts": (
+        Toy(lambda: nn.Linear(WIDTH, 1), functional.mse_loss, amounts),
+        "its loss over a batch is not the mean of its records' own losses: outputs are float32 (n, 1) and targets flo"),
     "the spread of outputs": (Toy(loss=spread), NO_MEAN),
     "the root of the mean": (Toy(loss=lambda a, b: functional.cross_entropy(a, b).sqrt()), NO_MEAN),
     "random weights": (Toy(loss=mixed_up), "its loss gives different values for the same outputs; it must not draw"),

@@ -126,6 +126,15 @@ def test_another_consortium_cannot_take_over_a_site(lungs: Path, monkeypatch: py
         cloister("roster", "approve", lungs / "south" / "south.request")
 
 
+def test_a_consortium_is_founded_with_an_api_or_without(lungs: Path) -> None:
+    assert read_consortium(lungs / "server").settings.api is None
+    assert report("init", "b", "--host", "fed.example.org", "--folder", "b", "--api")["api"] == "fed.example.org:9442"
+    api = read_consortium(Path("b/server")).settings.api
+    assert api is not None
+    assert api.listen == "0.0.0.0:9442"
+    assert "people sign in at localhost:9442" in cloister("init", "c", "--host", "localhost", "--folder", "c", "--api")
+
+
 def test_a_welcome_for_other_keys_is_refused(lungs: Path) -> None:
     for name in ("tls.key", "signing.key", "sealing.key"):
         kept = (lungs / "north" / "keys" / name).read_bytes()
@@ -141,6 +150,8 @@ def test_a_welcome_for_other_keys_is_refused(lungs: Path) -> None:
         (("init", "lungs", "--host", "localhost"), "exists already"),
         (("init", "a\nb", "--host", "localhost", "--folder", "b"), "printable"),
         (("init", "b", "--host", "https://fed", "--folder", "b"), "is not a host"),
+        (("init", "b", "--host", "fed", "--folder", "b", "--api", "--port", "9442"), "9442 is for people .*--port"),
+        (("init", "b", "--host", "fed", "--folder", "b", "--api", "--joining-port", "9442"), "another --joining-port"),
         (("invite", "North"), "is not a site's name"),
         (("join", "nothing"), "no such file"),
         (("join", "north/site.toml"), "not an invitation"),

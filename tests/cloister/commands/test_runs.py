@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import stat
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,12 +25,12 @@ from privacy.errors import (
 )
 from privacy.run.manifest import open_run
 from simulations.engine.federation import Federation
+from strategies.event_lines import line_of
 from tests.federations import await_condition
 from tests.server.api.consortia import Consortium, Status, serving, set_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.cloister.in_process import Run
     from tests.server.api.consortia import Server
@@ -121,8 +123,37 @@ def test_a_failed_run_goes_on_when_an_operator_says_so(server: Server, cloister:
     rosa, otto = (("--as", server.consortium.path(name), "--api", server.address) for name in ("rosa", "otto"))
     refused = cloister("retry", "failing", *rosa)
     assert (refused.returncode, "rosa is researcher" in refused.stderr) == (1, True)
-    assert "          the disk is full\n" in cloister("runs", "failing", *rosa).stdout
+    assert "          the disk is full\n" in cloister("runs", *rosa).stdout
+    assert "  reason    the disk is full\n" in cloister("runs", "failing", *rosa).stdout
     assert cloister("retry", "failing", *otto).stdout == f"✓ failing {digest[:8]} is waiting\n"
+
+
+def test_one_run_is_shown_in_full(server: Server, cloister: Run) -> None:
+    digest = server.queue.submit(server.consortium.sign("shown"), "rosa").digest
+    rosa = "--as", server.consortium.path("rosa"), "--api", server.address
+    (row, times, rounds) = cloister("runs", "shown", *rosa).stdout.splitlines()
+    assert row.startswith(f"{digest[:8]}  waiting ")
+    assert times.startswith("  times     submitted 20")
+    assert times.endswith(" UTC by rosa")
+    assert rounds == "  rounds    0 of 1 released a model"
+    server.store.mark(digest, "running")
+    lost = ROUND | {"round": 2, "released": False, "seconds": 0.75, "problems": {"south": "it is not online"}}
+    away = {"event": "away", "round": 3, "sites": ["south"], "since": 1.0e9, "until": 2.0e9}
+    record(server, digest, STARTED | {"minimum": 2, "noise_multiplier": 1.5}, ROUND, lost, away)
+    lines = cloister("runs", "shown", *rosa).stdout.splitlines()[2:]
+    assert lines == [
+        "  rounds    0 of 1 released a model; 0.50 s each, 4.0 kB of updates in all",
+        "  sites     rounds of each: north 1, south 1; at least 2 in a round",
+        "  noise     multiplier 1.5; ε spent over all runs, as reported: north 0.50",
+        f"  waits     {line_of(away)}",
+        "  problem   south: it is not online",
+    ]
+    server.store.mark(digest, "stopped", "stopped by otto")
+    shown = json.loads(cloister("runs", "shown", *rosa, "--json").stdout)
+    assert (shown["sites"], shown["epsilon"], shown["waits_for"]) == ({"north": 1, "south": 1}, {"north": 0.5}, "")
+    assert "; ended " in cloister("runs", "shown", *rosa).stdout
+    record(server, digest, {"event": "round"})
+    assert "another version of Cloister" in cloister("runs", "shown", *rosa).stderr
 
 
 def test_ctrl_c_only_leaves_and_says_how_to_come_back(
@@ -146,9 +177,12 @@ def test_ctrl_c_only_leaves_and_says_how_to_come_back(
 def test_whoever_watches_a_run_that_waits_sees_which_goes_on_before_it(
     server: Server, cloister: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, behind = (server.queue.submit(server.consortium.sign(name), "rosa").digest for name in ("first", "second"))
-    server.store.mark(before, "stopped", "stopped by rosa")
-    monkeypatch.setattr(server.queue, "status", lambda: Status(running=(before,)))
+    stopped, before, behind = (
+        server.queue.submit(server.consortium.sign(name), "rosa").digest for name in ("stopped", "first", "second")
+    )
+    server.store.mark(stopped, "stopped", "stopped by rosa")  # it may still deliver a sum, and does not block the queue
+    server.store.mark(before, "running")
+    monkeypatch.setattr(server.queue, "status", lambda: Status(running=(stopped, before)))
 
     def interrupted(*_: object, **__: object) -> Iterator[dict[str, Any]]:
         yield STARTED
@@ -156,7 +190,7 @@ def test_whoever_watches_a_run_that_waits_sees_which_goes_on_before_it(
 
     monkeypatch.setattr(client_module.Client, "follow", interrupted)
     left = cloister("watch", behind, "--as", server.consortium.path("rosa"), "--api", server.address)
-    says = f"waits for its turn, after first {before[:8]}, stopped, still delivers its last sum\n"
+    says = f"waits for its turn, after first {before[:8]}\n"
     assert left.stdout.splitlines()[0] + "\n" == "       " + says
 
 
@@ -175,11 +209,45 @@ def test_a_client_submits_follows_and_fetches(server: Server, rosa: public.Clien
     server.store.mark(run.digest, "finished")
     assert list(events) == []
     assert [event["event"] for event in rosa.events(run.digest)] == ["started", "round"]
+    stated = rosa.statement(run.digest)
+    assert (stated["run"], stated["signed"]["by"]) == (run.digest, {"name": "rosa", "role": "researcher"})
+    assert stated["cost"]["epsilon"] == "infinite"  # this study has no noise
+    assert stated["outcome"]["sites"]["north"] == {"rounds": 1, "epsilon_spent_over_all_runs": 0.5}
+    assert stated["outcome"]["sites"]["south"]["epsilon_spent_over_all_runs"] is None
     assert rosa.manifest(run.digest).signer.name == "rosa"
     assert rosa.status()["sites"]["north"] is True
     assert run.digest in {each.digest for each in rosa.runs()}
     with public.Client(server.consortium.path("aude"), server.address) as aude:
         assert aude.ledger_heads() == {}
+
+
+def test_what_a_server_has_of_a_run_is_fetched_into_files(
+    server: Server, rosa: public.Client, cloister: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rosa.submit(signed(server, "fetched"))
+    record(server, run.digest, STARTED, ROUND)
+    me = ("--as", str(server.consortium.path("rosa")), "--api", server.address)
+    monkeypatch.chdir(tmp_path)
+    for what, ending in (("manifest", "manifest"), ("events", "events.jsonl"), ("statement", "statement.json")):
+        done = cloister("runs", "fetched", "--fetch", what, *me)
+        assert (done.returncode, done.stdout) == (0, f"✓ fetched-{run.digest[:8]}.{ending}\n"), done.stderr
+    data = {path.suffix: path.read_bytes() for path in tmp_path.iterdir()}
+    assert data[".manifest"] == server.store.document(run.digest)
+    assert [json.loads(line)["event"] for line in data[".jsonl"].splitlines()] == ["started", "round"]
+    assert json.loads(data[".json"])["outcome"]["status"] == "waiting"
+    Path("mine").write_text("mine")
+    for arguments, why in {
+        ("fetched", "--fetch", "manifest", "--out", "mine"): "exists already, and is another run",
+        ("fetched", "--fetch", "model.safetensors"): "the server has none: have a site export it",
+        ("fetched", "--fetch", "sums"): "fetch manifest, events or statement",
+        ("--fetch", "events"): "name one run",
+    }.items():
+        done = cloister("runs", *arguments, *me)
+        assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    assert Path("mine").read_text() == "mine"
+    hostile = replace(run, name="../lungs")
+    monkeypatch.setattr(client_module.Client, "run", lambda *_: hostile)
+    assert "cannot be a file's name" in cloister("runs", "fetched", "--fetch", "events", *me).stderr
 
 
 def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Client) -> None:
@@ -339,7 +407,7 @@ def test_another_run_than_was_asked_for_is_not_taken(
     server: Server, rosa: public.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, other = (rosa.submit(signed(server, name)).digest for name in ("wanted", "other"))
-    document = server.store.run(other).document
+    document = server.store.document(other)
     assert rosa.manifest(other[:12]).digest == rosa.manifest("othe").digest == other
     monkeypatch.setattr(rosa._session, "ask", lambda *_: document)
     with pytest.raises(AuthenticityError, match="answers with another run than"):

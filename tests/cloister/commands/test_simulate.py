@@ -11,6 +11,7 @@ import pytest
 from client.settings import Personal, read_site
 from simulations.tasks.hospitals import write_patients
 from tests.cloister.in_process import Run
+from tests.ports import unused_port
 
 RUN = Path(__file__).parent.parent.parent.parent / "simulations" / "tasks" / "diagnosis.toml"
 TASK = "from simulations.tasks.diagnosis import Diagnosis\n\n\nclass Mine(Diagnosis):\n    metrics = ['accuracy']\n"
@@ -75,3 +76,16 @@ def test_records_of_ones_own_are_divided_among_any_number_of_sites(folder: Path,
     assert report["rows"][0]["sites"] == 20
     wrong = cloister("simulate", "--records", "patients.csv", cwd=folder)
     assert (wrong.returncode, "which names the task" in wrong.stderr) == (1, True)
+
+
+def test_a_cluster_is_for_the_engine_that_needs_one_and_must_answer(folder: Path, cloister: Run) -> None:
+    write_patients(folder / "patients.csv", np.arange(400))
+    records, cluster = ("--records", "patients.csv"), ("--ray-address", f"127.0.0.1:{unused_port()}")
+    for options, message in (
+        ((*records, *cluster), "--engine flower"),
+        ((*records, "--cpus-per-site", "2"), "--engine flower"),
+        ((*cluster, "--engine", "flower"), "needs --records"),
+        ((*records, *cluster, "--engine", "flower"), "no Ray cluster answers at 127.0.0.1"),
+    ):
+        done = cloister("simulate", "study.toml", *options, cwd=folder)
+        assert (done.returncode, message in done.stderr) == (1, True), done.stderr

@@ -183,6 +183,11 @@ def test_buckets_fill_again_and_do_not_grow_without_end() -> None:
     now = 1.5
     assert buckets.wait("a") == 0.0
     assert [buckets.take("a") for _ in range(2)] == [0.0, 0.5]
+    buckets.give("a")
+    assert buckets.take("a") == 0.0
+    for _ in range(5):
+        buckets.give("b")
+    assert [buckets.take("b") for _ in range(3)] == [0.0, 0.0, 1.0]
     for number in range(10_000):
         buckets.take(str(number))
     assert len(buckets._buckets) <= 4096

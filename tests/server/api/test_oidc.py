@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
+import sys
 import threading
 import webbrowser
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +208,32 @@ def test_a_person_signs_in_with_a_browser(
             assert http.delete("/v1/sessions/current").is_success
         with pytest.raises(AuthenticityError, match="sign in again: cloister login --account"):
             client.status()
+
+
+def test_a_person_signs_in_with_a_browser_on_another_machine(
+    server: Server, provider: OpenIdProvider, cloister: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(provider.authority))
+    provider.claims = {"email": "rosa@lungs.example", "email_verified": True}
+    context = ssl.create_default_context(cafile=provider.authority)
+    terminal, ours = os.openpty()
+
+    def no_browser(url: str) -> bool:
+        with httpx.Client(verify=context, trust_env=False) as elsewhere:
+            returned = elsewhere.get(url).headers["Location"]
+        os.write(terminal, f"what?\n{returned}\n".encode())
+        return False
+
+    monkeypatch.setattr(webbrowser, "open", no_browser)
+    with open(ours, encoding="utf-8") as stdin:  # noqa: PTH123 - it is no path
+        monkeypatch.setattr(sys, "stdin", stdin)
+        folder = server.consortium.path("rosa")
+        signed_in = cloister("login", "--account", "--as", folder, "--api", server.address)
+    os.close(terminal)
+    assert signed_in.returncode == 0, signed_in.stderr
+    assert "no browser opens here: open the address in one on any machine" in signed_in.stderr
+    assert "this is not the address that the browser came back to; paste all of it" in signed_in.stderr
+    assert signed_in.stdout.startswith(f"✓ signed in to {server.address} as rosa, researcher")
 
 
 def test_a_server_without_accounts_says_so(shared_server: Server) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from client.joining import prepare
 from privacy.run.people import ROLES
+from privacy.run.roster import sign_roster
 from server.api.people import SESSION_SECONDS
 from server.coordinator import Coordinator
 from tests.server.api.consortia import PEOPLE, Consortium, serving, set_api
+from transport.pki import read_authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +141,23 @@ def test_a_person_who_is_removed_or_gets_another_key_is_out_with_the_next_reques
     coordinator.approve([new])
     assert who(server, otto) == 401
     assert who(server, aude)["role"] == "auditor"
+
+
+def test_who_was_removed_and_is_listed_again_signs_in_again(server: Server) -> None:
+    rosa, otto = server.token("rosa"), server.token("otto")
+    assert who(server, rosa)["role"] == "researcher"
+    before = server.queue.roster()
+    (left,) = [person for person in before.people if person.name == "rosa"]
+    server.consortium.remove("rosa")
+    server.store.sessions.keep({person.name: person.signing_key for person in server.queue.roster().people})
+    now = replace(server.queue.roster(), version=before.version + 2)
+    now = replace(now, people=(*now.people, left))
+    folder = server.consortium.folder / "coordinator"
+    authority = read_authority(folder / "authority.key", folder / "authority.pem")
+    (server.consortium.server / "roster").write_bytes(sign_roster(now, authority.key).to_bytes())
+    assert who(server, rosa) == 401  # though nobody asked while she was not listed
+    assert who(server, otto)["role"] == "operator"
+    assert who(server, server.token("rosa"))["role"] == "researcher"
 
 
 def test_a_session_ends_when_its_person_signs_out_and_after_an_hour(

@@ -1,7 +1,7 @@
 """What nobody waits for any more is not offered to a site for ever."""
 
 import time
-from threading import Event
+from threading import Event, Thread
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
@@ -35,3 +35,16 @@ def test_nobody_waits_for_the_answer_of_a_site_that_was_revoked() -> None:
     assert answered.has_error()
     assert answered.error.reason == "it is no longer in the roster"
     assert answered.metadata.reply_to_message_id == sent.metadata.message_id
+
+
+def test_whoever_listens_is_told_for_whom_the_grid_waits() -> None:
+    mailboxes = Mailboxes({5})
+    grid, told = GrpcGrid(1, mailboxes), list[tuple[set[int], bool]]()
+    grid.idle = lambda nodes, left: told.append((set(nodes), 0 < left <= 60.0))
+    assert list(grid.pull_messages(grid.push_messages([message("not awaited", 60.0)]))) == []
+    assert told == []
+    replies = grid.stream([message("train", 60.0)], timeout=60.0)
+    Thread(target=lambda: await_condition(lambda: bool(told)) or mailboxes.admit(set())).start()
+    assert [reply.has_error() for reply in replies] == [True]
+    assert told[0] == ({5}, True)
+    assert told[-1] == (set(), True)

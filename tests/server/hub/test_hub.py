@@ -137,14 +137,28 @@ def test_an_agent_that_worked_longer_than_a_stream_lasts_gets_the_next_message(s
     files = tls_of(server.federation, "north")
     server.mailboxes.put(server.node("north"), "a", (b"a",))
     with Exchange(server.address, files) as exchange:
-        assert bytes(exchange.pull(wait=0.2) or b"") == b"a"
-        await_condition(lambda: server.mailboxes.online(0) == set())  # the stream is over
+        assert bytes(exchange.pull(wait=0.0) or b"") == b"a"
+        assert server.mailboxes.online(0) == {server.node("north")}  # as long as it works
         assert exchange.push((b"done",), "a")
+        await_condition(lambda: server.mailboxes.online(0) == set())  # the stream is over
         server.mailboxes.put(server.node("north"), "b", (b"b",))
         assert bytes(exchange.pull(wait=LONG) or b"") == b"b"
         assert exchange.push((b"done",), "b")
         server.mailboxes.put(server.node("north"), "c", (b"c",))
         assert bytes(exchange.pull(wait=0) or b"") == b"c"  # in the stream of the one before
+
+
+def test_a_site_that_works_is_online_until_it_leaves_or_its_message_is_withdrawn(server: Server) -> None:
+    files, north = tls_of(server.federation, "north"), server.node("north")
+    for leaves in (True, False):
+        server.mailboxes.put(north, "a", (b"a",))
+        with Exchange(server.address, files) as exchange:
+            assert bytes(exchange.pull(wait=0.0) or b"") == b"a"
+            assert server.mailboxes.online(0) == {north}
+            if not leaves:
+                server.mailboxes.withdraw({"a"})
+                await_condition(lambda: server.mailboxes.online(0) == set())
+        await_condition(lambda: server.mailboxes.online(0) == set())
 
 
 def test_a_stream_that_broke_is_not_read_again(server: Server) -> None:

@@ -128,8 +128,8 @@ def test_replies_that_are_withdrawn_make_room(server: Server, north: Caller) -> 
     for number in range(AT_ONCE + 1):
         server.mailboxes.put(server.node("north"), f"n{number}", ())
     for number in range(AT_ONCE):
-        assert north.push(to_frames([b"done"], f"n{number}")) == ACCEPTED
-    waiting = north._push.future(to_frames([b"done"], "n4"), timeout=LONG)
+        assert north.push(to_frames([bytes(LIMIT)], f"n{number}")) == ACCEPTED
+    waiting = north._push.future(to_frames([bytes(LIMIT)], "n4"), timeout=LONG)
     server.mailboxes.withdraw({"n1", "n2"})
     assert waiting.result(LONG).status == ACCEPTED
 
@@ -147,7 +147,7 @@ def test_bodies_that_are_not_kept_take_no_room(server: Server, north: Caller) ->
         call.cancel()
         await_condition(lambda: not server.hub._turns["north"].locked())
     for _ in range(AT_ONCE + 1):
-        assert north.push(to_frames([b"done"], "m")) == ACCEPTED
+        assert north.push(to_frames([bytes(LIMIT)], "m")) == ACCEPTED
         north.refused(to_frames([b"something else"], "m"))
     assert north.push(to_frames([b"done"], "last")) == ACCEPTED
     assert set(server.mailboxes._replies) == {"m", "last"}

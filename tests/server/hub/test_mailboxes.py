@@ -6,10 +6,11 @@ import pytest
 
 from privacy.errors import ProtocolError
 from server.hub import mailboxes as module
-from server.hub.mailboxes import Mailboxes
+from server.hub.mailboxes import SMALL, Mailboxes
 
 NORTH, SOUTH = 1, 2
 GRACE = 60.0
+LARGE = bytes(SMALL + 1)
 
 
 def unnoticed() -> None:
@@ -102,7 +103,7 @@ class Place:
 def test_a_reply_frees_its_place_when_it_is_taken_or_withdrawn(boxes: Mailboxes, end: str) -> None:
     place = Place()
     boxes.put(NORTH, "m", ())
-    boxes.answer(NORTH, "m", b"done", place.free)
+    boxes.answer(NORTH, "m", LARGE, place.free)
     assert boxes.take({"another"}, 0) is None
     boxes.withdraw({"another"})
     assert place.freed == 0
@@ -115,9 +116,9 @@ def test_a_reply_frees_its_place_when_it_is_taken_or_withdrawn(boxes: Mailboxes,
 def test_a_reply_that_is_not_kept_frees_its_place_at_once(boxes: Mailboxes) -> None:
     first, late, again, other = (Place() for _ in range(4))
     boxes.put(NORTH, "m", ())
-    boxes.answer(NORTH, "m", b"done", first.free)
-    boxes.answer(NORTH, "unheard of", b"done", late.free)
-    boxes.answer(NORTH, "m", b"done", again.free)
+    boxes.answer(NORTH, "m", LARGE, first.free)
+    boxes.answer(NORTH, "unheard of", LARGE, late.free)
+    boxes.answer(NORTH, "m", LARGE, again.free)
     with pytest.raises(ProtocolError, match="another reply"):
         boxes.answer(NORTH, "m", b"something else", other.free)
     assert [place.freed for place in (first, late, again, other)] == [0, 1, 1, 1]
@@ -127,13 +128,24 @@ def test_replies_that_nobody_awaits_take_no_places_of_awaited_replies(boxes: Mai
     names, places = ["m1", "m2", "m3", "m4"], [Place() for _ in range(4)]
     for name, place in zip(names, places, strict=True):
         boxes.put(NORTH, name, ())
-        boxes.answer(NORTH, name, b"done", place.free)
+        boxes.answer(NORTH, name, LARGE, place.free)
     assert boxes.take({"awaited"}, 0) is None
     assert [place.freed for place in places] == [0, 0, 0, 0]
     assert boxes.take({"awaited"}, 0.01) is None
     assert [place.freed for place in places] == [0, 0, 1, 1]
-    assert [boxes.take({name}, 0) for name in names] == [("m1", b"done"), ("m2", b"done"), ("m3", b""), ("m4", b"")]
+    assert [boxes.take({name}, 0) for name in names] == [("m1", LARGE), ("m2", LARGE), ("m3", b""), ("m4", b"")]
     assert [place.freed for place in places] == [1, 1, 1, 1]
+
+
+def test_small_replies_take_no_place_and_are_kept_whoever_waits(boxes: Mailboxes) -> None:
+    names, places = [f"m{number}" for number in range(8)], [Place() for _ in range(8)]
+    for name, place in zip(names, places, strict=True):
+        boxes.put(NORTH, name, ())
+        boxes.answer(NORTH, name, bytes(SMALL), place.free)
+    assert [place.freed for place in places] == [1] * 8
+    assert boxes.take({"another run's"}, 0.01) is None
+    assert [boxes.take({name}, 0) for name in names] == [(name, bytes(SMALL)) for name in names]
+    assert [place.freed for place in places] == [1] * 8
 
 
 def test_receipts_are_remembered_for_the_promised_number_of_messages(
@@ -184,8 +196,8 @@ def test_a_run_that_awaits_replies_takes_nothing_from_another_that_does(boxes: M
         boxes.expect(name)
     for name in [*own, *(f"late {number}" for number in range(4))]:
         boxes.put(NORTH, name, ())
-        assert boxes.answer(NORTH, name, name.encode(), unnoticed)
+        assert boxes.answer(NORTH, name, LARGE, unnoticed)
     assert boxes.take({"another run's"}, 0.01) is None
-    assert [boxes.take({name}, 0) for name in own] == [(name, name.encode()) for name in own]
+    assert [boxes.take({name}, 0) for name in own] == [(name, LARGE) for name in own]
     late = [boxes.take({f"late {number}"}, 0) for number in range(4)]
     assert [bool(reply and reply[1]) for reply in late] == [True, True, False, False]

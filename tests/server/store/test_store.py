@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from privacy.errors import NotFoundError, RunError
+from privacy.run.people import Person
 from server.store.sessions import Session
 from server.store.store import Store
 from tests.server.store.stores import run_named
@@ -28,11 +29,23 @@ def store(place: ServerFolder) -> Iterator[Store]:
 
 def test_a_run_that_is_submitted_again_is_there_once(store: Store) -> None:
     first = store.submit(run_named(), "ada")
-    assert (first.status, first.by, first.document) == ("waiting", "ada", run_named().document)
+    assert (first.status, first.by) == ("waiting", "ada")
+    assert store.document(first.digest) == run_named().document
     store.mark(first.digest, "running")
     again = store.submit(run_named(), "bob")
     assert (again.status, again.by, again.submitted) == ("running", "ada", first.submitted)
     assert len(store.runs()) == 1
+
+
+def test_a_run_that_is_here_with_another_signature_is_refused(store: Store) -> None:
+    mine = run_named()
+    first = store.submit(mine, "ada")
+    ben = Person("ben", "researcher", "1" * 64)
+    with pytest.raises(RunError, match="ada has submitted this very run with another signature than ben's; sign the"):
+        store.submit(mine._replace(document=b"signed by ben", signer=ben), "ben")
+    assert store.document(first.digest) == mine.document
+    with pytest.raises(NotFoundError, match="there is no run"):
+        store.document("0" * 64)
 
 
 def test_runs_wait_in_the_order_of_their_submission(store: Store) -> None:
@@ -139,3 +152,11 @@ def test_sessions_end_when_they_are_revoked_or_over(store: Store) -> None:
     assert not store.sessions.revoke(sessions[3].token)
     assert store.sessions.revoke_all("ada") == 1
     assert store.sessions.get(sessions[2].token) is None
+
+
+def test_only_sessions_of_listed_people_with_the_same_key_are_kept(store: Store) -> None:
+    for number, (person, key) in enumerate([("ada", "one"), ("ada", "two"), ("ben", "one"), ("eve", "one")]):
+        store.sessions.add(Session(f"{number:064x}", person, key, 0.0, 9.0))
+    assert store.sessions.keep({"ada": "two", "ben": "one", "zoe": "one"}) == 2
+    left = [(each.person, each.key) for name in ("ada", "ben", "eve") for each in store.sessions.of(name)]
+    assert left == [("ada", "two"), ("ben", "one")]

@@ -1,6 +1,7 @@
 """What `flwr run` sends: an app without code, whose parts both ends have installed."""
 
 import importlib
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -57,3 +58,10 @@ def test_the_apps_that_the_bundle_names_are_installed() -> None:
     for part, name in flower_part(BUNDLE)["components"].items():
         module, _, attribute = name.partition(":")
         assert isinstance(getattr(importlib.import_module(module), attribute), kinds[part])
+
+
+def test_the_app_can_be_sent_to_the_processes_of_flowers_engine() -> None:
+    app: ClientApp = importlib.import_module("client.flower").app
+    sent = pickle.dumps(app)
+    assert len(sent) < 500  # it goes with every message
+    assert isinstance(pickle.loads(sent), ClientApp)  # noqa: S301 - just pickled

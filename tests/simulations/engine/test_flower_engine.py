@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
 
 import pytest
 
@@ -16,17 +14,10 @@ from simulations.engine.results import read_results
 from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.hospitals import write_hospital_records
 from tests.federations import with_deadline
+from tests.leftovers import end_those_that_name
 
 ROOT = Path(__file__).parents[3]
 SITES = ("north", "south", "east")
-
-
-def _stop_leftovers(home: Path) -> None:
-    """End the background processes that `flwr run` leaves: those that name this test's FLWR_HOME."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if str(home).encode() in (process / "environ").read_bytes():
-                os.kill(int(process.name), SIGKILL)
 
 
 @pytest.mark.soak
@@ -61,7 +52,7 @@ def test_flwr_run_simulates_two_encrypted_rounds(tmp_path: Path) -> None:
             capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path,
         )  # fmt: skip
     finally:
-        _stop_leftovers(home)
+        end_those_that_name(home)
     print(finished.stdout[-6000:])  # noqa: T201 - what Flower said, if this fails
     results = read_results(federation)
     assert results.rounds == 2, finished.stdout[-3000:]

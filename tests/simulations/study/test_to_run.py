@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from cloister import simulate
 from cloister.local import follow, start_agents, start_server
@@ -20,10 +21,12 @@ from simulations.engine.results import read_results
 from simulations.pools import Division, Pool
 from simulations.study.protocol import terms_for
 from simulations.tasks.digits import LARGEST, Digits, digits, write_digits
+from tests.federations import models_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cloister import Result
     from simulations.engine.federation import SiteTerms
 
 PIXELS, LABELS = digits()
@@ -36,38 +39,47 @@ RUN = {
 }
 
 
-def deployed(tmp_path: Path) -> tuple[str, Federation, SiteTerms]:
+def deployed(tmp_path: Path, engine: str) -> tuple[Result, Federation, SiteTerms]:
     """Simulate a run, found a consortium whose sites have the same records in files, and sign the exported run."""
     named = {site: (PIXELS[part] / LARGEST, LABELS[part]) for site, part in PARTS.items()}
     tested = np.arange(240, 300)
-    result = simulate(Digits, named, RUN, engine="inline", test=(PIXELS[tested] / LARGEST, LABELS[tested]))
+    result = simulate(Digits, named, RUN, engine=engine, test=(PIXELS[tested] / LARGEST, LABELS[tested]), processes=2)
     exported = result.to_run(tmp_path / "run.toml")
     federation = Federation.create(tmp_path / "real", tuple(PARTS))
     for site, part in PARTS.items():
         write_digits(federation.paths[site] / "digits.csv", part)
     settings = read_toml(exported, RunSettings)
     federation.sign(settings)
-    return result.digest, federation, replace(terms_for(settings), file="digits.csv")
+    return result, federation, replace(terms_for(settings), file="digits.csv")
 
 
 def test_sites_that_read_files_arrive_at_the_simulated_model(tmp_path: Path) -> None:
-    digest, federation, terms = deployed(tmp_path)
+    result, federation, terms = deployed(tmp_path, "inline")
     for site in federation.sites:
         federation.write_settings(site, "localhost:1", terms)
     run_inline(federation)
-    assert read_results(federation).model == digest
+    assert read_results(federation).model == result.digest
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_real_agents_arrive_at_the_simulated_model(tmp_path: Path) -> None:
-    digest, federation, terms = deployed(tmp_path)
+@pytest.mark.parametrize("engine", ["inline", "processes", "vectorised"])
+def test_real_agents_arrive_at_the_simulated_model(engine: str, tmp_path: Path) -> None:
+    result, federation, terms = deployed(tmp_path, engine)
     with Processes() as processes:
         start_agents(processes, federation, start_server(processes, federation), terms)
         follow(processes, federation, lambda _: None)
     results = read_results(federation)
-    assert results.model == digest
     assert len(set(results.digests.values())) == 1
+    said = (tmp_path / "run.toml").read_text(encoding="utf-8").partition("\n")[0]
+    assert said.startswith(f"# As simulated by the engine {engine}")
+    if engine != "vectorised":
+        assert results.model == result.digest
+        return
+    assert said.endswith("real sites arrive at the same model within rounding.")
+    (document, *_) = models_of(federation).values()
+    for name, values in load(document).items():
+        torch.testing.assert_close(values, result.model.state_dict()[name], atol=1e-4, rtol=0)
 
 
 def test_a_division_is_the_pools_of_its_sites() -> None:

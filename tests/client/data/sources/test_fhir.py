@@ -157,6 +157,12 @@ def test_files_that_are_not_bundles_are_refused(tmp_path: Path, data: str, messa
     assert message in complaint(tmp_path / "bundle.json", Fhir(), Diabetes())
 
 
+def test_a_limit_is_no_value(tmp_path: Path) -> None:
+    below = {"valueQuantity": {"value": 7, "code": "mmol/L", "comparator": "<"}}
+    path = write(tmp_path, patient(), observation("2339-0", **below))
+    assert complaint(path, Fhir(), Diabetes()).startswith("bundle.json, patient 1, column `glucose`: not a number")
+
+
 def test_codes_may_be_the_sites_own_and_others_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, patient(deceasedDateTime="2024-01-01"))
     options = Fhir(columns={"diabetes": "Patient.deceased"})

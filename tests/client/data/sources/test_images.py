@@ -183,6 +183,11 @@ def test_a_name_may_not_lead_out_of_the_folder(tmp_path: Path, name: str, senten
     assert message.startswith(f"labels.csv, line 3, column `file`: {sentence_}")
 
 
+def test_folders_may_be_named_as_windows_names_them(tmp_path: Path) -> None:
+    save(tmp_path / "scans", "a.png")
+    assert len(read(labels(tmp_path, "scans\\a.png,benign"), Images(), Picture())[0]) == 1
+
+
 def test_labels_are_checked_as_any_column_is(tmp_path: Path) -> None:
     save(tmp_path, "a.png")
     message = complaint(labels(tmp_path, "a.png,benign", "a.png,doubtful", "a.png,", "a.png"), Images(), Picture())

@@ -115,7 +115,7 @@ def test_every_problem_has_its_line_and_column_and_never_the_value(tmp_path: Pat
     assert not any(SECRET in problem for problem in listed)
     assert [problem.partition(";")[0].removeprefix("patients.csv, ") for problem in listed] == [
         "line 2, column `age`: not a number",
-        "line 4, column `smoker`: neither 1 nor 0",
+        "line 4, column `smoker`: neither yes (1, true, yes, …) nor no (0, false, no, …)",
         "line 5, column `admitted`: not a date written as 2024-12-31",
         "line 6, column `admitted`: not a date written as 2024-12-31",
         "line 6, column `outcome`: none of the task's 2 values (well, ill)",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from client.data.columns import AnyColumn, Category
 from client.data.sources.options import Csv, Dicom, Images, Sql
 from client.flower import open_site
 from privacy.errors import DataError
@@ -20,6 +24,7 @@ from tests.client.data.sources.test_sql import QUERY, Diabetes, fill
 from tests.federations import NOISY, SITES, TERMS, FederationMaker, charges_of, restart, run_with, task_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 WHOLE = "\n".join([HEADER, *ROWS, ""])
@@ -31,6 +36,7 @@ TAKEN: dict[str, tuple[bytes, dict[str, Any]]] = {
     "Latin-1": (WHOLE.replace("oncology", "Köln").encode("latin-1"), {"encoding": "latin-1"}),
     "missing values": (WHOLE.replace("59,,", "59,NA,").encode(), {}),
     "a new category": (WHOLE.replace("oncology", "paediatrics").encode(), {}),
+    "codes with a point": (WHOLE.replace("yes", "1.0").replace("no,", "0.0,").encode(), {}),
     "dates": (WHOLE.replace("2020-01-01", "01/01/20").replace("2025-01-01", "01/01/25")
               .replace("2022-07-02", "02/07/22").encode(), {"dates": "%d/%m/%y"}),
 }  # fmt: skip
@@ -44,6 +50,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "missing values": (WHOLE.replace("18,", ",").encode(), "line 2, column `age`: no value; fill it in"),
     "a label out of range": (WHOLE.replace("ill", "4").encode(), "line 3, column `outcome`: none of the task's 2 valu"),
     "dates": (WHOLE.replace("2020-01-01", "01.01.2020").encode(), "line 2, column `admitted`: not a date written as"),
+    "a compressed file": (gzip.compress(WHOLE.encode()), "the file is compressed with gzip, not text; unpack it"),
+    "a spreadsheet": (b"PK\3\4" + bytes(99), "the file is a spreadsheet, or another zip archive, not text; save its"),
+    "Parquet": (b"PAR1\x15" + bytes(99), 'the file is a Parquet file, not text; set name = "parquet" in [data.source]'),
     "an empty file": (b"", "the file is empty; name a file with the columns' names and one line per record"),
 }
 
@@ -62,6 +71,20 @@ def test_unreadable_files_are_refused_in_one_sentence(tmp_path: Path, trouble: s
     data, message = REFUSED[trouble]
     (tmp_path / "patients.csv").write_bytes(data)
     assert message in complaint(tmp_path / "patients.csv", Csv())
+
+
+@given(code=st.integers(-99, 99), zeros=st.integers(1, 3))
+def test_a_code_with_a_point_is_the_code_unless_the_task_lists_both(
+    tmp_path_factory: pytest.TempPathFactory, code: int, zeros: int
+) -> None:
+    class Coded(Ward):
+        columns: ClassVar[Sequence[AnyColumn]] = (Category("code", [str(code), f"{code}.0", str(code + 1)]),)
+
+    path = tmp_path_factory.mktemp("coded") / "patients.csv"
+    path.write_text(f"code,outcome\n{code},well\n{code}.0,well\n{code + 1}.{'0' * zeros},well\n")
+    assert read(path, Csv(), Coded())[0].argmax(1).tolist() == [0, 1, 2]
+    path.write_text(f"code,outcome\n{code + 1}.5,well\n")
+    assert "none of the task's 3 values" in complaint(path, Csv(), Coded())
 
 
 def test_an_image_that_is_cut_is_one_sentence(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Repeat a comparison in double precision, to tell rounding from records that interact.
+
+A model that divides by small differences, or solves equations, may amplify the rounding of float32 until it looks like
+an interaction. In double precision its rounding shrinks by nine digits, while an interaction stays. So where batches
+differ in float32, the same batches are compared again: every operation, forward and backward, then computes with
+float64 in place of float32, whatever the task asks for, and draws what it drew before. The tolerances are smaller too.
+
+What computes in 16 bits or fewer, reads the bits of numbers, or writes to float32 tensors that are neither parameters
+nor buffers is not repeated: the first result stands.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
+
+from client.state.model_parts import tensors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from client.task.probe import Probe
+
+STRICTER = 1e-2
+"""By this factor, tolerances are smaller than in float32."""
+
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_NARROWER = {wide: narrow for narrow, wide in _WIDER.items()}
+
+
+@contextmanager
+def in_double(probe: Probe) -> Iterator[Probe]:
+    """Compute in double precision within this context, with the probe that it yields; the model gets its weights back.
+
+    What cannot be computed so fails with the probe's `TaskError`.
+    """
+    kept = {name: tensor.data for name, tensor in tensors_of(probe.module).items() if tensor.dtype in _WIDER}
+    try:
+        _set(probe, {name: data.to(_WIDER[data.dtype]) for name, data in kept.items()})
+        with _Double():
+            yield replace(probe, number=torch.float64)
+    finally:
+        _set(probe, kept)
+
+
+def _set(probe: Probe, values: dict[str, Tensor]) -> None:
+    held = tensors_of(probe.module)
+    for name, data in values.items():
+        held[name].data = data
+
+
+class _Double(TorchDispatchMode):
+    """A context in which operations compute with float64 in place of float32."""
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, options = func.overloadpacket.__name__, kwargs or {}
+        changed = [args[0]] if name.endswith("_") and args else [options["out"]] if "out" in options else []
+        _each(_repeatable, (args, options))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            drawn = func(*_each(_narrower, args), **_each(_narrower, options))
+            return changed[0].copy_(drawn) if changed else _each(_wider, drawn)
+        if any(_wider(value) is not value for value in changed) or (
+            name == "view" and isinstance(args[1], torch.dtype)
+        ):
+            msg = "this cannot be repeated in double precision"
+            raise TypeError(msg)
+        outputs = func(*_each(_wider, args), **_each(_wider, options))
+        _each(_repeatable, outputs)
+        return outputs if changed else _each(_wider, outputs)
+
+
+def _each(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
+    if isinstance(value, list | tuple):
+        return type(value)(_each(function, part) for part in value)
+    if isinstance(value, dict):
+        return {name: _each(function, part) for name, part in value.items()}
+    return function(value)
+
+
+def _wider(value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
+    return _as(value, _WIDER)
+
+
+def _narrower(value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
+    return _as(value, _NARROWER) if isinstance(value, Tensor) else value
+
+
+def _as(value: Any, types: dict[torch.dtype, torch.dtype]) -> Any:  # noqa: ANN401 - arguments of any kind
+    if isinstance(value, torch.dtype):
+        return types.get(value, value)
+    if isinstance(value, Tensor) and value.dtype in types:
+        return value.to(types[value.dtype])
+    return value
+
+
+def _repeatable(value: Any) -> None:  # noqa: ANN401 - arguments of any kind
+    """Refuse floating-point numbers of 16 bits and fewer.
+
+    Raises:
+        TypeError: if it is one, or its type.
+    """
+    kind = value.dtype if isinstance(value, Tensor) else value
+    if isinstance(kind, torch.dtype) and kind.is_floating_point and kind.itemsize < torch.float32.itemsize:
+        msg = f"{kind} cannot be repeated in double precision"
+        raise TypeError(msg)

@@ -1,0 +1,106 @@
+"""Show one run in full, from how it stands at its server and from its events."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from cloister.views.run import size
+from strategies.event_lines import line_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cloister.client import RunStatus
+
+_WAITS = {"waiting", "away"}
+
+
+def report(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a run has come to.
+
+    Returns:
+        The run's fields, and `sites` (in how many released rounds each took part), `minimum`, `noise_multiplier` (null
+        before the run began), `epsilon` (by site, as it last reported it), `round_seconds` (the median), `bytes_up`,
+        `waits_for` (empty if it waits for nobody), and `problems` (by site, those of the last round).
+    """
+    sites, epsilon, seconds = Counter[str](), dict[str, float](), list[float]()
+    begun, last, waits, problems, sent = dict[str, Any](), "", "", dict[str, str](), 0
+    for event in events:
+        last = str(event["event"])
+        if last in {"started", "resumed"}:
+            begun = dict(event)
+            sites.update(dict.fromkeys(event["sites"], 0))
+        elif last == "round":
+            seconds.append(event["seconds"])
+            epsilon |= event["epsilon"]
+            problems, sent = dict(event["problems"]), sent + event["bytes_up"]
+            sites.update(event["sites"] if event["released"] else ())
+        waits = line_of(event) if last in _WAITS else ""
+    return {
+        **asdict(run),
+        "sites": dict(sorted(sites.items())),
+        "minimum": begun.get("minimum"),
+        "noise_multiplier": begun.get("noise_multiplier"),
+        "epsilon": dict(sorted(epsilon.items())),
+        "round_seconds": round(median(seconds), 3) if seconds else None,
+        "bytes_up": sent,
+        "waits_for": waits if run.status == "running" else "",
+        "problems": problems,
+    }
+
+
+def page(found: Mapping[str, Any]) -> list[str]:
+    """Return a report as lines.
+
+    >>> span(3725.0)
+    '1 h 02 min'
+    """
+    began, ended, rounds = (
+        found["started"],
+        found["ended"],
+        f"{found['released']} of {found['rounds']} released a model",
+    )
+    times = [f"submitted {moment(found['submitted'])} by {found['by']}"]
+    times += [f"began {moment(began)}"] if began else []
+    times += [f"ended {moment(ended)}" + (f", after {span(ended - began)}" if began else "")] if ended else []
+    lines = [("times", "; ".join(times)), ("rounds", rounds)]
+    if found["round_seconds"] is not None:
+        lines[-1] = (
+            "rounds",
+            f"{rounds}; {found['round_seconds']:.2f} s each, {size(found['bytes_up'])} of updates in all",
+        )
+    if found["sites"]:
+        took_part = ", ".join(f"{site} {count}" for site, count in found["sites"].items())
+        lines.append(("sites", f"rounds of each: {took_part}; at least {found['minimum']} in a round"))
+    if found["noise_multiplier"] is not None:
+        reported = ", ".join(f"{site} {value:.2f}" for site, value in found["epsilon"].items())
+        told = f"ε spent over all runs, as reported: {reported}" if reported else "no site reports its ε"
+        lines.append(("noise", f"multiplier {found['noise_multiplier']:g}; {told}"))
+    lines += [("waits", found["waits_for"])] if found["waits_for"] else []
+    lines += [("problem", f"{site}: {why}") for site, why in sorted(found["problems"].items())]
+    lines += [("reason", found["reason"])] if found["reason"] else []
+    return [f"  {name:<8}  {text}" for name, text in lines]
+
+
+def moment(seconds: object) -> str:
+    """Format seconds since 1970."""
+    try:
+        return f"{datetime.fromtimestamp(float(str(seconds)), UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
+
+
+def span(seconds: float) -> str:
+    """Format a duration.
+
+    >>> span(59.6), span(61.0)
+    ('60 s', '1 min 01 s')
+    """
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"  # noqa: PLR2004

@@ -1,0 +1,191 @@
+"""The engine `flower`: its options and errors; and under soak, Ray, on one machine and on a cluster of two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from client.task.probe import Example
+from cloister import CloisterError, simulate
+from simulations.engine import ray_cluster
+from simulations.engine.ray_cluster import Cluster
+from simulations.pools import Pool
+from simulations.study.on_flower import read_records, write_records
+from tests.federations import await_condition
+from tests.leftovers import end_those_that_name
+from tests.ports import unused_port
+from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.data.inputs import Inputs
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "auto", "ray_address": "127.0.0.1:6379"}, "must be asked for"),
+        ({"engine": "inline", "cpus_per_site": 2}, "must be asked for"),
+        ({"ray_address": "nowhere"}, "ray_address: .*write host:port"),
+        ({"ray_address": "ray://127.0.0.1:10001"}, "leave out ray://"),
+        ({"cpus_per_site": 0}, "cpus_per_site = 0"),
+        ({"cpus_per_site": 1.5}, "a whole number, or a fraction"),
+        ({"cpus_per_site": float("nan")}, "cpus_per_site = nan"),
+        ({"gpus_per_site": -1}, "gpus_per_site = -1"),
+        ({"cpus_per_site": 3, "processes": 2}, "Ray would have 2 CPUs here"),
+        ({"participation": 0.5}, "only the engine vectorised"),
+    ],
+)
+def test_what_ray_cannot_do_is_said_before_it_starts(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CloisterError, match=message):
+        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, **{"engine": "flower"} | options)
+
+
+def test_a_cluster_that_does_not_answer_is_named() -> None:
+    address = f"127.0.0.1:{unused_port()}"
+    with pytest.raises(CloisterError, match=f"no Ray cluster answers at {address}.*ray start --head"):
+        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine="flower", ray_address=address)
+
+
+def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None if name == "ray" else name)
+    with pytest.raises(CloisterError, match=r"pip install 'cloister\[flower\]'"):
+        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine="flower")
+
+
+def test_it_is_said_where_sites_are_played() -> None:
+    assert str(Cluster()) == "on Ray, which starts here, 1 CPU for a site at work"
+    assert str(Cluster("auto", 2, 0.5)) == "on the Ray cluster auto, 2 CPUs and 0.5 GPU for a site at work"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.rand(3, 2), (torch.rand(3, 2).T.contiguous().T, torch.arange(3)), {"mask": torch.ones(3) > 0}],
+    ids=["tensor", "tuple", "dict"],
+)
+def test_records_are_the_same_in_another_process(inputs: Inputs, tmp_path: Path) -> None:
+    targets = torch.arange(3)
+    write_records(tmp_path, Pool(inputs, targets))
+    read, labels = read_records(tmp_path, Example(inputs, targets)).whole()
+    assert repr(read) == repr(inputs)
+    assert torch.equal(labels, targets)
+
+
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+
+from cloister import simulate
+from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
+
+
+class Noting(Sign):
+    def loss(self, outputs, targets):
+        import ray
+        if ray.is_initialized():
+            Path(os.environ["SEEN"], ray.get_runtime_context().get_node_id()).touch()
+        return super().loss(outputs, targets)
+
+
+def tried(engine, stop=None, **options):
+    try:
+        callbacks = [lambda row: "enough" if row["round"] == stop else None]
+        result = simulate(Noting, (INPUTS, TARGETS), PLAIN, sites=6, engine=engine, callbacks=callbacks, **options)
+        return f"{len(result.rows)} rounds: {result.stopped}" if stop else result.digest
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    print(json.dumps([tried("inline"), *(tried("flower", **options) for options in json.loads(sys.argv[1]))]))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+class Script:
+    """A study whose task is defined in a script; it notes the machines on which sites train."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen = folder, folder / "seen"
+        self.seen.mkdir()
+        (folder / "study.py").write_text(SCRIPT, encoding="utf-8")
+        self.environment = {
+            **os.environ, "SEEN": str(self.seen), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+
+    def play(self, *options: dict[str, Any]) -> list[str]:
+        """Return the model's digest, or the error, of `inline` and of `flower` with each of these options."""
+        finished = subprocess.run(
+            [sys.executable, "study.py", json.dumps(options)], env=self.environment, cwd=self.folder,
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr[-5000:]
+        digests: list[str] = json.loads(finished.stdout.splitlines()[-1])
+        return digests
+
+    @contextmanager
+    def ray(self, *command: object) -> Iterator[None]:
+        """Run `ray start`, which stays; wait until it has started."""
+        log = self.folder / f"{command[0]}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name("ray"), "start", *map(str, command), "--block",
+                 "--num-cpus", "1", "--num-gpus", "0", "--node-ip-address", "127.0.0.1", "--min-worker-port", "0",
+                 "--max-worker-port", "0", "--dashboard-agent-listen-port", str(unused_port())],
+                env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            await_condition(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, 120.0)
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    made = Script(tmp_path)
+    yield made
+    end_those_that_name(made.seen)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_flowers_engine_arrives_at_the_same_model(script: Script) -> None:
+    inline, played, stopped = script.play({"cpus_per_site": 0.5, "processes": 1}, {"stop": 1})
+    assert (played, stopped) == (inline, "1 rounds: enough")
+    assert len(list(script.seen.iterdir())) == 2  # Ray started twice
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_ray_cluster_of_two_machines_shares_the_work(script: Script) -> None:
+    port = unused_port()
+    address = f"127.0.0.1:{port}"
+    with TemporaryDirectory(prefix="ray-") as short:  # Ray's sockets are in it, whose paths must be short
+        head = ("--head", "--port", port, "--include-dashboard", "false", "--temp-dir", short,
+                "--ray-client-server-port", unused_port())  # fmt: skip
+        with script.ray(*head), script.ray("--address", address):
+            inline, played, cpus, gpus = script.play(
+                {"ray_address": address},
+                {"ray_address": address, "cpus_per_site": 2},
+                {"ray_address": address, "gpus_per_site": 0.5},
+            )
+    assert played == inline
+    assert len(list(script.seen.iterdir())) == 2
+    assert "none of Ray's machines has 2 CPUs for a site: 127.0.0.1 has 1 CPU; 127.0.0.1 has 1 CPU" in cpus
+    assert "none of Ray's machines has 1 CPU and 0.5 GPU" in gpus
