@@ -63,7 +63,7 @@ def measure(tasks: Sequence[str], seconds: float) -> dict[str, Any]:
 def _rows(reference: Reference, seconds: float) -> list[dict[str, Any]]:
     order = np.random.default_rng(1).permutation(len(reference.labels()))
     ends = np.cumsum(np.array(_SHARES[:-1]) * len(order)).astype(int)
-    parts = dict(zip(_SITES, np.split(order, ends), strict=True))
+    parts: dict[str, Any] = dict(zip(_SITES, np.split(order, ends), strict=True))
     settings = reference.settings(_EPSILON, {site: round((1 - _HELD_OUT) * len(part)) for site, part in parts.items()})
     report = measured_plan(settings, Path(), None, Rates(), seconds, lambda _: None)
     sites, server = report["each_site"].values(), report["server"]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Question:
     """What every trial is measured on, and how it is played."""
 
-    task: Any
+    task: str  # its name
     base: Mapping[str, Any]
     records: Division
     test: Pool
@@ -55,7 +55,7 @@ class Question:
         run = applied(self.base, {key: value for key, value in values.items() if key != "task"})
         with TemporaryDirectory(prefix="cloister-") as folder:
             study = prepare(
-                values.get("task", self.task), self.records, run, test=self.test, folder=Path(folder, "federation"),
+                str(values.get("task", self.task)), self.records, run, test=self.test, folder=Path(folder, "federation"),
                 **self.options,
             )  # fmt: skip
             row, value, pruned = dict[str, Any](), math.nan, False

@@ -84,7 +84,7 @@ def test_drawn_runs_are_ready_to_sign_and_differ(run: Path, tmp_path: Path) -> N
     settings = [read_toml(path, RunSettings) for path in paths]
     assert all(each.cohort.sizes == {"north": 100, "south": 80} and each.privacy.epsilon == 1.0 for each in settings)
     assert len({each.training.learning_rate for each in settings if each.training}) == len(paths)
-    assert len({each.strategy["mu"] for each in settings}) == len(paths)
+    assert len({str(each.strategy["mu"]) for each in settings}) == len(paths)
 
 
 def test_the_dearest_run_that_may_be_drawn_counts(run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ORDERS = np.arange(2.0, 129.0)  # at broken ones, theirs bounds sampled steps mo
 
 def _theirs(run: list[Mechanism], mean: float, shape: float) -> float:
     accountant = RdpAccountant(ORDERS.tolist())
-    parts = [
+    parts: list[dp_accounting.DpEvent] = [
         dp_accounting.SelfComposedDpEvent(
             dp_accounting.PoissonSampledDpEvent(step.sample_rate, dp_accounting.GaussianDpEvent(step.noise_multiplier)),
             step.steps,
