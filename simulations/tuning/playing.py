@@ -55,8 +55,8 @@ class Question:
         run = applied(self.base, {key: value for key, value in values.items() if key != "task"})
         with TemporaryDirectory(prefix="cloister-") as folder:
             study = prepare(
-                str(values.get("task", self.task)), self.records, run, test=self.test, folder=Path(folder, "federation"),
-                **self.options,
+                str(values.get("task", self.task)), self.records, run, test=self.test,
+                folder=Path(folder, "federation"), **self.options,
             )  # fmt: skip
             row, value, pruned = dict[str, Any](), math.nan, False
             with closing(play(study)) as rounds:  # type: ignore[type-var]  # a generator
