@@ -21,6 +21,7 @@ RUN = ROOT / "simulations" / "tasks" / "diagnosis.toml"
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_a_plan_measures_a_few_rounds_and_states_what_the_run_will_cost(cloister: Run) -> None:
     shown = cloister("plan", RUN, "--seconds", "1", "--cpu-hour", "0.05", "--gigabyte", "0.09", "--json")
     assert shown.returncode == 0, shown.stderr
