@@ -91,6 +91,7 @@ def attend_site(
     stop: Event,
     turns: AbstractContextManager[Any] = _ALONE,
     started: Callable[[], None] = lambda: None,
+    kind: Callable[[SiteFolder], Site] | None = None,
 ) -> None:
     """Serve as the agent of an opened site until `stop` is set.
 
@@ -99,6 +100,7 @@ def attend_site(
         stop: ends this.
         turns: entered for all work with torch, where several sites share a process.
         started: called once it could take part.
+        kind: makes the site, instead of `Site`.
 
     Raises:
         CloisterError: as `attend` does.
@@ -107,12 +109,13 @@ def attend_site(
         _look_first(place)
         kept(place).sweep()
         with watched(place) as watch:
-            _take_part(place, watch, stop, turns, started)
+            _take_part(place, watch, stop, turns, started, kind)
 
 
 def _take_part(
-    place: SiteFolder, watch: Watch, stop: Event, turns: AbstractContextManager[Any], started: Callable[[], None]
-) -> None:
+    place: SiteFolder, watch: Watch, stop: Event, turns: AbstractContextManager[Any], started: Callable[[], None],
+    kind: Callable[[SiteFolder], Site] | None,
+) -> None:  # fmt: skip
     line = _Line(place, watch)
     line.check()
     return_memory()
@@ -125,7 +128,7 @@ def _take_part(
         from client.site import Site  # noqa: PLC0415
         from client.work.personal_training import go_on  # noqa: PLC0415
 
-        site, waiting = Site(place), list["Callable[[], None]"]()
+        site, waiting = (kind or Site)(place), list["Callable[[], None]"]()
         site.forget_steps()
     site.later, site.watch = waiting.append, watch
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)

@@ -4,7 +4,8 @@ This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
 server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and
-the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`, `Encryption`.
+the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`, `Encryption`; `tune`, which searches for
+them, with its `Tuning`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cloister.client import Client
     from cloister.result import Result, compare
     from cloister.simulating import EarlyStop, simulate
+    from cloister.tuning import Tuning, tune
     from privacy.run.settings import Encryption, Privacy, Training
     from simulations.study.run_settings import SimulatedRun
     from simulations.study.site_privacy import SitePrivacy
@@ -54,6 +56,7 @@ __all__ = [
     "TableTask",
     "Task",
     "Training",
+    "Tuning",
     "Update",
     "Values",
     "compare",
@@ -62,6 +65,7 @@ __all__ = [
     "read_csv",
     "save_frozen",
     "simulate",
+    "tune",
 ]
 
 
@@ -82,12 +86,14 @@ _LAZY = {
     "TableTask": "client.task.table_task",
     "Task": "client.task.task",
     "Training": "privacy.run.settings",
+    "Tuning": "cloister.tuning",
     "compare": "cloister.result",
     "load_model": "client.state.model_use",
     "load_personal": "client.state.model_use",
     "read_csv": "client.data.records",
     "save_frozen": "client.state.model_use",
     "simulate": "cloister.simulating",
+    "tune": "cloister.tuning",
 }
 """Names that few programs need, and their modules: the server has no torch, and httpx takes a while."""
 

@@ -29,10 +29,12 @@ from cloister.commands.founding import init
 from cloister.commands.joining import invite, join
 from cloister.commands.ledger import ledger
 from cloister.commands.person import person
+from cloister.commands.planning import plan
 from cloister.commands.protect import export, protect
 from cloister.commands.roster import remove, renew, roster
 from cloister.commands.runs import login, retry, runs, stop, submit, watch
 from cloister.commands.simulating import simulate
+from cloister.commands.tuning import tune
 from cloister.views.log import LogForm, show_log
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listening, make_console
@@ -96,6 +98,10 @@ app.command(epilog="Example:  cloister protect north")(protect)
 app.command(
     epilog="Example:  cloister simulate study.toml --records patients.csv --sites 100 --partition dirichlet:0.3"
 )(simulate)
+app.command(
+    epilog="Example:  cloister tune study.toml --records public.csv --space space.toml --trials 50 --processes 2"
+)(tune)
+app.command(epilog="Example:  cloister plan study.toml --link 100 --cpu-hour 0.05 --gigabyte 0.09")(plan)
 app.command(epilog="Example:  cloister backup north north.backup")(backup)
 app.command(epilog="Example:  cloister restore north.backup north")(restore)
 app.command(epilog="Example:  cloister export north models/lungs-1a2b3c4d.safetensors lungs.safetensors")(export)

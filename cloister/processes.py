@@ -41,10 +41,16 @@ class Processes:
         self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start `cloister ARGUMENTS`, with its output in `log`."""
+        return self.start_module("cloister", name, log, *arguments, env=env)
+
+    def start_module(
+        self, module: str, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start another module of ours as a program, with its output in `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file, _undisturbed():
             child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments
-                [sys.executable, "-m", "cloister", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

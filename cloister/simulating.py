@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloister.result import Result
+from cloister.run_logs import RunLogs, settings_of
 from cloister.views import NOT_METRICS
 from privacy.errors import ConfigError
 
@@ -70,6 +71,7 @@ def simulate(
     test: Any = 0.2,  # noqa: ANN401 - a fraction, or records
     engine: str = "auto",
     callbacks: Iterable[Callback] = (),
+    log: Mapping[str, Path | str] | None = None,
     keep_models: bool = False,
     measure_every: int = 1,
     seed: int = 0,
@@ -107,6 +109,7 @@ def simulate(
             on Flower's own engine and Ray, where one machine is not enough; `vectorised` trains all sites together,
             with the same codec and arithmetic; `auto` chooses, but not `flower`, and the result says why.
         callbacks: called with each round's row; one that returns a text ends the run for that reason.
+        log: where rounds are logged: a file for `csv` and `jsonl`, a folder for `tensorboard`, a URI for `mlflow`.
         keep_models: whether the result has the model after every round.
         measure_every: in which rounds the model is measured.
         seed: decides the partition, the test records, and who takes part and drops out. Noise and sampling are fresh,
@@ -141,7 +144,7 @@ def simulate(
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
-            task, records, run, options, view, callbacks=called, keep_models=keep_models,
+            task, records, run, options, view, callbacks=called, log=log, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
             checkpoint=Path(checkpoint) if checkpoint else None,
         )  # fmt: skip
@@ -159,7 +162,8 @@ class View(Protocol):
 
 def play_study(
     task: Any, records: Any, run: Any, options: Mapping[str, Any], view: View, *, callbacks: Sequence[Callback] = (),  # noqa: ANN401 - as for `simulate`
-    keep_models: bool = False, measure_every: int = 1, folder: Path | None = None, checkpoint: Path | None = None,
+    log: Mapping[str, Path | str] | None = None, keep_models: bool = False, measure_every: int = 1,
+    folder: Path | None = None, checkpoint: Path | None = None,
 ) -> Result:  # fmt: skip
     """Simulate as `simulate` does, whose other arguments are in `options`, and show it in a view."""
     from simulations.study.checkpoints import Checkpoints  # noqa: PLC0415 - loads torch
@@ -171,20 +175,21 @@ def play_study(
         raise ConfigError(msg)
     with ExitStack() as opened:
         temporary = opened.enter_context(TemporaryDirectory(prefix="cloister-"))
+        logs = opened.enter_context(RunLogs(log))
         place = folder or (checkpoint or Path(temporary)) / "federation"
-        study, checkpoints = (
-            prepare(task, records, run, **options, folder=place, resumable=checkpoint is not None),
-            None,
-        )
+        study = prepare(task, records, run, **options, folder=place, resumable=checkpoint is not None)
+        checkpoints = None
         if checkpoint:
             checkpoints = Checkpoints.opened(checkpoint, digest_of(study, measure_every, keep_models))
             opened.enter_context(checkpoints.alone())
         rounds, outcome = study.simulation.settings.rounds, None
+        logs.begin(study.manifest.nonce, study.simulation.settings.name, settings_of(study))
         view.begin(len(study.simulation.sites), rounds, study.engine.name, study.engine.why)
         rows = play(study, every=measure_every, keep_models=keep_models, checkpoints=checkpoints)
         with closing(rows) as played:  # type: ignore[type-var]  # a generator
             for outcome, row in played:
                 view.show(row)
+                logs(row)
                 reasons = [reason for callback in callbacks if isinstance(reason := callback(row), str) and reason]
                 if reasons and row["round"] < rounds:
                     outcome.stopped = "; ".join(reasons)

@@ -90,7 +90,8 @@ OWNERS = {
     },  # the benchmark measures Flower's own engine
     "flwr_datasets": set[str](),  # users make its partitioners themselves
     "jax_privacy": {"simulations/study/site_privacy.py"},
-    "pandas": {"cloister/result.py", "simulations/pools.py"},
+    "pandas": {"cloister/result.py", "cloister/tuning.py", "simulations/pools.py"},
+    "optuna": {"simulations/tuning/trials.py"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }
 

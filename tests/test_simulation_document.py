@@ -22,4 +22,7 @@ def test_the_examples_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
     assert shown["result"].epsilon == pytest.approx(3.0, rel=0.02)
     assert {file.name for file in (tmp_path / "digits").iterdir()} >= {"report.html", "run.toml", "model.safetensors"}
     assert shown["prox"].rows[-1]["sites"] == 20
+    assert len((tmp_path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) >= 3
+    assert len(shown["tuned"].trials) == 4
+    assert (tmp_path / "best" / "run.toml").exists()
     assert shown["stopped"].stopped or len(shown["stopped"].rows) == 40

@@ -85,6 +85,21 @@ def bench_simulation(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("plan", epilog="Example:  cloister bench plan --task diagnosis --json")
+def bench_plan(
+    task: Annotated[list[str], typer.Option(help="A reference task; may be repeated.")] = [  # noqa: B006 - typer copies
+        "diagnosis", "handwriting", "sentiment",
+    ],
+    seconds: Annotated[float, typer.Option(min=1, help="How long each plan measures.")] = 10.0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compare what `cloister plan` says with what the runs then take: seconds, bytes, memory."""
+    from cloister.benchmarks.plan import measure, table  # noqa: PLC0415
+
+    report = measure(task, seconds)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
 def bench_encryption(
     parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 1_000_000,

@@ -68,6 +68,10 @@ def simulate(
     checkpoint: Annotated[
         Path | None, typer.Option(help="A folder from which the same command goes on after an interruption.")
     ] = None,
+    log_csv: Annotated[Path | None, typer.Option(help="Log rounds to this CSV file.")] = None,
+    log_jsonl: Annotated[Path | None, typer.Option(help="Log rounds to this file, a JSON object a line.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Log rounds to this folder, for TensorBoard.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="Log rounds to this MLflow server, or sqlite:///FILE.")] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -86,7 +90,12 @@ def simulate(
     Hospitals play the whole protocol: the same apps and bytes, no network, no policy limits.
     """
     console = make_console(json=as_json)
+    logs = {"csv": log_csv, "jsonl": log_jsonl, "tensorboard": tensorboard, "mlflow": mlflow}
+    log = {kind: place for kind, place in logs.items() if place is not None}
     if records is None:
+        if log or checkpoint:
+            msg = "logs and checkpoints are for simulations of --records; made-up hospitals keep theirs in the folder"
+            raise ConfigError(msg)
         if engine == "flower" or ray_address is not None:
             msg = "--engine flower needs --records; made-up hospitals are played in this process"
             raise ConfigError(msg)
@@ -106,8 +115,8 @@ def simulate(
         "seed": seed, "device": device, "ray_address": ray_address, "cpus_per_site": cpus_per_site,
         "gpus_per_site": gpus_per_site,
     }  # fmt: skip
-    places = {"folder": folder, "checkpoint": checkpoint}
-    result = _of_records(run, records, options, places, console)
+    rest = {"folder": folder, "checkpoint": checkpoint, "log": log}
+    result = _of_records(run, records, options, rest, console)
     if save:
         result.save(save)
     if as_json:
@@ -121,9 +130,7 @@ def simulate(
     typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
 
 
-def _of_records(
-    run: Path, records: Path, options: dict[str, Any], places: dict[str, Path | None], console: Console
-) -> Result:
+def _of_records(run: Path, records: Path, options: dict[str, Any], rest: dict[str, Any], console: Console) -> Result:
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
@@ -137,7 +144,7 @@ def _of_records(
         raise ConfigError(msg)
     find_beside(run.absolute().parent, [settings.task])
     with SimulationTable(console) as table:
-        return play_study(settings.task, records, settings, options, table, **places)
+        return play_study(settings.task, records, settings, options, table, **rest)
 
 
 def _site_privacy(epsilon: float | None, max_update_norm: float, bands: int) -> SitePrivacy | None:

@@ -218,6 +218,32 @@ def _finished(figure: Drawing, path: Path | None) -> Figure:
     return figure
 
 
+def draw_tuning(
+    rows: Sequence[Mapping[str, Any]], metric: str, importances: Mapping[str, float], path: Path | None, *,
+    larger_is_better: bool,
+) -> Figure:  # fmt: skip
+    """Draw a search: each trial's metric and the best so far; beside it, how much each setting decided."""
+    rows = [row for row in rows if row["value"] is not None]
+    figure = Drawing(figsize=(9, 3.8), layout="constrained")
+    trials, parts = figure.subplots(1, 2, width_ratios=[3, 2])
+    for state, colour in (("complete", _OUT), ("pruned", _GREY)):
+        some = [row for row in rows if row["state"] == state]
+        trials.plot([row["trial"] for row in some], [row["value"] for row in some], "o", markersize=4, color=colour,
+                    label=state)  # fmt: skip
+    complete = [row for row in rows if row["state"] == "complete"]
+    better = np.maximum if larger_is_better else np.minimum
+    best = better.accumulate([row["value"] for row in complete])
+    trials.step([row["trial"] for row in complete], best, where="post", color=_IN, label="best so far")
+    trials.set(xlabel="trial", ylabel=metric)
+    trials.legend(frameon=False, fontsize="small")
+    shares = sorted(importances.items(), key=lambda share: share[1])
+    parts.barh([name for name, _ in shares], [share for _, share in shares], color=_OUT)
+    parts.set(xlabel="share of what decided", title="" if shares else "too few trials to say what decided")
+    for axes in (trials, parts):
+        axes.spines[["top", "right"]].set_visible(False)
+    return _finished(figure, path)
+
+
 def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float64], name: str, colour: str) -> None:
     axes.hist(scores, bins=edges.tolist(), density=True, alpha=0.5, color=colour, label=name)
     mean, deviation = float(scores.mean()), float(scores.std())

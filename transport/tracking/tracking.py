@@ -30,17 +30,19 @@ _POLL = 0.2
 class Tracking:
     """Reports to every tracker of the settings; without settings, to none."""
 
-    def __init__(self, settings: Report | None, folder: Path) -> None:
+    def __init__(self, settings: Report | None, folder: Path, named: str = "[report]") -> None:
         """Load what the settings need.
 
         Args:
             settings: `[report]`.
             folder: to which the path of the event files is relative.
+            named: where they are from, for messages.
 
         Raises:
             ConfigError: if a package is not installed.
         """
-        self._trackers = _trackers(settings, folder) if settings else []
+        self._named = named
+        self._trackers = _trackers(settings, folder, named) if settings else []
         self._waiting = Queue[tuple[str, "Callable[[Tracker], None]"]](_MOST)
         self._failed = set[tuple[Tracker, str]]()
         self._ended = Event()
@@ -103,15 +105,15 @@ class Tracking:
         except Exception as error:  # whatever a library raises  # noqa: BLE001
             if (tracker, what) not in self._failed:
                 log.warning(
-                    "%s cannot be written to, and the run goes on without: %s; check [report]",
-                    type(tracker).__name__, raised(error),
+                    "%s cannot be written to, and the run goes on without: %s; check %s",
+                    type(tracker).__name__, raised(error), self._named,
                 )  # fmt: skip
             self._failed.add((tracker, what))
         else:
             self._failed.discard((tracker, what))
 
 
-def _trackers(settings: Report, folder: Path) -> list[Tracker]:
+def _trackers(settings: Report, folder: Path, named: str) -> list[Tracker]:
     trackers = list["Tracker"]()
     try:
         if settings.tensorboard is not None:
@@ -123,6 +125,6 @@ def _trackers(settings: Report, folder: Path) -> list[Tracker]:
 
             trackers.append(MlflowRuns(settings.mlflow, settings.experiment))
     except ImportError as error:
-        msg = "[report] needs packages that are not installed; install them: pip install 'cloister[tracking]'"
+        msg = f"{named} needs packages that are not installed; install them: pip install 'cloister[tracking]'"
         raise ConfigError(msg) from error
     return trackers
