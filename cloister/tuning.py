@@ -16,8 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloister.views import NOT_METRICS
 from cloister.simulating import simulate
+from cloister.views import NOT_METRICS
 from privacy.accounting.accounting import RDP, Mechanism, epsilon
 from privacy.errors import ConfigError, RunError
 from privacy.storage import write_atomically
