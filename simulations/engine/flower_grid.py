@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager
 from queue import Queue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid, ServerApp
 from typing_extensions import override
@@ -67,7 +67,7 @@ class _Simulation(Thread):
             self.lent.put(grid)
             self.over.wait()
 
-        resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
+        resources: dict[str, Any] = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
         try:
             run_simulation(server, self._app, self._sites, backend_config={"client_resources": resources})
         except BaseException as error:  # noqa: BLE001 - raised where the grid is used

@@ -117,7 +117,7 @@ class Cluster:
         from ray.exceptions import GetTimeoutError, RayError  # noqa: PLC0415
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-        machines: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
+        machines: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         fitting = [node for node in machines if self._fits(node["Resources"])]
         if not fitting:
             have = "; ".join(

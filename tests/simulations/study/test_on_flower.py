@@ -25,6 +25,7 @@ from simulations.engine import ray_cluster
 from simulations.engine.inline import InlineGrid
 from simulations.engine.ray_cluster import Cluster
 from simulations.pools import Pool
+from simulations.study.checkpoints import Checkpoint
 from simulations.study.on_flower import OnFlower, StoredSite, read_records, write_records
 from simulations.study.runner import prepare
 from tests.federations import await_condition
@@ -112,7 +113,10 @@ class Pickled(OnFlower):
 def test_sites_that_are_opened_from_their_folders_arrive_at_the_same_model(tmp_path: Path) -> None:
     study = prepare(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine="inline", folder=tmp_path / "held")
     engines = study.engine, Pickled(Cluster())
-    ends = [list(engine.play(replace(study.simulation, folder=tmp_path / engine.name)))[-1].model for engine in engines]
+    ends = [
+        list(engine.play(replace(study.simulation, folder=tmp_path / engine.name), Checkpoint(0, [])))[-1].model
+        for engine in engines
+    ]
     assert (ends[0].vector == ends[1].vector).all()
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def _noise(**changed: Any) -> SiteNoise:  # noqa: ANN401 - what it is made of
     settings = SitePrivacy(0.5, noise_multiplier=2.0)
-    given = {"probability": 0.1, "sites": 1000, "coefficients": (1.0,)} | changed
+    given: dict[str, Any] = {"probability": 0.1, "sites": 1000, "coefficients": (1.0,)} | changed
     return SiteNoise(settings, 2.0, 1e-4, **given)
 
 
@@ -107,7 +107,7 @@ def test_a_simulation_says_what_a_site_spends_beside_what_a_person_does(tmp_path
     ],
 )
 def test_what_would_not_hold_is_refused(options: dict[str, Any], message: str) -> None:
-    given = {"site_privacy": SitePrivacy(1.0, 3.0), "sites": 8, "run": PLAIN} | options
+    given: dict[str, Any] = {"site_privacy": SitePrivacy(1.0, 3.0), "sites": 8, "run": PLAIN} | options
     with pytest.raises(CloisterError, match=message):
         simulate(Sign, (INPUTS, TARGETS), given.pop("run"), **given)
 

@@ -158,7 +158,7 @@ def test_files_that_are_not_bundles_are_refused(tmp_path: Path, data: str, messa
 
 
 def test_a_limit_is_no_value(tmp_path: Path) -> None:
-    below = {"valueQuantity": {"value": 7, "code": "mmol/L", "comparator": "<"}}
+    below: dict[str, Any] = {"valueQuantity": {"value": 7, "code": "mmol/L", "comparator": "<"}}
     path = write(tmp_path, patient(), observation("2339-0", **below))
     assert complaint(path, Fhir(), Diabetes()).startswith("bundle.json, patient 1, column `glucose`: not a number")
 
