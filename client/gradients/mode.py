@@ -142,7 +142,18 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         """Return the context in which the model runs."""
         if self.precision is torch.float32:
             return nullcontext()
-        return torch.autocast(device_of(inputs).type, self.precision, cache_enabled=False)
+        return _reduced(device_of(inputs).type, self.precision)
+
+
+@contextmanager
+def _reduced(device: str, precision: torch.dtype) -> Iterator[None]:
+    """Compute in 16 bits; without oneDNN where it cannot, which it says too late for torch to compute by itself."""
+    able = device != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    with (
+        torch.autocast(device, precision, cache_enabled=False),
+        nullcontext() if able else torch.backends.mkldnn.flags(enabled=False),
+    ):
+        yield
 
 
 @contextmanager
@@ -157,6 +168,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         # Opacus's functorch mode, which mistakes integers for a reduced precision
         warnings.filterwarnings("ignore", message="In CPU autocast")
+        # torch, about Intel's GPUs, when it is told to compute without oneDNN
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         yield
 
 

