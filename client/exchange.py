@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
-_WORK_SECONDS = (
-    7 * 86_400.0
-)  # a stream lasts while the agent works on its message: so the server knows that it is there
+_WORK_SECONDS = 7 * 86_400.0  # a stream lasts while the agent works on its message: so the server knows of the agent
 _MAX_BODY = 4 << 30
 _ROSTER_SECONDS, _LARGEST_ROSTER = 60.0, 64 << 20
 _MEASURE_SECONDS = 20.0

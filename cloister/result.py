@@ -113,6 +113,7 @@ class Result:
     def to_run(self, path: Path | str) -> Path:
         """Write the run that was simulated as run.toml, ready for `cloister sign`.
 
+        What the run did not set, but simulations do without, is as real runs have it: masks, and rounds of three sites.
         With a run without noise and its seed, real sites of the same names and records arrive at the same model: bit
         for bit after `inline` and `processes`, within rounding after `vectorised`.
         """
@@ -188,7 +189,7 @@ class Result:
 
     @property
     def toml(self) -> str:
-        """The run's settings as run.toml has them."""
+        """The run's settings as run.toml has them, for real sites."""
         return self._outcome.toml
 
     @property

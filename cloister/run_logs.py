@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from simulations.study.runner import Study
+
 KINDS = ("csv", "jsonl", "tensorboard", "mlflow")
 _NOT_NUMBERS = frozenset({"round", "released", "problems"})
 
@@ -125,7 +127,7 @@ def _append(path: Path, text: str) -> None:
         raise ConfigError(msg) from error
 
 
-def settings_of(study: Any) -> dict[str, object]:  # noqa: ANN401 - a Study, which only rooms with torch know
+def settings_of(study: Study) -> dict[str, object]:
     """Return what a log says of a study: its settings by name, without those of single sites."""
     manifest, simulation = study.manifest, study.simulation
     settings, engine = manifest.settings, study.engine.name

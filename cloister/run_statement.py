@@ -15,7 +15,7 @@ from privacy.accounting.accounting import epsilon
 from privacy.ledger.balance import without_infinity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from cloister.run_status import RunStatus
     from privacy.run.manifest import SignedRun
@@ -33,8 +33,6 @@ def run_statement(run: RunStatus, signed: SignedRun, events: Iterable[Mapping[st
         KeyError, TypeError, ValueError, AttributeError: if the events are of another form.
     """
     manifest, settings = signed.manifest, signed.manifest.settings
-    models = list[str]()
-    outcome = report(run, _noting(events, models))
     statement: dict[str, Any] = {
         "run": signed.digest,
         "signed": {
@@ -53,16 +51,7 @@ def run_statement(run: RunStatus, signed: SignedRun, events: Iterable[Mapping[st
         },
         "outcome": {
             "as_told_by": "the server; each site's own statement says what it charged",
-            "model": models[-1] if models else None,
-            **outcome,
+            **report(run, events),
         },
     }
     return without_infinity(statement, "infinite")
-
-
-def _noting(events: Iterable[Mapping[str, Any]], models: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Return the events, and note the digest of each round's model."""
-    for event in events:
-        if event["event"] == "round" and event["released"] and event.get("model"):
-            models[:] = [str(event["model"])]
-        yield event

@@ -8,12 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from cloister.result import Result
 from cloister.run_logs import RunLogs, settings_of
 from cloister.views import NOT_METRICS
+from cloister.views.progress import progress_bar
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -202,11 +200,7 @@ class _Bar:
     """A progress bar alone: a notebook or script shows its own results."""
 
     def __init__(self, *, visible: bool | None) -> None:
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not (console.is_terminal if visible is None else visible),
-        )  # fmt: skip
+        self.progress = progress_bar(visible=visible)
         self._task = self.progress.add_task("reading records", total=None)
 
     def begin(self, sites: int, rounds: int, engine: str, why: str) -> None:

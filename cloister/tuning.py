@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloister.simulating import simulate
 from cloister.views import NOT_METRICS
+from cloister.views.progress import progress_bar
 from privacy.accounting.accounting import RDP, Mechanism, epsilon
 from privacy.errors import ConfigError, RunError
 from privacy.storage import write_atomically
@@ -205,13 +204,13 @@ def search(
 ) -> Tuning:  # fmt: skip
     """Search as `tune` does, whose other arguments are in `dealt` and `options`; `advance` is told of each trial."""
     from simulations.study.runner import prepare  # noqa: PLC0415 - loads torch
-    from simulations.tuning.playing import ManyProcesses, Question, ThisProcess  # noqa: PLC0415
+    from simulations.tuning.playing import ManyProcesses, Objective, ThisProcess  # noqa: PLC0415
     from simulations.tuning.space import applied, read_space, settings_map  # noqa: PLC0415
     from simulations.tuning.trials import Trials  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="cloister-") as temporary:
         study = prepare(task, records, run, **dealt, folder=Path(temporary, "federation"))
-        simulation, base = study.simulation, settings_map(study.simulation.settings)
+        simulation, base = study.simulation, settings_map(study.simulation.settings, study.given)
         searched = read_space(space, base)
         known = _metrics(study)
         chosen = metric or (known[1] if len(known) > 1 else known[0])
@@ -221,10 +220,10 @@ def search(
         larger = chosen != "loss" if larger_is_better is None else larger_is_better
         judged, kept = _halved(study.test, int(options["seed"]))
         share = {"processes": max(1, simulation.processes // processes)}  # of this machine's, for a trial
-        question = Question(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
+        objective = Objective(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
         identity = {"space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options}
         advance((), chosen)
-        players = ThisProcess(question) if processes == 1 else ManyProcesses(question, min(processes, trials))
+        players = ThisProcess(objective) if processes == 1 else ManyProcesses(objective, min(processes, trials))
         with players, Trials.opened(
             Path(folder or Path(temporary, "trials")), identity, larger_is_better=larger, pruner=pruner,
             rounds=simulation.settings.rounds, seed=int(options["seed"]),
@@ -258,7 +257,11 @@ def best_of(rows: Sequence[Mapping[str, Any]], *, larger_is_better: bool) -> Map
 
 def _composed(rows: Sequence[Mapping[str, Any]], result: Result, delta: float) -> float:
     """Return the ε of all trials and the last run together, as ledgers charge it: from above, by Rényi divergences."""
-    spent = [Mechanism(row["sigma"], row["sample_rate"], row["steps"]) for row in rows if "sigma" in row]
+    spent = [
+        Mechanism(row["sigma"], row["sample_rate"], row["steps"], row.get("discrete", False))
+        for row in rows
+        if row.get("steps")
+    ]
     manifest = result._outcome.study.manifest  # noqa: SLF001 - our own
     last = manifest.round_cost
     return epsilon([*spent, replace(last, steps=last.steps * len(result.rows))], delta, accountant=RDP)
@@ -285,12 +288,7 @@ def _halved(test: Any, seed: int) -> tuple[Any, Any]:  # noqa: ANN401 - a Pool
 
 @contextmanager
 def _shown(total: int, *, visible: bool | None) -> Iterator[Callable[[Sequence[Mapping[str, Any]], str], None]]:
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not (console.is_terminal if visible is None else visible),
-    )  # fmt: skip
-    with bar:
+    with progress_bar(visible=visible) as bar:
         shown = bar.add_task("reading records", total=total)
 
         def advance(rows: Sequence[Mapping[str, Any]], metric: str) -> None:

@@ -56,14 +56,9 @@ def read_planned(run: Path, sites: int | None, size: int | None) -> RunSettings:
     Raises:
         ConfigError: if they do not fit, or nothing says how many records the sites have.
     """
-    from simulations.study.run_settings import named_sites, read_run_settings  # noqa: PLC0415 - loads torch
+    from simulations.study.run_settings import named_sites, read_with_task  # noqa: PLC0415 - loads torch
 
-    settings = read_run_settings(run)
-    if settings.task is None:
-        msg = (
-            f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
-        )
-        raise ConfigError(msg)
+    settings, task = read_with_task(run)
     if settings.start:
         msg = f"{run}: a plan measures from an untrained model, which takes as long; remove [start]"
         raise ConfigError(msg)
@@ -76,7 +71,7 @@ def read_planned(run: Path, sites: int | None, size: int | None) -> RunSettings:
         sizes = dict.fromkeys(named_sites(sites), typical)
     elif not sizes:
         sizes = dict.fromkeys(named_sites(10), size or 1)
-    return settings.completed(settings.task, dict.fromkeys(sizes, size) if size else sizes)
+    return settings.deployed(settings.completed(task, dict.fromkeys(sizes, size) if size else sizes))
 
 
 def measured_plan(

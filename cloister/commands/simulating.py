@@ -96,6 +96,9 @@ def simulate(
         if log or checkpoint:
             msg = "logs and checkpoints are for simulations of --records; made-up hospitals keep theirs in the folder"
             raise ConfigError(msg)
+        if dropout or any(option is not None for option in (site_seconds, deadline, site_epsilon)):
+            msg = "--dropout, --site-seconds, --deadline and --site-epsilon are for simulations of --records; add some"
+            raise ConfigError(msg)
         if engine == "flower" or ray_address is not None:
             msg = "--engine flower needs --records; made-up hospitals are played in this process"
             raise ConfigError(msg)
@@ -134,17 +137,12 @@ def _of_records(run: Path, records: Path, options: dict[str, Any], rest: dict[st
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
-    from simulations.study.run_settings import read_run_settings  # noqa: PLC0415 - loads torch
+    from simulations.study.run_settings import read_with_task  # noqa: PLC0415 - loads torch
 
-    settings = read_run_settings(run)
-    if settings.task is None:
-        msg = (
-            f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
-        )
-        raise ConfigError(msg)
-    find_beside(run.absolute().parent, [settings.task])
+    settings, task = read_with_task(run)
+    find_beside(run.absolute().parent, [task])
     with SimulationTable(console) as table:
-        return play_study(settings.task, records, settings, options, table, **rest)
+        return play_study(task, records, settings, options, table, **rest)
 
 
 def _site_privacy(epsilon: float | None, max_update_norm: float, bands: int) -> SitePrivacy | None:

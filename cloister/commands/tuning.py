@@ -60,17 +60,12 @@ def tune(
         raise ConfigError(msg)
     from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
     from cloister.tuning import tune as search  # noqa: PLC0415
-    from simulations.study.run_settings import read_run_settings  # noqa: PLC0415
+    from simulations.study.run_settings import read_with_task  # noqa: PLC0415
 
-    settings = read_run_settings(run)
-    if settings.task is None:
-        msg = (
-            f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
-        )
-        raise ConfigError(msg)
-    find_beside(run.absolute().parent, [settings.task])
+    settings, task = read_with_task(run)
+    find_beside(run.absolute().parent, [task])
     tuned = search(
-        settings.task, records, settings, space=space, trials=trials, metric=metric, pruner=pruner,
+        task, records, settings, space=space, trials=trials, metric=metric, pruner=pruner,
         larger_is_better=False if minimise else None, processes=processes, folder=folder, sites=sites,
         partition=partition, participation=participation, test=test, engine=engine, seed=seed, device=device,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from privacy.run.new_manifest import make_manifest
 from privacy.run.plan import MOST_SEEDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cloister.planning.measuring import Measured
     from privacy.run.manifest import Manifest
@@ -108,7 +108,7 @@ def plan(settings: RunSettings, measured: Sequence[Measured], parameters: int, r
         "measured": [{"sites": len(each.training), "rounds": each.rounds} for each in measured],
         "phases": {name: {"round": seconds, "run": rounds * seconds} for name, seconds in phases.items()},
         "seconds": rounds * sum(phases.values()) + max(0.0, first),
-        "seconds_here": rounds * _here(measured, len(sizes)),
+        "seconds_here": rounds * _line(measured, len(sizes), lambda each: each.elapsed),
         "terms": terms | {"seconds": len(sizes) * rounds * (terms["download_and_compute_seconds"]
                                                             + terms["upload_and_server_seconds"])},
         "bytes": rounds * len(sizes) * (up + down), "bytes_up": up, "bytes_down": down,
@@ -146,17 +146,13 @@ def _training(measured: Sequence[Measured], sizes: Mapping[str, int]) -> dict[st
     return {site: start + slope * size for site, size in sizes.items()}
 
 
-def _line(measured: Sequence[Measured], sites: int, of: Any) -> float:  # noqa: ANN401 - a function of a cohort
+def _line(measured: Sequence[Measured], sites: int, of: Callable[[Measured], float]) -> float:
     """Return a figure for a cohort of so many sites, on the line through those measured; it never falls."""
     small, large = measured[0], measured[-1]
     if len(measured) == 1:
         return float(of(small))
     slope = (of(large) - of(small)) / (len(large.training) - len(small.training))
     return float(of(small) + max(0.0, slope) * (sites - len(small.training)))
-
-
-def _here(measured: Sequence[Measured], sites: int) -> float:
-    return _line(measured, sites, lambda each: each.elapsed)
 
 
 def _transfer(size: float, sites: int, rates: Rates) -> float:

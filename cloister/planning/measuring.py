@@ -15,7 +15,9 @@ from cloister.processes import Processes
 from privacy.errors import RunError
 from privacy.run.settings import Cohort
 from simulations.engine.federation import Federation
-from simulations.planning.records import write_records
+from simulations.engine.stored_site import RECORDS, write_records
+from simulations.planning import TRAINING
+from simulations.planning.records import repeated
 from simulations.study.protocol import terms_for
 
 if TYPE_CHECKING:
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     from simulations.pools import Pool
 
 AGENT = "simulations.planning"
-_TRAINING = "training-seconds"  # written by the agents
-_HELD_OUT = 0.2  # a site's default
+_HELD_OUT = 0.2  # a site's default: of five records, four are trained on
 _LEAST = 6  # rounds
 _DEADLINE = 600.0  # seconds of a round, which a busy machine does not miss
 
@@ -118,9 +119,9 @@ def measure(
         federation.sign(measured.settings)
         advance("starting server and agents")
         address = start_server(processes, federation, _environment(beside))
-        terms = replace(terms_for(measured.settings), held_out=_HELD_OUT, file="records.safetensors", device="auto")
+        terms = replace(terms_for(measured.settings), held_out=_HELD_OUT, file=RECORDS, device="auto")
         for site, path in federation.paths.items():
-            write_records(pool, -(-sizes[site] * 5 // 4), path / terms.file)
+            write_records(repeated(pool, -(-sizes[site] * 5 // 4)), path / RECORDS)
             federation.write_settings(site, address, terms)
             processes.start_module(AGENT, site, path / "agent.log", str(path), env=_environment(beside))
         watch = Watch(processes, [*sizes, "server"], seconds, advance)
@@ -128,7 +129,7 @@ def measure(
             follow(processes, federation, watch.show)
         _summarise(measured, watch)
         for site, path in federation.paths.items():
-            measured.training[site] = _training(path / _TRAINING)
+            measured.training[site] = _training(path / TRAINING)
     return measured
 
 

@@ -23,12 +23,14 @@ def report(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> dict[str, Any
     """Return what a run has come to.
 
     Returns:
-        The run's fields, and `sites` (in how many released rounds each took part), `minimum`, `noise_multiplier` (null
-        before the run began), `epsilon` (by site, as it last reported it), `round_seconds` (the median), `bytes_up`,
-        `waits_for` (empty if it waits for nobody), and `problems` (by site, those of the last round).
+        The run's fields, and `model` (the last one's digest; null before a round released one), `sites` (in how many
+        released rounds each took part), `minimum`, `noise_multiplier` (null before the run began), `epsilon` (by site,
+        as it last reported it), `round_seconds` (the median), `bytes_up`, `waits_for` (empty if it waits for nobody),
+        and `problems` (by site, those of the last round).
     """
     sites, epsilon, seconds = Counter[str](), dict[str, float](), list[float]()
-    begun, last, waits, problems, sent = dict[str, Any](), "", "", dict[str, str](), 0
+    begun, problems, model = dict[str, Any](), dict[str, str](), None
+    last, waits, sent = "", "", 0
     for event in events:
         last = str(event["event"])
         if last in {"started", "resumed"}:
@@ -38,10 +40,13 @@ def report(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> dict[str, Any
             seconds.append(event["seconds"])
             epsilon |= event["epsilon"]
             problems, sent = dict(event["problems"]), sent + event["bytes_up"]
-            sites.update(event["sites"] if event["released"] else ())
+            if event["released"]:
+                sites.update(event["sites"])
+                model = event.get("model") or model
         waits = line_of(event) if last in _WAITS else ""
     return {
         **asdict(run),
+        "model": model,
         "sites": dict(sorted(sites.items())),
         "minimum": begun.get("minimum"),
         "noise_multiplier": begun.get("noise_multiplier"),
@@ -54,25 +59,15 @@ def report(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> dict[str, Any
 
 
 def page(found: Mapping[str, Any]) -> list[str]:
-    """Return a report as lines.
-
-    >>> span(3725.0)
-    '1 h 02 min'
-    """
-    began, ended, rounds = (
-        found["started"],
-        found["ended"],
-        f"{found['released']} of {found['rounds']} released a model",
-    )
+    """Return a report as lines."""
+    began, ended = found["started"], found["ended"]
     times = [f"submitted {moment(found['submitted'])} by {found['by']}"]
     times += [f"began {moment(began)}"] if began else []
     times += [f"ended {moment(ended)}" + (f", after {span(ended - began)}" if began else "")] if ended else []
-    lines = [("times", "; ".join(times)), ("rounds", rounds)]
+    rounds = f"{found['released']} of {found['rounds']} released a model"
     if found["round_seconds"] is not None:
-        lines[-1] = (
-            "rounds",
-            f"{rounds}; {found['round_seconds']:.2f} s each, {size(found['bytes_up'])} of updates in all",
-        )
+        rounds += f"; {found['round_seconds']:.2f} s each, {size(found['bytes_up'])} of updates in all"
+    lines = [("times", "; ".join(times)), ("rounds", rounds)]
     if found["sites"]:
         took_part = ", ".join(f"{site} {count}" for site, count in found["sites"].items())
         lines.append(("sites", f"rounds of each: {took_part}; at least {found['minimum']} in a round"))
@@ -97,8 +92,8 @@ def moment(seconds: object) -> str:
 def span(seconds: float) -> str:
     """Format a duration.
 
-    >>> span(59.6), span(61.0)
-    ('60 s', '1 min 01 s')
+    >>> span(59.4), span(61.0), span(3725.0)
+    ('59 s', '1 min 01 s', '1 h 02 min')
     """
     if seconds < 60:  # noqa: PLR2004 - a minute
         return f"{seconds:.0f} s"

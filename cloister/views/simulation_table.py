@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from cloister.views import NOT_METRICS
+from cloister.views.progress import progress_bar
 from cloister.views.run import size
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-_NO_METRICS = frozenset({"round", "sites", "epsilon", "site_epsilon", "bytes", "seconds", "released", "problems"})
 _MOST_METRICS, _MOST_ROWS = 3, 50
 
 
@@ -25,10 +24,7 @@ class SimulationTable:
 
     def __init__(self, console: Console) -> None:
         self._console, self._names, self._every = console, list[str](), 1
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+        self._bar = progress_bar(console)
         self._task = self._bar.add_task("starting", total=None)
 
     def __enter__(self) -> Self:
@@ -47,7 +43,7 @@ class SimulationTable:
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a round."""
-        metrics = {name: value for name, value in row.items() if name not in _NO_METRICS}
+        metrics = {name: value for name, value in row.items() if name not in NOT_METRICS}
         if metrics and not self._names:
             self._names = list(metrics)[:_MOST_METRICS]
             heads = "".join(f"{name:>12.12}" for name in self._names)

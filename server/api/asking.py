@@ -61,15 +61,10 @@ class Api:
     failures: Buckets = field(default_factory=lambda: Buckets(FAILURES_RATE, FAILURES_BURST))
 
 
-def api_of(request: Request) -> Api:
+async def here(request: Request) -> Api:
     """Return what the endpoints of this server work with."""
     api: Api = request.app.state.api
     return api
-
-
-async def here(request: Request) -> Api:
-    """Return what the endpoints of this server work with, as a dependency."""
-    return api_of(request)
 
 
 Here = Annotated[Api, Depends(here)]
@@ -97,7 +92,7 @@ class Caller(SecurityBase):
         if scheme.lower() != "bearer" or not token:
             detail = "sign in first (cloister login), and send the session's token as Authorization: Bearer"
             raise RefusalError(HTTPStatus.UNAUTHORIZED, detail, BEARER)
-        api = api_of(request)
+        api = await here(request)
         found = api.people.remembered(token)
         if found is None:
             found = await run_in_threadpool(api.people.who, token)

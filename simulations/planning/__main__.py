@@ -15,26 +15,19 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from client.agent import attend_site
-from client.data.own_records import OwnRecords
-from client.data.site_records import InMemory
 from client.settings import read_site
-from client.site import Site
 from client.work.training import Study
-from simulations.planning.records import read_records
+from simulations.engine.stored_site import StoredSite
+from simulations.planning import TRAINING
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
     from client.context import SiteContext
     from client.dpsgd.kept_steps import StepsFile
-    from client.task.probe import Example
-    from client.task.task import Task
     from privacy.codec.update import Model, Update
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
     from strategies.algorithm import LocalSolver
-
-TRAINING = "training-seconds"
-"""The file in a site's folder with a line for each round: its number, and the processor seconds of its training."""
 
 
 class TimedStudy(Study):
@@ -54,12 +47,8 @@ class TimedStudy(Study):
         return update
 
 
-class PlannedSite(Site):
-    """A site whose records were made up."""
-
-    @override
-    def load(self, task: Task, name: str, example: Example) -> OwnRecords:
-        return OwnRecords(InMemory(*read_records(self.records_path)))
+class PlannedSite(StoredSite):
+    """A site whose records were made up, and whose training is timed."""
 
     @override
     def study(self, task: str) -> Study:

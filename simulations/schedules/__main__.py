@@ -65,14 +65,8 @@ def explore(seeds: Sequence[int], processes: int) -> Report:
     """Play the schedules of these seeds, in several processes."""
     report, began = Report(), time.monotonic()
     console, batches = Console(stderr=True), -(-len(seeds) // _AT_ONCE)
-    for outcomes, seconds in track(
-        _played(seeds, processes),
-        "schedules",
-        batches,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
+    played, hidden = _played(seeds, processes), not console.is_terminal
+    for outcomes, seconds in track(played, "schedules", batches, console=console, transient=True, disable=hidden):
         report.processor_seconds += seconds
         for seed, outcome in outcomes:
             report.add(seed, outcome)

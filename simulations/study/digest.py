@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from simulations.study.run_settings import as_toml
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,8 +25,8 @@ def digest_of(study: Study, *options: object) -> str:
     model = simulation.start()
     hashed = sha256()
     said = (
-        "cloister simulation 1", study.toml, study.engine.name, simulation.task_name, str(simulation.population),
-        simulation.device.type, site_noise and site_noise.settings, model.digest, *options,
+        "cloister simulation 1", as_toml(simulation.settings), study.engine.name, simulation.task_name,
+        str(simulation.population), simulation.device.type, site_noise and site_noise.settings, model.digest, *options,
     )  # fmt: skip
     hashed.update(json.dumps([str(text) for text in said]).encode())
     for pool in (simulation.records.pool, study.test):

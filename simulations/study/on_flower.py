@@ -9,17 +9,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from client.app import make_app
-from client.data.inputs import mapped, named
-from client.data.own_records import OwnRecords
-from client.data.site_records import InMemory
 from client.flower import folders_in
 from client.settings import read_site
-from client.site import Site
 from simulations.engine.flower_grid import flower_grid
+from simulations.engine.stored_site import RECORDS, StoredSite, write_records
 from simulations.study.protocol import WholeProtocol
 
 if TYPE_CHECKING:
@@ -29,16 +25,13 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.clientapp import ClientApp
 
-    from client.task.probe import Example
+    from client.site import Site
     from client.task.task import Task
     from privacy.run.settings import RunSettings
     from simulations.engine.federation import Federation, SiteTerms
     from simulations.engine.ray_cluster import Cluster
-    from simulations.pools import Pool
     from simulations.study.protocol import OpenGrid
     from simulations.study.simulation import Simulation
-
-_RECORDS, _TARGETS = "records.safetensors", "targets"  # in a site's folder; beside its inputs
 
 
 class OnFlower(WholeProtocol):
@@ -50,7 +43,7 @@ class OnFlower(WholeProtocol):
 
     @override
     def _terms(self, settings: RunSettings) -> SiteTerms:
-        return replace(super()._terms(settings), device="auto" if self._cluster.gpus else "cpu")
+        return replace(super()._terms(settings), file=RECORDS, device="auto" if self._cluster.gpus else "cpu")
 
     @override
     @contextmanager
@@ -64,7 +57,7 @@ class OnFlower(WholeProtocol):
     def stored(self, simulation: Simulation, federation: Federation) -> ClientApp:
         """Write the sites' records beside their keys; return the app of all sites, which can be pickled."""
         for site, path in federation.paths.items():
-            write_records(path, simulation.records[site])
+            write_records(simulation.records[site], path / RECORDS)
         threads = max(1, int(self._cluster.cpus))
         return make_app(_Sites(federation.folder.absolute(), threads, own_task(simulation)))
 
@@ -73,27 +66,6 @@ def own_task(simulation: Simulation) -> type[Task] | None:
     """Return the task's class if it is defined in a notebook or script, which other processes cannot import."""
     kind = type(simulation.task)
     return kind if kind.__module__ == "__main__" else None
-
-
-class StoredSite(Site):
-    """A site that reads its records as tensors from a file beside its keys, whatever form they came in."""
-
-    @override
-    def load(self, task: Task, name: str, example: Example) -> OwnRecords:
-        return OwnRecords(read_records(self.place.folder, example))
-
-
-def write_records(folder: Path, pool: Pool) -> None:
-    """Write a site's records beside its keys."""
-    tensors = {**named(pool.inputs), _TARGETS: pool.targets}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _RECORDS)
-
-
-def read_records(folder: Path, example: Example) -> InMemory:
-    """Return the records that `write_records` wrote, mapped into memory that processes share, in an example's form."""
-    stored = load_file(folder / _RECORDS)
-    parts = iter([stored[name] for name in named(example.inputs)])
-    return InMemory(mapped(lambda _: next(parts), example.inputs), stored[_TARGETS])
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _DEADLINE = 3600.0  # seconds of a round
 _BATCH = 32  # records in a step, on average
 _LEARNING_RATE = 0.1
 _EPSILON, _NORM, _BOUND = 3.0, 1.0, 1.0
+_REAL_MINIMUM = 3  # sites: the default of `[cohort]`, which masks need
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -54,11 +55,18 @@ class AnyCohort(Cohort):
     """`[cohort]` without sizes: the sites are those of the simulation."""
 
     sizes: dict[str, int] = field(default_factory=dict)
-    minimum: Annotated[int, Field(ge=2)] = 2
+    minimum: Annotated[int, Field(ge=2)] | None = None  # type: ignore[assignment]  # 2 in a simulation
     round_deadline_seconds: Positive = _DEADLINE
 
     def __post_init__(self) -> None:
         """Check nothing: the sites are not known."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class AnyEncryption(Encryption):
+    """`[encryption]` that does not say whether there are masks: a simulation has none, and real sites have them."""
+
+    collusion_resistant: bool = False
 
 
 def _values(table: object) -> dict[str, Any]:
@@ -74,10 +82,12 @@ def _table(kind: type, completed: Callable[[dict[str, Any], ValidationInfo], dic
         given = {key: part for key, part in value.items() if part is not None}
         whole = completed(given, info)
         table = handler(whole) if info.mode == "json" else read_mapping(whole, kind, f"[{kind.__name__.lower()}]")
-        if kind is not Training or "sample_rate" in given:
-            return table
-        values: dict[str, Any] = _values(table) | {"sample_rate": None}
-        return BatchTraining(**values)
+        values = _values(table)
+        if kind is Training and "sample_rate" not in given:
+            return BatchTraining(**(values | {"sample_rate": None}))
+        if kind is Encryption and "collusion_resistant" not in given and not values["collusion_resistant"]:
+            return AnyEncryption(**values)
+        return table
 
     return WrapValidator(read)
 
@@ -87,8 +97,9 @@ def _privacy(given: dict[str, Any], _: ValidationInfo) -> dict[str, Any]:
 
 
 def _encryption(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    # With [cohort] it is a real run's file, and means what it says there.
-    return ({} if info.data.get("cohort") else {"collusion_resistant": False}) | given
+    # If [cohort] names sites, it is a real run's file, and means what it says there.
+    cohort = info.data.get("cohort")
+    return ({} if cohort and cohort.sizes else {"collusion_resistant": False}) | given
 
 
 def _training(given: dict[str, Any], _: ValidationInfo) -> dict[str, Any]:
@@ -129,9 +140,7 @@ class SimulatedRun:
     )
     start: Start | None = None
     vote: Vote | None = None
-    encryption: Annotated[Encryption, _table(Encryption, _encryption)] = field(
-        default_factory=lambda: Encryption(collusion_resistant=False)
-    )
+    encryption: Annotated[Encryption, _table(Encryption, _encryption)] = field(default_factory=AnyEncryption)
     strategy: Strategy = field(default_factory=FEDAVG.copy)
     recipients: tuple[str, ...] = ()
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
@@ -151,8 +160,9 @@ class SimulatedRun:
         training = self.training
         if isinstance(training, BatchTraining):
             training = training.sampled(max(sizes.values()))
-        norm, bound = self.privacy.max_grad_norm or _NORM, self.encryption.update_bound or _BOUND
-        minimum = min(self.cohort.minimum if self.cohort else 2, len(sizes))
+        norm = self.privacy.max_grad_norm or _NORM
+        encryption = _values(self.encryption) | {"update_bound": self.encryption.update_bound or _BOUND}
+        minimum = min(self._minimum or 2, len(sizes))
         seconds = self.cohort.round_deadline_seconds if self.cohort else _DEADLINE
         if len(sizes) < 2:  # noqa: PLR2004 - a sum of one update would be that update
             msg = "one site alone is no federation: name two or more"
@@ -163,7 +173,7 @@ class SimulatedRun:
             if getattr(self, each.name) is not None and each.name not in {"task", "cohort", "training"}
         } | {
             "privacy": replace(self.privacy, max_grad_norm=norm),
-            "encryption": replace(self.encryption, update_bound=bound),
+            "encryption": Encryption(**encryption),
         }
         try:
             settings = RunSettings(
@@ -176,6 +186,24 @@ class SimulatedRun:
             msg = f"the run's settings: {_first(error)}"
             raise ConfigError(msg) from error
         return completed(settings)
+
+    def deployed(self, settings: RunSettings) -> RunSettings:
+        """Return completed settings as real sites play them: what nobody set has the default of run.toml.
+
+        That is masks, and rounds of three sites: masks cancel, so that the sites arrive at the same model.
+        """
+        if len(settings.cohort.sizes) < _REAL_MINIMUM or settings.shares_noise:
+            return settings
+        cohort, encryption = settings.cohort, settings.encryption
+        if self._minimum is None:
+            cohort = replace(cohort, minimum=_REAL_MINIMUM)
+        if isinstance(self.encryption, AnyEncryption) and cohort.minimum >= _REAL_MINIMUM:
+            encryption = replace(encryption, collusion_resistant=True)
+        return replace(settings, cohort=cohort, encryption=encryption)
+
+    @property
+    def _minimum(self) -> int | None:
+        return self.cohort.minimum if self.cohort else None
 
 
 def _first(error: ValueError) -> str:
@@ -202,6 +230,21 @@ def read_run_settings(run: object) -> SimulatedRun:
         return read_toml(Path(run), SimulatedRun)
     msg = f"a run is given by settings, a mapping or the path of a run.toml, not by a {type(run).__name__}"
     raise ConfigError(msg)
+
+
+def read_with_task(run: Path) -> tuple[SimulatedRun, str]:
+    """Return the settings in a file, and the task that it has to name.
+
+    Raises:
+        ConfigError: if they do not fit, or name none.
+    """
+    settings = read_run_settings(run)
+    if settings.task is None:
+        msg = (
+            f"{run}: the key `task` is missing; add it: module:Class, of an installed package or a file beside this one"
+        )
+        raise ConfigError(msg)
+    return settings, settings.task
 
 
 def named_sites(count: int) -> list[str]:

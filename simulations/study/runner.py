@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
     from simulations.partitions import Partition
     from simulations.study.checkpoints import Checkpoints
+    from simulations.study.run_settings import SimulatedRun
     from simulations.study.simulation import Engine
     from simulations.study.site_privacy import SitePrivacy
 
@@ -53,14 +54,15 @@ class Study:
     """What is simulated."""
 
     simulation: Simulation
+    given: SimulatedRun  # the run, as it was given
     manifest: Manifest
     engine: Engine
     test: Pool
 
     @property
     def toml(self) -> str:
-        """The run's settings as run.toml has them."""
-        return as_toml(self.simulation.settings)
+        """The run's settings as run.toml has them, for real sites."""
+        return as_toml(self.given.deployed(self.simulation.settings))
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Outcome:
 
     @property
     def toml(self) -> str:
-        """The run's settings as run.toml has them."""
+        """The run's settings as run.toml has them, for real sites."""
         return self.study.toml
 
     def add(self, row: dict[str, Any], model: Model, *, keep_models: bool) -> None:
@@ -182,7 +184,7 @@ def prepare(
         own, name, settings, divided, population, noise, place, folder, resumable, processes or processes_here()
     )
     chosen = choose(engine, simulation, manifest, cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site))
-    return Study(simulation, manifest, chosen, tested)
+    return Study(simulation, wanted, manifest, chosen, tested)
 
 
 def play(

@@ -119,9 +119,7 @@ def strategy_coefficients(rounds: int, bands: int) -> tuple[float, ...]:
     try:
         from jax_privacy.matrix_factorization import toeplitz  # noqa: PLC0415 - an extra
     except ImportError as error:
-        msg = (
-            "bands above 1 need jax-privacy, which finds the correlation of the noise: pip install 'jax-privacy>=2,<3'"
-        )
+        msg = "bands above 1 need jax-privacy, which finds the correlation of the noise: pip install 'cloister[matrix]'"
         raise ConfigError(msg) from error
     found = np.asarray(toeplitz.optimize_banded_toeplitz(rounds, bands), np.float64)
     if found.shape != (bands,) or not np.isfinite(found).all() or found[0] <= 0:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from simulations.study.simulation import Played
 from simulations.vectorised.batches import SiteRecords
-from simulations.vectorised.sites import VectorisedSites, unsuitable
+from simulations.vectorised.sites import VectorisedSites
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,3 @@ class Vectorised:
 def _problems(turnout: Turnout, minimum: int, *, released: bool) -> dict[str, str]:
     few = {} if released else {"the sum": f"{len(turnout.delivered)} sites are fewer than the minimum of {minimum}"}
     return turnout.problems | few
-
-
-__all__ = ["Vectorised", "unsuitable"]

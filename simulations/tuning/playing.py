@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Question:
+class Objective:
     """What every trial is measured on, and how it is played."""
 
     task: str  # its name
@@ -47,10 +47,10 @@ class Question:
         """Play a trial; `report` takes a round and the metric, and says whether to go on.
 
         Returns:
-            The metric after the last round, None if it is no number; and the run's other figures.
+            The metric after the last round, None if it is no number or the run failed; why it did; the other figures.
 
         Raises:
-            CloisterError: if the values do not fit, or the run fails.
+            CloisterError: if the values do not fit.
         """
         run = applied(self.base, {key: value for key, value in values.items() if key != "task"})
         with TemporaryDirectory(prefix="cloister-") as folder:
@@ -58,30 +58,34 @@ class Question:
                 str(values.get("task", self.task)), self.records, run, test=self.test,
                 folder=Path(folder, "federation"), **self.options,
             )  # fmt: skip
-            row, value, pruned = dict[str, Any](), math.nan, False
-            with closing(play(study)) as rounds:  # type: ignore[type-var]  # a generator
-                for _, row in rounds:
-                    if self.metric not in row:
-                        continue
-                    value = float(row[self.metric])
-                    if row["round"] < study.simulation.settings.rounds and not report(row["round"], value):
-                        pruned = True
-                        break
-        epsilon = row["epsilon"] if math.isfinite(row["epsilon"]) else None
-        mechanism = study.manifest.round_cost
+            row: dict[str, Any] = {"round": 0, "epsilon": 0.0, "bytes": 0}
+            value, pruned, why = math.nan, False, ""
+            try:
+                with closing(play(study)) as rounds:  # type: ignore[type-var]  # a generator
+                    for _, row in rounds:
+                        if self.metric not in row:
+                            continue
+                        value = float(row[self.metric])
+                        if row["round"] < study.simulation.settings.rounds and not report(row["round"], value):
+                            pruned = True
+                            break
+            except CloisterError as error:
+                value, why = math.nan, str(error)
+        mechanism, charged = study.manifest.round_cost, row["round"] + bool(why)  # the round that failed is, too
         figures = {
-            "rounds": row["round"], "epsilon": epsilon, "bytes": row["bytes"], "sigma": mechanism.noise_multiplier,
-            "sample_rate": mechanism.sample_rate, "steps": mechanism.steps * row["round"],
+            "rounds": row["round"], "epsilon": row["epsilon"] if math.isfinite(row["epsilon"]) else None,
+            "bytes": row["bytes"], "sigma": mechanism.noise_multiplier, "sample_rate": mechanism.sample_rate,
+            "steps": mechanism.steps * charged, "discrete": mechanism.discrete,
             **{name: row[name] for name in ("loss",) if name in row and math.isfinite(row[name])},
         }  # fmt: skip
-        return {"value": value if math.isfinite(value) else None, "pruned": pruned, "figures": figures, "why": ""}
+        return {"value": value if math.isfinite(value) else None, "pruned": pruned, "figures": figures, "why": why}
 
 
 class ThisProcess:
     """Plays trials in this process."""
 
-    def __init__(self, question: Question) -> None:
-        self._question = question
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
 
     def __enter__(self) -> Self:
         return self
@@ -92,19 +96,19 @@ class ThisProcess:
     def search(self, space: Space, trials: Trials, left: int, ended: Callable[[], None]) -> None:
         """Play so many trials; call `ended` after each."""
         for _ in range(left):
-            trial, values = trials.ask(space, self._question.base)
+            trial, values = trials.ask(space, self._objective.base)
 
             def report(step: int, value: float, trial: Any = trial) -> bool:  # noqa: ANN401 - Optuna's
                 return reported(trial, step, value)
 
-            _tell(trials, trial, _played(self._question, values, report))
+            _tell(trials, trial, _played(self._objective, values, report))
             ended()
 
 
-def _played(question: Question, values: Mapping[str, Value], report: Callable[[int, float], bool]) -> dict[str, Any]:
+def _played(objective: Objective, values: Mapping[str, Value], report: Callable[[int, float], bool]) -> dict[str, Any]:
     """Play a trial; one that fails says why, and others go on."""
     try:
-        return question.play(values, report)
+        return objective.play(values, report)
     except CloisterError as error:
         return {"value": None, "pruned": False, "figures": {}, "why": str(error)}
 
@@ -128,8 +132,8 @@ class ManyProcesses:
     They start before the trials' database is opened and locked, so that none keeps it locked if this process is killed.
     """
 
-    def __init__(self, question: Question, count: int) -> None:
-        self._question = question
+    def __init__(self, objective: Objective, count: int) -> None:
+        self._objective = objective
         self._lines: list[Connection] = []
         self._processes = []
         forked = get_context("fork")
@@ -162,7 +166,7 @@ class ManyProcesses:
         while left or going:
             while idle and left:
                 line, left = idle.pop(), left - 1
-                going[line], values = trials.ask(space, self._question.base)
+                going[line], values = trials.ask(space, self._objective.base)
                 _send(line, values)
             for ready in wait(list(going)):
                 answering: Any = ready  # it is one of the lines
@@ -189,7 +193,7 @@ class ManyProcesses:
         with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
             while True:
                 values = json.loads(line.recv_bytes())
-                _send(line, _played(self._question, values, report))
+                _send(line, _played(self._objective, values, report))
 
 
 def _send(line: Connection, message: Any) -> None:  # noqa: ANN401 - JSON

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, did_you_mean, read_mapping, read_toml
 from privacy.errors import ConfigError
 from privacy.run.optimizer import Adam, AdamW, Constant, Cosine, Linear, Sgd, Step
-from simulations.study.run_settings import SimulatedRun
+from simulations.study.run_settings import AnyEncryption, SimulatedRun
 from strategies.registry import find, parameters_of
 
 if TYPE_CHECKING:
@@ -168,11 +168,23 @@ def usual(base: Mapping[str, Any], *, charged: bool = True) -> Space:
     return Space(found)
 
 
-def settings_map(settings: RunSettings) -> dict[str, Any]:
-    """Return a run's settings as a mapping like run.toml."""
+def settings_map(settings: RunSettings, given: SimulatedRun | None = None) -> dict[str, Any]:
+    """Return a run's settings as a mapping like run.toml.
+
+    Args:
+        settings: complete.
+        given: the simulated run from which they were completed; then what it leaves to simulations stays so.
+    """
     known = {each.name for each in fields(SimulatedRun)}
-    values = TypeAdapter(type(settings)).dump_python(settings, mode="json", exclude_none=True)
-    return {key: value for key, value in values.items() if key in known}
+    dumped = TypeAdapter(type(settings)).dump_python(settings, mode="json", exclude_none=True)
+    values = {key: value for key, value in dumped.items() if key in known}
+    if given is not None and not (given.cohort and given.cohort.sizes):
+        del values["cohort"]["sizes"]
+        if given.cohort is None or given.cohort.minimum is None:
+            del values["cohort"]["minimum"]
+        if isinstance(given.encryption, AnyEncryption):
+            del values["encryption"]["collusion_resistant"]
+    return values
 
 
 def applied(base: Mapping[str, Any], values: Mapping[str, Value]) -> SimulatedRun:

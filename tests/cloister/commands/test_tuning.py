@@ -84,6 +84,8 @@ def test_drawn_runs_are_ready_to_sign_and_differ(run: Path, tmp_path: Path) -> N
     settings = [read_toml(path, RunSettings) for path in paths]
     assert all(each.cohort.sizes == {"north": 100, "south": 80} and each.privacy.epsilon == 1.0 for each in settings)
     assert len({each.training.learning_rate for each in settings if each.training}) == len(paths)
+    assert len({each.name for each in settings}) == len(paths)
+    assert not any(each.name.endswith(("-1", "-001")) for each in settings)  # how many there are stays secret
     assert len({str(each.strategy["mu"]) for each in settings}) == len(paths)
 
 

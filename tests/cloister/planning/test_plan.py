@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from simulations.planning.records import read_records, write_records
+from client.data.inputs import tensors
+from simulations.planning.records import repeated
 from simulations.pools import Pool
 
 if TYPE_CHECKING:
-    from client.data.inputs import Inputs
     from tests.cloister.in_process import Run
 
 ROOT = Path(__file__).parents[3]
@@ -54,26 +54,7 @@ def test_what_cannot_be_planned_is_refused_at_once(text: str, message: str, tmp_
     assert message in refused.stderr, refused.stderr
 
 
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        torch.arange(6.0).reshape(3, 2),
-        (torch.arange(3.0), torch.arange(6).reshape(3, 2)),
-        {"b": torch.arange(3.0), "a": torch.arange(3)},
-    ],
-)
-def test_records_of_any_form_come_back_as_often_as_a_site_has_them(inputs: Inputs, tmp_path: Path) -> None:
-    path = tmp_path / "records.safetensors"
-    write_records(Pool(inputs, torch.arange(3)), 7, path)
-    again, targets = read_records(path)
-    assert targets.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert type(again) is type(inputs)
-    for mine, given in zip(_parts(again), _parts(inputs), strict=True):
-        assert torch.equal(mine[3:6], given)
-        assert mine.dtype == given.dtype
-
-
-def _parts(inputs: Inputs) -> list[torch.Tensor]:
-    if isinstance(inputs, dict):
-        return [inputs[key] for key in sorted(inputs)]
-    return list(inputs) if isinstance(inputs, tuple) else [inputs]
+def test_a_site_has_as_many_records_as_it_needs() -> None:
+    pool = repeated(Pool((torch.arange(3.0), torch.arange(6).reshape(3, 2)), torch.arange(3)), 7)
+    assert pool.targets.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert [part[3:6].flatten().tolist() for part in tensors(pool.inputs)] == [[0, 1, 2], [0, 1, 2, 3, 4, 5]]

@@ -24,9 +24,10 @@ from cloister import CloisterError, simulate
 from simulations.engine import ray_cluster
 from simulations.engine.inline import InlineGrid
 from simulations.engine.ray_cluster import Cluster
+from simulations.engine.stored_site import RECORDS, StoredSite, read_records, write_records
 from simulations.pools import Pool
 from simulations.study.checkpoints import Checkpoint
-from simulations.study.on_flower import OnFlower, StoredSite, read_records, write_records
+from simulations.study.on_flower import OnFlower
 from simulations.study.runner import prepare
 from tests.federations import await_condition
 from tests.leftovers import end_those_that_name
@@ -90,8 +91,8 @@ def test_it_is_said_where_sites_are_played() -> None:
 )
 def test_records_are_the_same_in_another_process(inputs: Inputs, tmp_path: Path) -> None:
     targets = torch.arange(3)
-    write_records(tmp_path, Pool(inputs, targets))
-    read, labels = read_records(tmp_path, Example(inputs, targets)).whole()
+    write_records(Pool(inputs, targets), tmp_path / RECORDS)
+    read, labels = read_records(tmp_path / RECORDS, Example(inputs, targets)).whole()
     assert repr(read) == repr(inputs)
     assert torch.equal(labels, targets)
 

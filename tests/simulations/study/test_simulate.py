@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from client.data.records import read_csv
 from cloister import CloisterError, EarlyStop, Privacy, SimulatedRun, Task, Training, simulate
 from simulations.partitions import FlowerPartition
 from simulations.study.run_settings import read_run_settings
+from simulations.tuning.space import settings_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -262,6 +263,31 @@ def test_every_key_of_a_run_has_a_default(given: dict[str, Any], expected: dict[
         tables = asdict(settings)
         known = tables["privacy"] | tables["training"] | tables["encryption"] | tables["cohort"]
         assert {key: known[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "sites", "expected"),
+    [
+        ({}, "abc", (True, 3)),
+        ({}, "ab", (False, 2)),
+        ({"encryption": {"profile": "precise"}}, "abc", (True, 3)),
+        ({"encryption": {"collusion_resistant": False}}, "abc", (False, 3)),
+        ({"cohort": {"minimum": 2}, "encryption": {"profile": "precise"}}, "abc", (False, 2)),
+        ({"cohort": {"minimum": 4}}, "abcd", (True, 4)),
+        ({"cohort": {"round_deadline_seconds": 60}}, "abcd", (True, 3)),
+    ],
+)
+def test_what_a_simulated_run_does_not_set_is_as_real_runs_have_it(
+    given: dict[str, Any], sites: str, expected: tuple[bool, int]
+) -> None:
+    run = read_run_settings(given)
+    settings = run.completed("a:B", dict.fromkeys(sites, 100))
+    real = run.deployed(settings)
+    assert (real.encryption.collusion_resistant, real.cohort.minimum) == expected
+    assert replace(real, encryption=settings.encryption, cohort=settings.cohort) == settings
+    repeated = read_run_settings(settings_map(settings, run))  # as a search does
+    assert repeated.completed("a:B", dict.fromkeys(sites, 100)) == settings
+    assert repeated.deployed(settings) == real
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def deployed(tmp_path: Path, engine: str) -> tuple[Result, Federation, SiteTerms
     for site, part in PARTS.items():
         write_digits(federation.paths[site] / "digits.csv", part)
     settings = read_toml(exported, RunSettings)
+    assert (settings.encryption.collusion_resistant, settings.cohort.minimum) == (True, 3)  # as real runs are
     federation.sign(settings)
     return result, federation, replace(terms_for(settings), file="digits.csv")
 
