@@ -1,8 +1,8 @@
 """Plan a search on private records: draw runs from a space, and say what choosing the best of them costs.
 
 Papernot and Steinke (2022, arXiv 2110.03620) ask for three things, which are kept here: the number of runs is drawn at
-random and is told to nobody else; each run's settings are drawn by themselves, so that no run learns from another, and
-none is ended early; and ε is that of the dearest run that might have been drawn.
+random and is told to nobody else, also not by the name of a run; each run's settings are drawn by themselves, so that
+no run learns from another, and none is ended early; and ε is that of the dearest run that might have been drawn.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def draw_private(run: Path, space: Path | None, mean: float, folder: Path) -> li
     paths = []
     for number in range(1, draw.repetitions(mean) + 1):
         paths.append(folder / f"run-{number:03}.toml")
-        write_atomically(paths[-1], search.drawn(draw, number).encode())
+        write_atomically(paths[-1], search.drawn(draw).encode())
     return paths
 
 
@@ -137,8 +138,8 @@ class _Search:
             "epsilon_of_all": epsilon([dearest] * number, delta),
         }
 
-    def drawn(self, draw: RandomDraws, number: int) -> str:
-        """Draw a run's settings; return its run.toml."""
+    def drawn(self, draw: RandomDraws) -> str:
+        """Draw a run's settings; return its run.toml. Its name does not say how many were drawn before."""
         from simulations.study.run_settings import as_toml  # noqa: PLC0415
         from simulations.tuning.space import applied  # noqa: PLC0415
 
@@ -150,7 +151,7 @@ class _Search:
             except ConfigError as error:
                 last = error
                 continue
-            return as_toml(replace(settings, name=f"{settings.name[:35]}-{number:03}"))
+            return as_toml(replace(settings, name=f"{settings.name[:31]}-{secrets.token_hex(4)}"))
         msg = f"of {_TRIES} draws from the space none fits: {last}; change the space"
         raise ConfigError(msg)
 

@@ -4,9 +4,12 @@ A model that divides by small differences, or solves equations, may amplify the 
 an interaction. In double precision its rounding shrinks by nine digits, while an interaction stays. So where batches
 differ in float32, the same batches are compared again: every operation, forward and backward, then computes with
 float64 in place of float32, whatever the task asks for, and draws what it drew before. The tolerances are smaller too.
+Only the precision changes, not the range: what is infinite or zero in float32 is so here, as records that meet only
+where numbers overflow or vanish do meet in training.
 
 What computes in 16 bits or fewer, reads the bits of numbers, or writes to float32 tensors that are neither parameters
-nor buffers is not repeated: the first result stands.
+nor buffers is not repeated: the first result stands. A model that asks for the type of numbers, and computes something
+else in float64, is told apart from none: as anywhere in the guard, this finds mistakes, and no malice.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ STRICTER = 1e-2
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _NARROWER = {wide: narrow for narrow, wide in _WIDER.items()}
+_LIMIT = 1e307
 
 
 @contextmanager
@@ -75,7 +79,9 @@ class _Double(TorchDispatchMode):
             raise TypeError(msg)
         outputs = func(*_each(_wider, args), **_each(_wider, options))
         _each(_repeatable, outputs)
-        return outputs if changed else _each(_wider, outputs)
+        outputs = outputs if changed else _each(_wider, outputs)
+        _each(_keep_range, outputs)
+        return outputs
 
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
@@ -100,6 +106,16 @@ def _as(value: Any, types: dict[torch.dtype, torch.dtype]) -> Any:  # noqa: ANN4
     if isinstance(value, Tensor) and value.dtype in types:
         return value.to(types[value.dtype])
     return value
+
+
+def _keep_range(value: Any) -> None:  # noqa: ANN401 - results of any kind
+    """Put infinity or zero into a float64 tensor where float32 has it; but for float64's own limits, which are masks."""
+    if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
+        return
+    narrow = value.float()
+    lost = (narrow.isinf() & (value.abs() < _LIMIT)) | ((narrow == 0) & (value != 0))
+    if lost.any():
+        value.copy_(torch.where(lost, narrow, value))
 
 
 def _repeatable(value: Any) -> None:  # noqa: ANN401 - arguments of any kind
