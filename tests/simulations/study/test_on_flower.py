@@ -61,8 +61,9 @@ ROOT = Path(__file__).parents[3]
     ],
 )
 def test_what_ray_cannot_do_is_said_before_it_starts(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"engine": "flower"} | options
     with pytest.raises(CloisterError, match=message):
-        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, **{"engine": "flower"} | options)
+        simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=4, **given)
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
