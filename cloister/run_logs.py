@@ -164,7 +164,7 @@ def settings_of(study: Any) -> dict[str, object]:  # noqa: ANN401 - a Study, whi
     settings, engine = manifest.settings, study.engine.name
     found: dict[str, object] = {
         "task": settings.task, "sites": len(simulation.sites), "rounds": settings.rounds, "engine": engine,
-        "partition_seed": simulation.seed, "noise_multiplier": manifest.noise_multiplier,
+        "partition_seed": simulation.population.seed, "noise_multiplier": manifest.noise_multiplier,
     }  # fmt: skip
     tables = {"training": vars(settings.training), "privacy": vars(settings.privacy), "strategy": settings.strategy}
     for table, values in tables.items():

@@ -8,8 +8,10 @@ Only the precision changes, not the range: what is infinite or zero in float32 i
 where numbers overflow or vanish do meet in training.
 
 What computes in 16 bits or fewer, reads the bits of numbers, or writes to float32 tensors that are neither parameters
-nor buffers is not repeated: the first result stands. A model that asks for the type of numbers, and computes something
-else in float64, is told apart from none: as anywhere in the guard, this finds mistakes, and no malice.
+nor buffers is not repeated: the first result stands.
+
+A model may be another function in float64, such as one with a kernel for float32 alone. So there must be some rounding
+to amplify: with noise of a few roundings of float32 in all that operations read, the batches have to differ again.
 """
 
 from __future__ import annotations
@@ -39,15 +41,16 @@ _LIMIT = 1e307
 
 
 @contextmanager
-def in_double(probe: Probe) -> Iterator[Probe]:
+def in_double(probe: Probe, noise: float = 0.0) -> Iterator[Probe]:
     """Compute in double precision within this context, with the probe that it yields; the model gets its weights back.
 
-    What cannot be computed so fails with the probe's `TaskError`.
+    With `noise`, everything that an operation reads is multiplied by a number drawn from [1 - noise, 1 + noise]. What
+    cannot be computed so fails with the probe's `TaskError`.
     """
     kept = {name: tensor.data for name, tensor in tensors_of(probe.module).items() if tensor.dtype in _WIDER}
     try:
         _set(probe, {name: data.to(_WIDER[data.dtype]) for name, data in kept.items()})
-        with _Double():  # type: ignore[no-untyped-call]  # torch's
+        with _Double(noise):
             yield replace(probe, number=torch.float64)
     finally:
         _set(probe, kept)
@@ -61,6 +64,10 @@ def _set(probe: Probe, values: dict[str, Tensor]) -> None:
 
 class _Double(TorchDispatchMode):
     """A context in which operations compute with float64 in place of float32."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._noise, self._draw = noise, torch.Generator().manual_seed(0)
 
     @override
     def __torch_dispatch__(
@@ -77,11 +84,20 @@ class _Double(TorchDispatchMode):
         ):
             msg = "this cannot be repeated in double precision"
             raise TypeError(msg)
-        outputs = func(*_each(_wider, args), **_each(_wider, options))
+        wide, wide_options = _each(_wider, args), _each(_wider, options)
+        if self._noise and not changed and not func.is_view:
+            wide = _each(self._rounded, wide)
+        outputs = func(*wide, **wide_options)
         _each(_repeatable, outputs)
         outputs = outputs if changed else _each(_wider, outputs)
         _each(_keep_range, outputs)
         return outputs
+
+    def _rounded(self, value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
+        if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
+            return value
+        drawn = torch.rand(value.shape, generator=self._draw, dtype=value.dtype).to(value.device)
+        return value * (1 + self._noise * (2 * drawn - 1))
 
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
@@ -109,7 +125,7 @@ def _as(value: Any, types: dict[torch.dtype, torch.dtype]) -> Any:  # noqa: ANN4
 
 
 def _keep_range(value: Any) -> None:  # noqa: ANN401 - results of any kind
-    """Put infinity or zero into a float64 tensor where float32 has it; but for float64's own limits, which are masks."""
+    """Put infinity or zero into a float64 tensor where float32 has it; float64's own limits are masks, and stay."""
     if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
         return
     narrow = value.float()

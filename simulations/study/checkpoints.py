@@ -143,7 +143,9 @@ class Checkpoints:
             rows = [_unfinite(json.loads(line)) for line in lines]
         except (OSError, ValueError, AttributeError) as error:  # no JSON, or no object
             raise _damaged(self._rows) from error
-        if [row.get("round") for row in rows] != list(range(1, number + 1)) or not {"bytes", "seconds"} <= set(rows[-1]):
+        if [row.get("round") for row in rows] != list(range(1, number + 1)) or not {"bytes", "seconds"} <= set(
+            rows[-1]
+        ):
             raise _damaged(self._rows)
         folder = self._round(number)
         return Checkpoint(number, rows, _read(folder / "state.safetensors", "model", "rounds"), folder)

@@ -18,7 +18,7 @@ from client.task.guard import check_task
 from client.task.probe import Probe
 from privacy.errors import TaskError
 from simulations.tasks.recommendation import LocalTaste, Recommendation
-from tests.probes import CLASSES, WIDTH, Toy, complaint
+from tests.probes import CLASSES, WIDTH, Through, Toy, complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,21 @@ class MeanOnTheWayBack(torch.autograd.Function):
     def backward(ctx: object, *gradients: Tensor) -> Tensor:
         del ctx
         return gradients[0] + 0.01 * gradients[0].mean(0)
+
+
+class InFloat32Alone(torch.autograd.Function):
+    """The batch's mean on the way back, but not in double precision."""
+
+    @staticmethod
+    def forward(ctx: object, rows: Tensor) -> Tensor:
+        del ctx
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        del ctx
+        mean = gradients[0].mean(0)
+        return gradients[0] + 0.01 * mean if mean.dtype is torch.float32 else gradients[0].clone()
 
 
 def attention(rows: Tensor) -> Tensor:
@@ -157,6 +172,12 @@ def test_in_double_precision_numbers_have_the_range_of_float32() -> None:
         assert held.tolist() == [0.0, -1e-30]
         lowest = torch.finfo(large.double().dtype).min
         assert (large.masked_fill(large > 0, lowest).softmax(0)).isfinite().all()  # a usual mask
+
+
+def test_a_kernel_that_mixes_in_float32_alone_is_found() -> None:
+    assert "batch" in complaint(amplified(1.0, InFloat32Alone.apply))
+    layers = nn.Linear(WIDTH, 9), Through(InFloat32Alone.apply), nn.Linear(9, CLASSES)
+    assert "batch" in complaint(Toy(lambda: nn.Sequential(*layers)))
 
 
 def network(hidden: int) -> nn.Module:

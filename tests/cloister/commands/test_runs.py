@@ -262,7 +262,7 @@ def test_a_server_that_sends_the_same_events_for_ever_is_told_apart(rosa: public
     digest = server.queue.submit(server.consortium.sign("endless"), "ralf").digest
     page = {"events": [{"number": 3, "event": STARTED}], "next": 3, "status": "running"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rosa._session, "ask", lambda *_: json.dumps(page).encode())  # noqa: SLF001 - the server's words
+        patch.setattr(rosa._session, "ask", lambda *_: json.dumps(page).encode())
         with pytest.raises(MalformedError, match="in a form that"):
             list(rosa.events(digest))
 
