@@ -176,8 +176,9 @@ def test_in_double_precision_numbers_have_the_range_of_float32() -> None:
 
 def test_a_kernel_that_mixes_in_float32_alone_is_found() -> None:
     assert "batch" in complaint(amplified(1.0, InFloat32Alone.apply))
-    layers = nn.Linear(WIDTH, 9), Through(InFloat32Alone.apply), nn.Linear(9, CLASSES)
-    assert "batch" in complaint(Toy(lambda: nn.Sequential(*layers)))
+    assert "batch" in complaint(
+        Toy(lambda: nn.Sequential(nn.Linear(WIDTH, 9), Through(InFloat32Alone.apply), nn.Linear(9, CLASSES)))
+    )
 
 
 def network(hidden: int) -> nn.Module:
