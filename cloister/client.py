@@ -184,6 +184,8 @@ class Client:
             given = {"after": following, "limit": MOST_EVENTS}
             page = self._read(_Events, self._session.ask("GET", f"/v1/runs/{_named(run)}/events", given))
             yield from (each.event for each in page.events)
+            if page.next is not None and page.next <= following:  # it would never end
+                self._unfit()
             following = page.next if page.events else None
 
     def statement(self, run: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Plan a search on private records: draw runs from a space, and say what choosing the best of them costs.
 
 Papernot and Steinke (2022, arXiv 2110.03620) ask for three things, which are kept here: the number of runs is drawn at
-random and is told to nobody else; each run's settings are drawn by themselves, so that no run learns from another, and
-none is ended early; and ε is that of the dearest run that might have been drawn.
+random and is told to nobody else, also not by the name of a run; each run's settings are drawn by themselves, so that
+no run learns from another, and none is ended early; and ε is that of the dearest run that might have been drawn.
 """
 
 from __future__ import annotations

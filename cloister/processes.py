@@ -1,4 +1,7 @@
-"""Manage child processes that never outlive their parent's work: at its end, they are terminated, then killed."""
+"""Manage child processes that never outlive their parent's work: at its end, they are terminated, then killed.
+
+Where the parent itself is killed, they find that out (`cloister.child`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloister.child import GRACE
 from privacy.errors import RunError
 
 if TYPE_CHECKING:
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-_GRACE = 5.0  # seconds between terminating and killing
 _POLL = 0.05
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,8 +53,8 @@ class Processes:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file, _undisturbed():
             child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "cloister.child", module, *arguments],
+                stdin=subprocess.PIPE,  # it ends with this process
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
@@ -127,13 +130,16 @@ class Processes:
         running = [child for child, _ in self._children.values() if child.poll() is None]
         for child in running:
             child.terminate()
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + GRACE
         for child in running:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
             if child.poll() is None:
                 child.kill()
                 child.wait()
+        for child, _ in self._children.values():
+            if child.stdin:
+                child.stdin.close()
 
 
 @contextmanager

@@ -46,9 +46,11 @@ class RunLogs:
                 raise ConfigError(msg)
         self._table = _Table(Path(given["csv"])) if "csv" in given else None
         self._lines = Path(given["jsonl"]) if "jsonl" in given else None
+        if self._lines:
+            _check_lines(self._lines)
         for path in (self._lines, self._table.path if self._table else None):
             if path is not None:
-                _append(path, "")
+                _append(path, _missing_end(path))
         wanted: dict[str, str] = {kind: str(given[kind]) for kind in ("tensorboard", "mlflow") if kind in given}
         report = read_mapping(wanted, Report, "log") if wanted else None
         self._tracking = Tracking(report, Path(), f"the log ({', '.join(wanted)})")
@@ -91,15 +93,13 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path, self._names = path, list[str]()
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"{path}: this is no log to go on with ({error}); name another file"
-            raise ConfigError(msg) from error
-        if text:
-            self._names = next(csv.reader(StringIO(text)))
+            rows = list(csv.reader(StringIO(_text(path)), strict=True))
+        except csv.Error as error:
+            raise _other(path) from error
+        if rows:
+            self._names = rows[0]
             if self._names[:2] != ["run", "round"]:
-                msg = f"{path}: this file is no log of rounds, so nothing is added to it; name another file"
-                raise ConfigError(msg)
+                raise _other(path)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Add a row."""
@@ -109,6 +109,39 @@ class _Table:
             write_atomically(self.path, (_csv(self._names, {name: name for name in self._names})
                              + "".join(_csv(self._names, row) for row in rows)).encode())  # fmt: skip
         _append(self.path, _csv(self._names, entry))
+
+
+def _check_lines(path: Path) -> None:
+    """Check that JSON lines, if there are any, are of rounds.
+
+    Raises:
+        ConfigError: if they are of anything else.
+    """
+    first = _text(path).partition("\n")[0]
+    try:
+        known = not first or {"run", "round"} <= set(json.loads(first))
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise _other(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: this is no log to go on with ({error}); name another file"
+        raise ConfigError(msg) from error
+
+
+def _other(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: this file is no log of rounds, so nothing is added to it; name another file")
+
+
+def _missing_end(path: Path) -> str:
+    """Return what ends the last line of a file whose writer did not get so far."""
+    text = _text(path)
+    return "\n" if text and not text.endswith("\n") else ""
 
 
 def _csv(names: list[str], entry: Mapping[str, Any]) -> str:

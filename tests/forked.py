@@ -36,7 +36,7 @@ class Forked:
 
     def __init__(self, log: Path, run: Callable[..., None], *arguments: str, env: Mapping[str, str]) -> None:
         log.write_bytes(b"")
-        self.log = log
+        self.log, self.stdin = log, None
         self._process = _FORKS.Process(target=_call, args=(log, {**os.environ, **env}, run, arguments))
         self._process.start()
         self.pid = self._process.pid

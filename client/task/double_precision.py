@@ -4,9 +4,14 @@ A model that divides by small differences, or solves equations, may amplify the 
 an interaction. In double precision its rounding shrinks by nine digits, while an interaction stays. So where batches
 differ in float32, the same batches are compared again: every operation, forward and backward, then computes with
 float64 in place of float32, whatever the task asks for, and draws what it drew before. The tolerances are smaller too.
+Only the precision changes, not the range: what is infinite or zero in float32 is so here, as records that meet only
+where numbers overflow or vanish do meet in training.
 
 What computes in 16 bits or fewer, reads the bits of numbers, or writes to float32 tensors that are neither parameters
 nor buffers is not repeated: the first result stands.
+
+A model may be another function in float64, such as one with a kernel for float32 alone. So there must be some rounding
+to amplify: with noise of a few roundings of float32 in all that operations read, the batches have to differ again.
 """
 
 from __future__ import annotations
@@ -32,18 +37,20 @@ STRICTER = 1e-2
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _NARROWER = {wide: narrow for narrow, wide in _WIDER.items()}
+_LIMIT = 1e307
 
 
 @contextmanager
-def in_double(probe: Probe) -> Iterator[Probe]:
+def in_double(probe: Probe, noise: float = 0.0) -> Iterator[Probe]:
     """Compute in double precision within this context, with the probe that it yields; the model gets its weights back.
 
-    What cannot be computed so fails with the probe's `TaskError`.
+    With `noise`, everything that an operation reads is multiplied by a number drawn from [1 - noise, 1 + noise]. What
+    cannot be computed so fails with the probe's `TaskError`.
     """
     kept = {name: tensor.data for name, tensor in tensors_of(probe.module).items() if tensor.dtype in _WIDER}
     try:
         _set(probe, {name: data.to(_WIDER[data.dtype]) for name, data in kept.items()})
-        with _Double():  # type: ignore[no-untyped-call]  # torch's
+        with _Double(noise):
             yield replace(probe, number=torch.float64)
     finally:
         _set(probe, kept)
@@ -57,6 +64,10 @@ def _set(probe: Probe, values: dict[str, Tensor]) -> None:
 
 class _Double(TorchDispatchMode):
     """A context in which operations compute with float64 in place of float32."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._noise, self._draw = noise, torch.Generator().manual_seed(0)
 
     @override
     def __torch_dispatch__(
@@ -73,9 +84,20 @@ class _Double(TorchDispatchMode):
         ):
             msg = "this cannot be repeated in double precision"
             raise TypeError(msg)
-        outputs = func(*_each(_wider, args), **_each(_wider, options))
+        wide, wide_options = _each(_wider, args), _each(_wider, options)
+        if self._noise and not changed and not func.is_view:
+            wide = _each(self._rounded, wide)
+        outputs = func(*wide, **wide_options)
         _each(_repeatable, outputs)
-        return outputs if changed else _each(_wider, outputs)
+        outputs = outputs if changed else _each(_wider, outputs)
+        _each(_keep_range, outputs)
+        return outputs
+
+    def _rounded(self, value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
+        if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
+            return value
+        drawn = torch.rand(value.shape, generator=self._draw, dtype=value.dtype).to(value.device)
+        return value * (1 + self._noise * (2 * drawn - 1))
 
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
@@ -100,6 +122,16 @@ def _as(value: Any, types: dict[torch.dtype, torch.dtype]) -> Any:  # noqa: ANN4
     if isinstance(value, Tensor) and value.dtype in types:
         return value.to(types[value.dtype])
     return value
+
+
+def _keep_range(value: Any) -> None:  # noqa: ANN401 - results of any kind
+    """Put infinity or zero into a float64 tensor where float32 has it; float64's own limits are masks, and stay."""
+    if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
+        return
+    narrow = value.float()
+    lost = (narrow.isinf() & (value.abs() < _LIMIT)) | ((narrow == 0) & (value != 0))
+    if lost.any():
+        value.copy_(torch.where(lost, narrow, value))
 
 
 def _repeatable(value: Any) -> None:  # noqa: ANN401 - arguments of any kind

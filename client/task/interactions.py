@@ -51,6 +51,7 @@ ALONE = (
 )
 _SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # tolerance relative to the gradients' norms, in float32
 _ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # tolerance in units of a coarser type's rounding error
+_AMPLIFIED = 64  # roundings of float32, by which batches have to differ if rounding is why they do
 _CANCELLED = 1e-5  # relative to the gradients of outputs: where they cancel out, a smaller remainder is rounding
 _DISTINCT = 16  # records whose gradients are computed one by one
 _SMALL, _SIZES, _HUGE = 7, (64, 32, 16), 257  # records in a batch
@@ -258,12 +259,19 @@ class _Check:
             raise InteractionError(explained(self._probe, inputs, one, ~first, self._seed) or _MEET)
 
     def _in_double(self, apart: Callable[[], bool]) -> bool:
-        """Return whether gradients differ in double precision, too; True if they cannot be computed in it."""
+        """Return whether gradients differ not only by rounding.
+
+        They do if they differ in double precision, or cannot be computed in it; or if rounding has no such effect.
+        """
         kept = self._probe, self._coarse, self._strict, self._norm
         try:
             with in_double(self._probe) as self._probe:
                 self._coarse, self._strict = torch.finfo(torch.float64).eps, STRICTER
-                return apart()
+                if apart():
+                    return True
+            self._probe, self._coarse, self._strict, self._norm = kept
+            with in_double(self._probe, _AMPLIFIED * torch.finfo(torch.float32).eps) as self._probe:
+                return not apart()
         except TaskError:
             return True
         finally:

@@ -42,11 +42,23 @@ def fetched(client: Client, run: str | None, what: str | None, out: Path | None)
     found = client.run(run)
     data = _read(client, found, what)
     path = out or Path(f"{_file(found)}.{_ENDINGS[what]}")
-    if what == "manifest" and path.exists() and path.read_bytes() != data:
-        msg = f"{path} exists already, and is another run; name another file with --out"
+    if path.exists() and not (path.is_file() and _older(what, path.read_bytes(), data)):
+        msg = f"{path} exists already, and is another run, or something else; name another file with --out"
         raise ConfigError(msg)
     write_atomically(path, data)
     return path
+
+
+def _older(what: str, known: bytes, data: bytes) -> bool:
+    """Return whether a file has the same of the same run, as it was before."""
+    if what == "manifest":
+        return known == data
+    if what == "events":
+        return data.startswith(known)
+    try:
+        return bool(json.loads(known)["run"] == json.loads(data)["run"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _file(run: RunStatus) -> str:

@@ -100,7 +100,8 @@ def _show(tuned: Tuning, folder: Path) -> None:
     if math.isfinite(tuned.epsilon):
         typer.echo(
             f"if these records are private: all trials together cost ε {tuned.epsilon:.2f} at δ {tuned.delta:g}, not "
-            f"{tuned.result.epsilon:.2f}; on public or made-up records, the search costs nothing"
+            f"{tuned.result.epsilon:.2f}, and the test records, by which trials are compared, have no bound at all; on "
+            "public or made-up records, the search costs nothing"
         )
     typer.echo(f"next: {folder / 'run.toml'} has the best settings; the figures are in {folder / 'tuning.svg'}")
 

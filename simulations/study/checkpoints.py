@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from privacy.errors import ConfigError, VaultError
 from privacy.failures import reason
-from privacy.files import make_folder, sync_folder
+from privacy.files import make_folder, sync_folder, unfinished
 from privacy.folder_locks import folder_alone
 from privacy.storage import read_file, write_atomically
 
@@ -52,7 +52,13 @@ class Checkpoint:
     folder: Path | None = None
 
     def model(self, like: Model) -> Model:
-        """Return the model after this round; its layout is that of the untrained one."""
+        """Return the model after this round; its layout is that of the untrained one.
+
+        Raises:
+            ConfigError: if it has another.
+        """
+        if self.arrays["model"].shape != like.vector.shape:
+            raise self.damaged()
         own = {key.removeprefix("local."): array for key, array in self.arrays.items() if key.startswith("local.")}
         return replace(like, vector=self.arrays["model"], local=own)
 
@@ -60,7 +66,12 @@ class Checkpoint:
         """Yield what was written by `Checkpoints.write` under this name, part by part."""
         assert self.folder is not None  # noqa: S101 - there are parts only after a round
         for path in sorted(self.folder.glob(f"{name}-*.safetensors")):
-            yield _read(path)[name]
+            yield _read(path, name)[name]
+
+    def damaged(self) -> ConfigError:
+        """Return what says that some of it is missing, or is not what was written."""
+        assert self.folder is not None  # noqa: S101 - round 0 has nothing
+        return _damaged(self.folder)
 
 
 class Checkpoints:
@@ -96,7 +107,7 @@ class Checkpoints:
                     "differ; repeat that call to go on with it, or name another folder"
                 )
                 raise ConfigError(msg)
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and set(folder.iterdir()) - set(unfinished(path)):
             msg = f"{folder} is not empty, and has no checkpoint; name an empty or a new folder"
             raise ConfigError(msg)
         else:
@@ -130,12 +141,14 @@ class Checkpoints:
         try:
             lines = read_file(self._rows).split(b"\n")[:number]
             rows = [_unfinite(json.loads(line)) for line in lines]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # no JSON, or no object
             raise _damaged(self._rows) from error
-        if len(rows) != number:
+        if [row.get("round") for row in rows] != list(range(1, number + 1)) or not {"bytes", "seconds"} <= set(
+            rows[-1]
+        ):
             raise _damaged(self._rows)
         folder = self._round(number)
-        return Checkpoint(number, rows, _read(folder / "state.safetensors"), folder)
+        return Checkpoint(number, rows, _read(folder / "state.safetensors", "model", "rounds"), folder)
 
     def write(
         self, row: Mapping[str, Any], arrays: Arrays, parts: Mapping[str, Iterable[NDArray[Any]]], *, keep_model: bool
@@ -167,7 +180,7 @@ class Checkpoints:
 
     def model(self, number: int) -> NDArray[np.float32]:
         """Return the vector of a model that was kept."""
-        return _read(self._model(number))["model"]
+        return _read(self._model(number), "model")["model"]
 
     @property
     def _rows(self) -> Path:
@@ -192,11 +205,15 @@ def _unfinite(row: dict[str, Any]) -> dict[str, Any]:
     return {key: float(value) if value in {"inf", "-inf", "nan"} else value for key, value in row.items()}
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, *names: str) -> Arrays:
+    """Return the arrays in a file, which has those of these names."""
     try:
-        return load(read_file(path))
-    except (OSError, SafetensorError) as error:
+        arrays = load(read_file(path))
+    except (OSError, SafetensorError, KeyError) as error:  # a type that NumPy has not
         raise _damaged(path, error) from error
+    if not set(names) <= arrays.keys():
+        raise _damaged(path)
+    return arrays
 
 
 def _damaged(path: Path, error: BaseException | None = None) -> ConfigError:

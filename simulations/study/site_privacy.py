@@ -75,8 +75,8 @@ class SitePrivacy:
         if self.delta is not None and self.delta >= 1:
             msg = f"site privacy: delta = {self.delta:g} must be below one over the number of sites"
             raise ConfigError(msg)
-        if not 1 <= self.bands <= _MOST_BANDS:
-            msg = f"site privacy: bands = {self.bands} must be from 1 to {_MOST_BANDS}"
+        if not isinstance(self.bands, int) or not 1 <= self.bands <= _MOST_BANDS:
+            msg = f"site privacy: bands = {self.bands!r} must be a whole number from 1 to {_MOST_BANDS}"
             raise ConfigError(msg)
 
     def planned(self, sites: int, rounds: int, participation: Participation) -> SiteNoise:
@@ -100,6 +100,12 @@ class SitePrivacy:
             )
             raise ConfigError(msg)
         delta = self.delta or sites**-1.1
+        if delta * sites >= 1:
+            msg = (
+                f"site privacy: delta = {delta:g} must be below one over the number of sites, {sites}: otherwise it "
+                "allows to publish a site's update as it is; give a smaller delta, or more sites"
+            )
+            raise ConfigError(msg)
         steps = math.ceil(rounds / self.bands)
         sigma = self.noise_multiplier or calibrate(self.epsilon or math.inf, delta, rate, steps)
         coefficients = strategy_coefficients(rounds, self.bands)

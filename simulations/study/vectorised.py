@@ -39,7 +39,10 @@ class Vectorised:
         size = self._manifest.packing.ciphertexts(model.layout.size) * CIPHERTEXT_BYTES
         if begun.number:
             model = begun.model(model)
-            sites.restore(begun.arrays, begun.parts)
+            try:
+                sites.restore(begun.arrays, begun.parts)
+            except (KeyError, ValueError, IndexError) as error:
+                raise begun.damaged() from error
         try:
             for number in range(begun.number + 1, settings.rounds + 1):
                 started = time.perf_counter()

@@ -58,11 +58,21 @@ class KeptVectors(Generic[Number]):
             yield self.read(np.arange(start, min(start + several, self._shape[0])))
 
     def restore(self, parts: Iterable[NDArray[Number]]) -> None:
-        """Write all vectors, as `parts` yielded them."""
+        """Write all vectors, as `parts` yielded them.
+
+        Raises:
+            ValueError: if there are more or fewer, or of another size.
+        """
         start = 0
         for rows in parts:
-            self.write(np.arange(start, start + len(rows)), rows)
-            start += len(rows)
+            end = start + len(rows)
+            if end > self._shape[0] or rows.shape[1:] != self._shape[1:] or rows.dtype != self._number:
+                break
+            self.write(np.arange(start, end), rows)
+            start = end
+        if start != self._shape[0]:
+            msg = f"{start} of {self._shape[0]} vectors are there"
+            raise ValueError(msg)
 
     def close(self) -> None:
         """Remove the file, if there is one."""

@@ -37,6 +37,16 @@ def test_files_hold_every_round_of_every_run(tmp_path: Path) -> None:
     assert entries[0]["epsilon"] is None  # without noise
 
 
+def test_a_line_that_was_cut_short_damages_none_of_the_next(tmp_path: Path) -> None:
+    table, lines = tmp_path / "rounds.csv", tmp_path / "rounds.jsonl"
+    table.write_text("run,round,sites\na,1", encoding="utf-8")
+    lines.write_text('{"run": "a", "round": 1}\n{"run": "a", "ro', encoding="utf-8")
+    _simulate(csv=table, jsonl=lines)
+    with table.open(encoding="utf-8", newline="") as file:
+        assert [row["round"] for row in csv.DictReader(file)] == ["1", "1", "2", "3"]
+    assert [json.loads(line)["round"] for line in lines.read_text(encoding="utf-8").splitlines()[2:]] == [1, 2, 3]
+
+
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # mlflow's tables
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_tensorboard_and_mlflow_have_the_run(tmp_path: Path) -> None:
@@ -66,7 +76,9 @@ def test_tensorboard_and_mlflow_have_the_run(tmp_path: Path) -> None:
         ({"cvs": "a"}, "did you mean `csv`"),
         ({"mlflow": "runs"}, "is neither"),
         ({"csv": "notes.csv"}, "no log of rounds"),
+        ({"jsonl": "notes.csv"}, "no log of rounds"),
         ({"jsonl": "notes.csv/rounds"}, "cannot be written"),
+        ({"csv": "cut.csv"}, "no log of rounds"),
     ],
 )
 def test_what_is_no_log_is_refused_before_the_first_round(
@@ -74,6 +86,7 @@ def test_what_is_no_log_is_refused_before_the_first_round(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.csv").write_text("patient,age\n1,2\n", encoding="utf-8")
+    (tmp_path / "cut.csv").write_text('run,round,problems\na,1,"cut in a', encoding="utf-8")
     with pytest.raises(CloisterError, match=text):
         _simulate(**log)
     assert (tmp_path / "notes.csv").read_text(encoding="utf-8") == "patient,age\n1,2\n"

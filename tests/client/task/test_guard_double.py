@@ -18,7 +18,7 @@ from client.task.guard import check_task
 from client.task.probe import Probe
 from privacy.errors import TaskError
 from simulations.tasks.recommendation import LocalTaste, Recommendation
-from tests.probes import CLASSES, WIDTH, Toy, complaint
+from tests.probes import CLASSES, WIDTH, Through, Toy, complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +88,21 @@ class MeanOnTheWayBack(torch.autograd.Function):
         return gradients[0] + 0.01 * gradients[0].mean(0)
 
 
+class InFloat32Alone(torch.autograd.Function):
+    """The batch's mean on the way back, but not in double precision."""
+
+    @staticmethod
+    def forward(ctx: object, rows: Tensor) -> Tensor:
+        del ctx
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        del ctx
+        mean = gradients[0].mean(0)
+        return gradients[0] + 0.01 * mean if mean.dtype is torch.float32 else gradients[0].clone()
+
+
 def attention(rows: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(rows, rows, rows)  # over the batch
 
@@ -111,6 +126,21 @@ def in_brief(rows: Tensor) -> Tensor:
     return (rows / largest).bfloat16().float() * largest
 
 
+def shifted(rows: Tensor) -> Tensor:
+    """Shares, stable as long as no record is far below the batch's largest: then they vanish in float32 alone."""
+    scaled = 100 * rows
+    powers = (scaled - scaled.detach().max()).exp()
+    total = powers.sum(1, keepdim=True)
+    return torch.where(total > 0, powers / total.clamp(min=1e-45), 1 / WIDTH)
+
+
+def overflowing(rows: Tensor) -> Tensor:
+    """Replaces what overflows by the mean of what does not."""
+    powers = (20 * rows).exp()
+    fits = powers.isfinite()
+    return torch.where(fits, rows, rows[fits].mean())
+
+
 MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "norm by hand": by_hand,
     "batch norm": lambda rows: functional.batch_norm(rows, None, None, training=True),
@@ -120,6 +150,8 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "sometimes": sometimes,
     "one scale": with_one_scale,
     "in brief": in_brief,
+    "shares": shifted,
+    "overflow": overflowing,
 }
 
 
@@ -127,6 +159,26 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
 def test_records_that_interact_are_refused_however_large_the_rounding(mixing: Callable[[Tensor], Tensor]) -> None:
     words = complaint(amplified(LARGE, mixing))
     assert "batch" in words or "random" in words
+
+
+def test_in_double_precision_numbers_have_the_range_of_float32() -> None:
+    probe = Probe(amplified(1.0), amplified(1.0).model())
+    with in_double(probe):
+        large, small = torch.tensor([3e38, -3e38, 1.0]), torch.tensor([1e-30, -1.0])
+        assert (large * 10).tolist() == [torch.inf, -torch.inf, 10.0]
+        assert (small * small).tolist() == [0.0, 1.0]
+        held = small.clone()
+        held.mul_(1e-30)
+        assert held.tolist() == [0.0, -1e-30]
+        lowest = torch.finfo(large.double().dtype).min
+        assert (large.masked_fill(large > 0, lowest).softmax(0)).isfinite().all()  # a usual mask
+
+
+def test_a_kernel_that_mixes_in_float32_alone_is_found() -> None:
+    assert "batch" in complaint(amplified(1.0, InFloat32Alone.apply))
+    assert "batch" in complaint(
+        Toy(lambda: nn.Sequential(nn.Linear(WIDTH, 9), Through(InFloat32Alone.apply), nn.Linear(9, CLASSES)))
+    )
 
 
 def network(hidden: int) -> nn.Module:

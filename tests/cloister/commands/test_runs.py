@@ -235,9 +235,17 @@ def test_what_a_server_has_of_a_run_is_fetched_into_files(
     assert data[".manifest"] == server.store.document(run.digest)
     assert [json.loads(line)["event"] for line in data[".jsonl"].splitlines()] == ["started", "round"]
     assert json.loads(data[".json"])["outcome"]["status"] == "waiting"
+    record(server, run.digest, ROUND)
+    for what in ("manifest", "events", "statement"):  # of the same run, from before
+        assert cloister("runs", "fetched", "--fetch", what, *me).returncode == 0
+    assert len(Path(f"fetched-{run.digest[:8]}.events.jsonl").read_text().splitlines()) == 3
     Path("mine").write_text("mine")
+    Path("folder").mkdir()
     for arguments, why in {
         ("fetched", "--fetch", "manifest", "--out", "mine"): "exists already, and is another run",
+        ("fetched", "--fetch", "events", "--out", "mine"): "exists already, and is another run",
+        ("fetched", "--fetch", "statement", "--out", "mine"): "exists already, and is another run",
+        ("fetched", "--fetch", "statement", "--out", "folder"): "exists already, and is another run",
         ("fetched", "--fetch", "model.safetensors"): "the server has none: have a site export it",
         ("fetched", "--fetch", "sums"): "fetch manifest, events or statement",
         ("--fetch", "events"): "name one run",
@@ -248,6 +256,15 @@ def test_what_a_server_has_of_a_run_is_fetched_into_files(
     hostile = replace(run, name="../lungs")
     monkeypatch.setattr(client_module.Client, "run", lambda *_: hostile)
     assert "cannot be a file's name" in cloister("runs", "fetched", "--fetch", "events", *me).stderr
+
+
+def test_a_server_that_sends_the_same_events_for_ever_is_told_apart(rosa: public.Client, server: Server) -> None:
+    digest = server.queue.submit(server.consortium.sign("endless"), "ralf").digest
+    page = {"events": [{"number": 3, "event": STARTED}], "next": 3, "status": "running"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rosa._session, "ask", lambda *_: json.dumps(page).encode())
+        with pytest.raises(MalformedError, match="in a form that"):
+            list(rosa.events(digest))
 
 
 def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Client) -> None:

@@ -87,6 +87,10 @@ def test_drawn_runs_are_ready_to_sign_and_differ(run: Path, tmp_path: Path) -> N
     assert len({each.name for each in settings}) == len(paths)
     assert not any(each.name.endswith(("-1", "-001")) for each in settings)  # how many there are stays secret
     assert len({str(each.strategy["mu"]) for each in settings}) == len(paths)
+    # Whoever sees the best run's name may not learn that there were at least so many.
+    ends = [each.name.rpartition("-")[2] for each in settings]
+    assert len(set(ends)) == len(paths)
+    assert all(len(end) == 8 for end in ends)
 
 
 def test_the_dearest_run_that_may_be_drawn_counts(run: Path, tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from cloister import CloisterError, EarlyStop, SitePrivacy, simulate
 from privacy.folder_locks import folder_alone
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from cloister import Result
@@ -150,6 +151,8 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
         play(tmp_path)
     with pytest.raises(CloisterError, match="leave folder out"):
         play(tmp_path / "here", folder=tmp_path / "there")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / ".study.json.1.new").touch()  # of a process that was killed as it began
     _interrupted(tmp_path / "here", engine="vectorised")
     with folder_alone(tmp_path / "here"), pytest.raises(CloisterError, match="another process"):
         play(tmp_path / "here", engine="vectorised")
@@ -157,6 +160,31 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "here" / "new" / "state.safetensors").write_bytes(b"cut off")
     assert len(play(tmp_path / "here", engine="vectorised").rows) == 3
     (tmp_path / "here" / "round-3" / "state.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CloisterError, match="is damaged"):
+        play(tmp_path / "here", engine="vectorised")
+
+
+def _without_a_part(folder: Path) -> None:
+    next(folder.glob("round-*/residual-*.safetensors")).unlink()
+
+
+def _of_another_model(folder: Path) -> None:
+    path = next(folder.glob("round-*/state.safetensors"))
+    path.write_bytes(save(load(path.read_bytes()) | {"model": np.zeros(1, np.float32)}))
+
+
+def _with_nothing(folder: Path) -> None:
+    next(folder.glob("round-*/state.safetensors")).write_bytes(save({"other": np.zeros(1)}))
+
+
+def _with_odd_rows(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text("[]\n{}\n1\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [_without_a_part, _of_another_model, _with_nothing, _with_odd_rows])
+def test_a_checkpoint_of_which_something_is_missing_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    _interrupted(tmp_path / "here", engine="vectorised")
+    damage(tmp_path / "here")
     with pytest.raises(CloisterError, match="is damaged"):
         play(tmp_path / "here", engine="vectorised")
 

@@ -122,11 +122,18 @@ def test_what_would_not_hold_is_refused(options: dict[str, Any], message: str) -
         {"max_update_norm": 1.0, "epsilon": math.inf},
         {"max_update_norm": 1.0, "epsilon": 1.0, "delta": 1.0},
         {"max_update_norm": 1.0, "epsilon": 1.0, "bands": 0},
+        {"max_update_norm": 1.0, "epsilon": 1.0, "bands": 2.5},
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(CloisterError, match="site privacy"):
         SitePrivacy(**values)
+
+
+@pytest.mark.parametrize(("delta", "sites"), [(0.5, 200), (0.005, 200), (None, 1)])
+def test_a_delta_that_would_let_a_site_be_published_is_refused(delta: float | None, sites: int) -> None:
+    with pytest.raises(CloisterError, match="below one over the number of sites"):
+        SitePrivacy(1.0, 3.0, delta=delta).planned(sites, 10, Poisson(0.1))
 
 
 def test_bands_come_from_jax_privacy() -> None:
