@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,7 +75,8 @@ class SitePrivacy:
         if self.delta is not None and self.delta >= 1:
             msg = f"site privacy: delta = {self.delta:g} must be below one over the number of sites"
             raise ConfigError(msg)
-        if not isinstance(self.bands, int) or not 1 <= self.bands <= _MOST_BANDS:
+        bands: Any = self.bands  # Python does not check that it is whole
+        if not isinstance(bands, int) or not 1 <= bands <= _MOST_BANDS:
             msg = f"site privacy: bands = {self.bands!r} must be a whole number from 1 to {_MOST_BANDS}"
             raise ConfigError(msg)
 
