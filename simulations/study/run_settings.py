@@ -84,7 +84,8 @@ def _table(kind: type, completed: Callable[[dict[str, Any], ValidationInfo], dic
         table = handler(whole) if info.mode == "json" else read_mapping(whole, kind, f"[{kind.__name__.lower()}]")
         values = _values(table)
         if kind is Training and "sample_rate" not in given:
-            return BatchTraining(**(values | {"sample_rate": None}))
+            values["sample_rate"] = None
+            return BatchTraining(**values)
         if kind is Encryption and "collusion_resistant" not in given and not values["collusion_resistant"]:
             return AnyEncryption(**values)
         return table
@@ -161,7 +162,8 @@ class SimulatedRun:
         if isinstance(training, BatchTraining):
             training = training.sampled(max(sizes.values()))
         norm = self.privacy.max_grad_norm or _NORM
-        encryption = _values(self.encryption) | {"update_bound": self.encryption.update_bound or _BOUND}
+        encryption = _values(self.encryption)
+        encryption["update_bound"] = self.encryption.update_bound or _BOUND
         minimum = min(self._minimum or 2, len(sizes))
         seconds = self.cohort.round_deadline_seconds if self.cohort else _DEADLINE
         if len(sizes) < 2:  # noqa: PLR2004 - a sum of one update would be that update
