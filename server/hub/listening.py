@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ _CAUSES = {
 }
 _ALL = ("0.0.0.0", "::")  # noqa: S104
 _BOTH = {"0.0.0.0": _ALL, "::": _ALL, "localhost": ("127.0.0.1", "::1")}  # noqa: S104 - as gRPC understands them
+_TRIES = 10  # at finding a port that is free everywhere
 _ELSEWHERE = {EADDRNOTAVAIL, EAFNOSUPPORT}
 
 
@@ -34,6 +36,31 @@ def check_free(address: Address) -> None:
         if refusal is not None and not (here and refusal.errno in _ELSEWHERE):
             msg = f"cannot listen on {address}: {_cause(refusal)} (`listen` in consortium.toml)"
             raise UnreachableError(msg) from refusal
+
+
+def numbered(address: Address) -> Address:
+    """Return an address with a port that is free at all addresses of the host, if it leaves the choice to the system.
+
+    gRPC would take the port that is free at the first of them, and listen at that one alone if others have it in use.
+
+    Raises:
+        UnreachableError: if no port is free, or none of the host's addresses is this machine's.
+    """
+    if address.port:
+        return address
+    for left in reversed(range(_TRIES)):
+        check_free(address)
+        family, place = next(each for each in _places(address) if _refusal(*each) is None)
+        with socket.create_server(place[:2], family=family, dualstack_ipv6=False) as opened:
+            chosen = replace(address, port=opened.getsockname()[1])
+        try:
+            check_free(chosen)
+        except UnreachableError:
+            if not left:
+                raise
+        else:
+            return chosen
+    raise AssertionError
 
 
 def sockets(address: Address, backlog: int) -> list[socket.socket]:

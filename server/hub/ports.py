@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from privacy.errors import UnreachableError
-from server.hub.listening import check_free
+from server.hub.listening import check_free, numbered
 from transport.address import read_address
 from transport.channel import OPTIONS
 
@@ -70,7 +70,7 @@ class Ports:
             for place in places:
                 check_free(place)
             self._thread.start()
-            return [self._open(port, place) for port, place in zip(ports, places, strict=True)]
+            return [self._open(port, numbered(place)) for port, place in zip(ports, places, strict=True)]
         except BaseException:
             self.stop()
             raise

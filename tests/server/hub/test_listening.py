@@ -5,6 +5,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -17,11 +18,13 @@ from cryptography.hazmat.primitives.serialization import (
 from client.exchange import Exchange
 from privacy.errors import CloisterError, ConfigError, UnreachableError
 from server.hub.hub import Hub
+from server.hub.listening import numbered
 from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import authority_of, await_condition, certify, tls_of
 from tests.server.callers import LIMIT, LONG, SITES, Server
+from transport.address import read_address
 from transport.channel import TlsFiles
 
 
@@ -106,3 +109,19 @@ def test_a_hub_that_stops_ends_the_calls_that_wait(server: Server) -> None:
         server.hub.stop(grace=0)
         with pytest.raises(UnreachableError, match=server.address):
             pulled.result(LONG)
+
+
+def test_a_port_that_the_system_chooses_is_free_at_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, chosen, create = other.getsockname()[1], list[int](), socket.create_server
+
+        def unlucky(place: tuple[str, int], **options: Any) -> socket.socket:  # noqa: ANN401 - as the original
+            first: dict[str, Any] = {} if chosen else {"family": socket.AF_INET6}
+            opened = create(place if chosen else ("::1", taken), **{**options, **first})
+            chosen.append(opened.getsockname()[1])
+            return opened
+
+        monkeypatch.setattr(socket, "create_server", unlucky)
+        found = numbered(read_address("localhost:0", listening=True))
+    assert chosen[0] == taken
+    assert found.port not in {0, taken}
