@@ -25,3 +25,4 @@ class RunStatus:
     ended: float | None
     rounds: int
     released: int  # rounds that released a sum
+    behind: tuple[str, ...] = ()  # once it has ended: sites that get its last model when they are online again

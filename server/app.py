@@ -123,7 +123,7 @@ def serve_run(
                 run, roster, event_log, shared, place.tls, new_epoch=new_epoch,
                 newer=StreamingGrid(grid).newer_roster, interruption=interruption,
             )  # fmt: skip
-            _serve(strategy, run, grid, event_log)
+            behind = _serve(strategy, run, grid, event_log)
     except RunInterrupted:
         if interruption.reason:
             _end(store, run, event_log, "stopped", interruption.reason, strategy)
@@ -136,10 +136,47 @@ def serve_run(
     finally:
         if strategy is not None:
             strategy.close()
+    store.mark_behind(run.digest, behind)
     store.mark(run.digest, "finished")
 
 
-def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: EventLog) -> None:
+def bring_up_to_date(
+    place: ServerFolder, store: Store, run: SignedRun, grid: Grid, roster: Roster, shared: Shared, *,
+    interruption: Interruption,
+) -> list[str]:  # fmt: skip
+    """Deliver the sums of a run that has ended to sites that lack them; note in the store who still does.
+
+    Args:
+        place: the server's folder.
+        store: the server's store.
+        run: the run.
+        grid: reaches the run's sites.
+        roster: the newest roster.
+        shared: what all runs of this server share.
+        interruption: what may ask this to end.
+
+    Returns:
+        The sites that still lack the run's last model.
+
+    Raises:
+        CloisterError: if the run's record, the store or keys cannot be used.
+        RunInterrupted: if this was asked to end.
+    """
+    event_log = EventLog(store.record(run.digest), label_of(run))
+    with about(run=run.digest):
+        strategy = EncryptedStrategy(
+            run, roster, event_log, shared, place.tls, new_epoch=False, interruption=interruption
+        )
+        try:
+            behind = strategy.finish(StreamingGrid(grid))
+        finally:
+            strategy.close()
+    store.mark_behind(run.digest, behind)
+    return behind
+
+
+def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: EventLog) -> list[str]:
+    """Run the rounds that are left; return the sites that lack the last model at the end."""
     settings = run.manifest.settings
     event_log.record(
         "resumed" if strategy.resumed else "started",
@@ -156,11 +193,12 @@ def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: E
     grid = StreamingGrid(grid, absences.look)  # adds updates as they arrive: one in memory, not every site's
     while left := settings.rounds - strategy.ended:  # a round that waits for its sites has not ended
         strategy.start(grid, ArrayRecord(), left, timeout=settings.cohort.round_deadline_seconds)
-    strategy.finish(grid)
+    behind = strategy.finish(grid)
     if not strategy.released:
         msg = f"no round had enough sites: nothing was trained and no model was saved; {strategy.problems}"
         raise RunError(msg)
-    event_log.record("finished", rounds=strategy.released, model=strategy.model)
+    event_log.record("finished", rounds=strategy.released, model=strategy.model, behind=behind)
+    return behind
 
 
 def _end(
@@ -168,4 +206,6 @@ def _end(
     strategy: EncryptedStrategy | None,
 ) -> None:  # fmt: skip
     event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)
+    # Which sites lack its last model is unknown: all of them are asked.
+    store.mark_behind(run.digest, sorted(run.manifest.settings.cohort.sizes) if strategy and strategy.released else ())
     store.mark(run.digest, status, reason)

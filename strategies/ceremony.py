@@ -91,6 +91,13 @@ class Ceremony:
             sites = self._ask_again(grid, sites, minimum)  # another run has had keys made since
         return 0, "", []
 
+    def relay(self, grid: Grid, sites: list[str]) -> None:
+        """Have sites that were away when keys were made open their letters; without, they could open no sum."""
+        late = [site for site in sites if self._members.latest.get(site, 0) < self._letters.latest]
+        if late:
+            with self._turn.alone():
+                self._relay(grid, late)
+
     def _settled(self, sites: Sequence[str]) -> bool:
         """Whether nothing is to be done: all of these sites have the same keys and, if masked, share secrets."""
         if self._wanted or set(self._largest(sites)[2]) != set(sites):

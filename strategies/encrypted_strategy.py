@@ -30,6 +30,7 @@ from strategies.ceremony import Ceremony
 from strategies.interruption import Interruption
 from strategies.judging import LiarFinder
 from strategies.key_turns import KeyTurn
+from strategies.late_sites import catch_up, go_back
 from strategies.ledger_heads import RunHeads
 from strategies.masking import Masking, next_attempt
 from strategies.membership import Membership
@@ -117,19 +118,15 @@ class EncryptedStrategy(Strategy):
         """Return the number of the open round, and the site that each node speaks for."""
         return self._round.number, self._members.names()
 
-    def finish(self, grid: Grid) -> None:
-        """Bring sites that missed a sum up to date, after the last round."""
-        members = self._members
-        if self.resumed and members.wanted - members.models.keys():  # an earlier process knew who lacks a sum
-            members.gather(grid, len(members.wanted), _LAST * self._seconds)
-        if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
-            members.gather(grid, len(members.models), _LAST * self._seconds)
-            self._voting.undo(grid, away)
+    def finish(self, grid: Grid) -> list[str]:
+        """Bring sites that missed a sum up to date, after the last round; return those that still lack its model."""
+        members, seconds = self._members, _LAST * self._seconds
+        go_back(grid, members, self._voting, seconds, resumed=self.resumed)
         if self._event_log.unconfirmed:
-            members.deliver_again(grid, members.gather(grid, len(members.wanted), _LAST * self._seconds), self._seconds)
+            members.deliver_again(grid, members.gather(grid, len(members.wanted), seconds), self._seconds)
             self.released += not self._event_log.unconfirmed
             self._keep(is_open=False)
-        members.catch_up(grid, _LAST * self._seconds)
+        return catch_up(grid, members, self._ceremony, seconds) if self.released else []
 
     def close(self) -> None:
         """Forget the open round."""

@@ -51,6 +51,14 @@ def _listing(sites: Sequence[str]) -> tuple[str, str]:
     return f"{', '.join(sites[:_LISTED])}{more}", "is" if len(sites) == 1 else "are"
 
 
+def _finished(entry: Mapping[str, Any]) -> str:
+    line = f"has finished: {entry['rounds']} rounds released a sum"
+    if not (behind := entry.get("behind")):
+        return line
+    sites, are = _listing(behind)
+    return f"{line}; {sites} {'lacks' if are == 'is' else 'lack'} the last model"
+
+
 def _ended(entry: Mapping[str, Any]) -> str:
     return f"{entry['event']}: {entry['reason']}"
 
@@ -64,7 +72,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "away": _away,
     "back": _back,
     "round": _round,
-    "finished": lambda entry: f"has finished: {entry['rounds']} rounds released a sum",
+    "finished": _finished,
     "failed": _ended,
     "stopped": _ended,
 }

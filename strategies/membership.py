@@ -292,21 +292,10 @@ class Membership:
                 self.problems[names[node]] = str(error)
         return sorted(models.keys() - self.settle(models, number))
 
-    def catch_up(self, grid: Grid, seconds: float) -> None:
-        """Deliver missed sums at the end of a run, so that every site has its model."""
-        behind = [site for site, model in self.models.items() if self.event_log.behind(model)]
-        if not behind:
-            return
-        self.gather(grid, len(self.models), seconds)
-        for site in (site for site in behind if site in self.nodes):
-            for total in self.event_log.missing(self.models[site]):
-                content, node = EVALUATE.pack(Delivery(self.manifest, [total])), self.nodes[site]
-                message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
-                for _, reply in self.attention.ask(grid, [message]):
-                    try:
-                        self.models[site], _ = self.read_standing(site, total.plan, reply)
-                    except CloisterError as error:
-                        self.problems[site] = str(error)
+    @property
+    def behind(self) -> list[str]:
+        """The sites that, as far as the server knows, lack the run's last model."""
+        return sorted(site for site in self.wanted if self.models.get(site) != self.model) if self.model else []
 
     @cached_property
     def _tolerance(self) -> float:

@@ -76,6 +76,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
         told = f"ε spent over all runs, as reported: {reported}" if reported else "no site reports its ε"
         lines.append(("noise", f"multiplier {found['noise_multiplier']:g}; {told}"))
     lines += [("waits", found["waits_for"])] if found["waits_for"] else []
+    if found["behind"] and ended:
+        lines.append(("behind", f"{', '.join(found['behind'])}: the last model follows once the agent is online"))
     lines += [("problem", f"{site}: {why}") for site, why in sorted(found["problems"].items())]
     lines += [("reason", found["reason"])] if found["reason"] else []
     return [f"  {name:<8}  {text}" for name, text in lines]

@@ -86,6 +86,7 @@ class RunAnswer(BaseModel):
     ended: float | None
     rounds: int
     released: int = Field(description="rounds that released a sum")
+    behind: list[str] = Field(description="once it has ended: sites that get its last model when they are online again")
 
 
 class RunsAnswer(BaseModel):

@@ -138,5 +138,5 @@ async def retry(api: Here, found: Stopping, run: Digest) -> RunAnswer:
 def _shown(run: "StoredRun") -> RunAnswer:
     return RunAnswer(
         digest=run.digest, name=run.name, by=run.by, submitted=run.submitted, status=run.status, reason=run.reason,
-        started=run.started, ended=run.ended, rounds=run.rounds, released=run.released,
+        started=run.started, ended=run.ended, rounds=run.rounds, released=run.released, behind=list(run.behind),
     )  # fmt: skip

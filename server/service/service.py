@@ -24,6 +24,7 @@ from privacy.run.manifest import open_run
 from privacy.untrusted_text import plain
 from server.app import serve_run
 from server.service.admission import admitted
+from server.service.late import LateSites
 from server.service.running import Running
 from strategies.event_log import EventLog
 from strategies.interruption import RunInterrupted
@@ -92,6 +93,7 @@ class Service:
         self._turn = threading.RLock()  # for whoever changes how a run stands
         self._running = dict[str, Running]()
         self._waits = dict[str, _Wait]()
+        self._late = LateSites(place, store, agents, shared)
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve_queue, name="queue", daemon=True)
 
@@ -206,7 +208,7 @@ class Service:
         self._ending.set()
         self._wake.set()
         with self._turn:
-            running = list(self._running.values())
+            running = [*self._running.values(), *self._late.open]
         for one in running:
             one.interruption.end()
         deadline = time.monotonic() + _END_SECONDS
@@ -240,6 +242,8 @@ class Service:
                     if self._only and self._only in self._running and self._running[self._only].error:
                         return
                     self._begin_runs()
+                    if not self._only:
+                        self._late.look(self._running)
                     if self._only and not self._running and self.store.run(self._only).status != "waiting":
                         return
                 said = ""
@@ -269,7 +273,8 @@ class Service:
         going_on = [one for one in self._running.values() if not one.interruption.reason]  # others only deliver a sum
         room = self.place.settings.service.runs_at_once - len(going_on)
         for stored in self._next() if room > 0 else ():
-            if stored.digest not in self._running and (stored.status == "running" or self._may_begin(stored)):
+            taken = stored.digest in self._running or stored.digest in self._late
+            if not taken and (stored.status == "running" or self._may_begin(stored)):
                 self._begin(stored)
                 room -= 1
             if room <= 0:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from server.store.database import Database
 
-NEWEST = "0002"
+NEWEST = "0003"
 """The newest migration."""
 
 _LOCK = 0x636C6F6973  # of PostgreSQL, while tables change

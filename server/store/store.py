@@ -57,6 +57,7 @@ class StoredRun:
     ended: float | None
     rounds: int  # of its manifest
     released: int  # rounds that released a sum
+    behind: tuple[str, ...]  # once it has ended: sites that lack its last model, and get it when they are online
 
 
 _STANDING = [RUNS.c[each.name] for each in fields(StoredRun)]  # without the document, which may be large
@@ -245,6 +246,17 @@ class Store:
         self.database.write(lambda connection: connection.execute(change))
         self._tell()
 
+    def mark_behind(self, digest: str, sites: Sequence[str]) -> None:
+        """Note which sites lack a run's last model, once it has ended."""
+        change = sa.update(RUNS).where(RUNS.c.digest == digest).values(behind=",".join(sites))
+        self.database.write(lambda connection: connection.execute(change))
+        self._tell()
+
+    def with_sites_behind(self, limit: int = 100) -> list[StoredRun]:
+        """Return the runs that have ended, and whose last model some sites lack, the newest first."""
+        ended = RUNS.c.status.in_(("finished", "failed", "stopped"))
+        return self._select((RUNS.c.behind != "") & ended, limit=limit)
+
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
         order = RUNS.c.number if oldest else RUNS.c.number.desc()
         query = sa.select(*_STANDING).where(which).order_by(order).limit(limit)
@@ -253,7 +265,8 @@ class Store:
 
     def _read(self, row: dict[str, Any]) -> StoredRun:
         reason = self._sealing.open("runs", (row["digest"],), row["reason"], "reason").decode()
-        values: dict[str, Any] = row | {"reason": reason}
+        behind = tuple(filter(None, row["behind"].split(",")))
+        values: dict[str, Any] = row | {"reason": reason, "behind": behind}
         return StoredRun(**values)
 
     # --- Records ----------------------------------------------------------------------------------------------------

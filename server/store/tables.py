@@ -31,6 +31,7 @@ RUNS = Table(
     Column("ended", Float(53)),
     Column("rounds", Integer, nullable=False),
     Column("released", Integer, nullable=False),
+    Column("behind", String, nullable=False, server_default="", index=True),  # sites' names, with commas
 )
 
 STATES = Table(

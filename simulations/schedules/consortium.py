@@ -94,9 +94,9 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def _restore(folder: Path, files: dict[str, bytes]) -> None:
-    """Have these files, and no others, below a folder."""
-    missing = dict(files)
-    for place, _, names in os.walk(folder):
+    """Have these files and their folders, and no others, below a folder: an operation is a place for a fault."""
+    missing, folders = dict(files), {str(parent) for relative in files for parent in Path(relative).parents}
+    for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(place, name)
             content = files.get(relative := str(path.relative_to(folder)))
@@ -104,6 +104,8 @@ def _restore(folder: Path, files: dict[str, bytes]) -> None:
                 path.unlink()
             elif path.read_bytes() == content:
                 del missing[relative]
+        if str(Path(place).relative_to(folder)) not in folders:
+            Path(place).rmdir()
     for relative, content in missing.items():
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         (folder / relative).write_bytes(content)

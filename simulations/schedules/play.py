@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from privacy.at_rest import vaults
 from privacy.errors import CloisterError
-from server.app import serve_run, shared_by_runs
+from server.app import bring_up_to_date, serve_run, shared_by_runs
 from server.settings import read_consortium, read_run
 from simulations.attacks.liars import LIARS
 from simulations.attacks.transcript import Run
@@ -21,6 +21,7 @@ from simulations.schedules.lies import Overheard
 from simulations.schedules.record import MemoryStore
 from simulations.schedules.watch import Broken, Watch
 from simulations.schedules.wire import Wire, WireGrid
+from strategies.interruption import Interruption
 from strategies.run_state import state_from
 from transport.flower import quieten
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from strategies.run_state import RunState
 
 _FAILURES = 3  # of a run, after which an operator goes on with it
+_DELIVERIES = 3  # of what sites still lack at the end of a run
 _STARTS = 30  # of a server in one schedule: beyond, it would start for ever
 
 
@@ -117,6 +119,7 @@ class _Play:
                 self._serve()
             except CloisterError as error:
                 watch.check(not watch.released, f"progress: the run does not go on: {error}")  # otherwise too few came
+        self._deliver_late()
         state = self._state()
         if state is not None:
             watch.check(not state.expelled.keys() - {schedule.liar}, f"no slander: {', '.join(state.expelled)}")
@@ -127,6 +130,16 @@ class _Play:
             watch.check(last in watch.released, f"progress: round {last} was calm, and was not released")
         if state is not None and watch.released:
             watch.ends(state.model, {agent.name: self._model(agent) for agent in self.agents})
+
+    def _deliver_late(self) -> None:
+        """Deliver what sites still lack, as a server does once they are online."""
+        for _ in range(_DELIVERIES if not self.schedule.hostile else 0):
+            if not self.store.behind:
+                return
+            self.wire.calm_down()
+            grid = WireGrid(int(self.run.digest[:15], 16), self.wire)
+            shared, store = shared_by_runs(self._place), cast("Store", self.store)
+            bring_up_to_date(self._place, store, self.run, grid, self._roster, shared, interruption=Interruption())
 
     def _state(self) -> RunState | None:
         state = self.store.kept.state()

@@ -95,7 +95,7 @@ class MemoryStore:
     """As much of `server.store.store.Store` as serves one run."""
 
     def __init__(self, disk: Disk) -> None:
-        self.kept = MemoryRecord(disk)
+        self.kept, self.behind = MemoryRecord(disk), list[str]()
 
     def record(self, run: str) -> MemoryRecord:
         """Return the run's record."""
@@ -104,3 +104,8 @@ class MemoryStore:
 
     def mark(self, run: str, status: str, reason: str = "") -> None:
         """Note nothing: the schedule sees how the run ends."""
+
+    def mark_behind(self, run: str, sites: Sequence[str]) -> None:
+        """Note who lacks the last model."""
+        del run
+        self.behind = list(sites)

@@ -256,6 +256,25 @@ def test_a_round_says_for_which_site_it_waits_and_that_it_is_back(
     assert consortium.charged() == dict.fromkeys(SITES, 1)
 
 
+def test_a_site_that_is_away_until_a_run_has_ended_gets_its_model_from_the_next_server(consortium: Consortium) -> None:
+    consortium.charged()
+    with consortium.serving() as service:
+        consortium.agents["north"].kill()
+        consortium.agents["north"].wait(LONG)
+        run = over(service, service.submit(consortium.signed(with_deadline(HELD, 3.0), name="late", rounds=2), "ana"))
+        assert (run.status, run.released, run.behind) == ("finished", 2, ("north",))
+        assert service.store.events(run.digest)[-1][1]["behind"] == ["north"]
+    file = consortium.federation.paths["north"] / "models" / f"late-{run.digest[:8]}.safetensors"
+    assert not file.exists()
+    consortium.agents["north"] = consortium.start("north")
+    with consortium.serving() as service:
+        await_condition(lambda: service.store.run(run.digest).behind == (), LONG)
+        assert service.store.events(run.digest)[-1][1]["event"] == "finished"
+    assert file.exists()
+    assert len(consortium.models(run)) == 1
+    assert consortium.charged() == {site: 2 * (site != "north") for site in SITES}
+
+
 def test_a_run_whose_sites_are_not_online_lets_others_pass_and_fails_in_time(consortium: Consortium) -> None:
     with consortium.serving(f"wait_hours = {1 / 3600}") as service:
         service._agents.online = lambda: {"north", "south", "east"}  # type: ignore[method-assign]
