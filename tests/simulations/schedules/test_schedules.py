@@ -17,6 +17,7 @@ from simulations.schedules.play import play
 
 ROOT = Path(__file__).parents[3]
 QUICK = 20
+LATE = 1005, 3390  # schedules in which a site lacks the last sum when the run ends
 FOUND_BY = {
     "a lost fsync, of the ledger": 0,
     "a lost fsync, of replaced files": 21,
@@ -39,9 +40,9 @@ def consortium() -> Iterator[Consortium]:
 
 @pytest.mark.slow
 def test_no_schedule_breaks_a_promise() -> None:
-    report = explore(range(QUICK), processes=1)
+    report = explore([*range(QUICK), *LATE], processes=1)
     assert report.broken == {}
-    assert (report.schedules, report.released > QUICK, report.crashes > 0) == (QUICK, True, True)
+    assert (report.schedules, report.released > QUICK, report.crashes > 0) == (QUICK + len(LATE), True, True)
 
 
 @pytest.mark.soak
@@ -70,9 +71,11 @@ def look() -> None:
     print(json.dumps({bug: result and result[2] for bug, result in found.items()}))  # noqa: T201 - read by the test
 
 
-def test_a_schedule_goes_the_same_way_whenever_it_is_played(consortium: Consortium) -> None:
-    first, second = (play(draw(6), consortium) for _ in range(2))
-    assert first == second
+def test_a_schedule_goes_the_same_way_whenever_it_is_played() -> None:
+    with folder() as place:
+        consortium = Consortium(place)
+        first, _, again = (play(draw(seed), consortium) for seed in (748, 6, 748))
+    assert first == again
 
 
 def test_a_failing_schedule_is_made_as_small_as_it_gets(consortium: Consortium) -> None:
