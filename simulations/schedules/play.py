@@ -21,6 +21,7 @@ from simulations.schedules.lies import Overheard
 from simulations.schedules.record import MemoryStore
 from simulations.schedules.watch import Broken, Watch
 from simulations.schedules.wire import Wire, WireGrid
+from strategies import bodies
 from strategies.interruption import Interruption
 from strategies.run_state import state_from
 from transport.flower import quieten
@@ -156,7 +157,12 @@ def play(schedule: Schedule, consortium: Consortium) -> Outcome:
     """Play a schedule to its end, or until a promise does not hold."""
     quieten()
     federation, broken = consortium.begin(schedule.shape, keys=schedule.keys), ""
-    with _silent(), replaced(vaults, "_place", lambda _: None), virtual_time() as clock:  # no folder is encrypted
+    with (
+        _silent(),
+        replaced(vaults, "_place", lambda _: None),  # no folder is encrypted
+        replaced(bodies, "trim", lambda: None),  # what a schedule needs, the next one needs again
+        virtual_time() as clock,
+    ):
         game = _Play(schedule, federation, clock)
         with watched(game.server, *game.disks.values()):
             try:
