@@ -45,8 +45,7 @@ test-gpu: setup  ## the tests that use a CUDA device, where there is one
 check: setup  ## format, lint and types, exactly as CI checks them
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright & second=$$!; $(BIN)/mypy; first=$$?; wait $$second && exit $$first
 
 format: setup  ## format the code, and mend what ruff can mend
 	$(BIN)/ruff check --fix-only
