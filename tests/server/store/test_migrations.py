@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from privacy.errors import StorageError
 from server.store import schema
 from server.store.store import Store
-from server.store.tables import METADATA
+from server.store.tables import METADATA, RUNS
 from tests.server.store.stores import place_in, run_named
 
 if TYPE_CHECKING:
@@ -45,12 +45,21 @@ def test_a_store_of_the_first_revision_is_brought_up_to_date_with_what_is_in_it(
     with monkeypatch.context() as earlier:
         earlier.setattr(schema, "NEWEST", "0001")
         with Store.open(place) as store:
-            digest = store.submit(run_named(), "ada").digest
-            store.record(digest).write_state(b"state", 1)
+            run = run_named()
+            store.database.write(
+                lambda connection: connection.execute(
+                    sa.insert(RUNS).values(
+                        digest=run.digest, name="early", document=run.document, by="ada", submitted=0.0,
+                        status="finished", reason=b"", rounds=1, released=0,
+                    )
+                )
+            )  # fmt: skip
+            store.record(run.digest).write_state(b"state", 1)
             assert differences(store) != []
     with Store.open(place) as store:
         assert differences(store) == []
-        assert store.record(digest).state() == b"state"
+        assert store.record(run.digest).state() == b"state"
+        assert (store.run("early").released, store.run("early").behind) == (1, ())
 
 
 def test_a_store_of_a_newer_version_is_refused_and_stays_as_it_is(place: ServerFolder) -> None:
