@@ -60,7 +60,8 @@ class Queue:
         return read_consortium(self.folder).roster()
 
     def submit(self, document: bytes, by: str) -> StoredRun:
-        return self.store.submit(open_run(document, self.roster()), by)
+        assert by in PEOPLE
+        return self.store.submit(open_run(document, self.roster()))
 
     def stop(self, name: str, by: str, reason: str = "") -> StoredRun:
         run = self.store.run(name)

@@ -135,7 +135,8 @@ def test_runs_are_served_in_order_and_one_that_fails_does_not_stop_the_queue(con
     documents = [consortium.signed(name="first", rounds=2), strange, consortium.signed(name="third")]
     with consortium.serving() as service:
         runs = [service.submit(document, "ana") for document in documents]
-        assert service.submit(documents[0], "ben").by == "ana"  # the same run again
+        assert service.submit(documents[0], "ben") == service.store.run(runs[0].digest)  # the same run again
+        assert runs[0].by == "founder"  # who signed it
         assert len(service.store.runs()) == 3
         first, second, third = (over(service, run) for run in runs)
         assert [run.status for run in (first, second, third)] == ["finished", "failed", "finished"]
