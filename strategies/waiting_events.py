@@ -19,7 +19,7 @@ _SHORTEST, _LONGEST = 0.25, 600.0  # seconds after an event; they double with ea
 
 @dataclass
 class Waiting:
-    """Reports the wait: soon when a site says why it does not take part, otherwise now and then, and ever less often."""
+    """Reports the wait: soon when a site says why it does not take part, otherwise now and then; ever more rarely."""
 
     event_log: EventLog
     last: float
