@@ -177,7 +177,7 @@ def test_a_run_with_a_short_deadline_loses_no_round_beside_one_with_a_long_deadl
         released = service.store.run(quick.digest).released
         assert released < 40
         late = service.submit(consortium.signed(short, name="late", rounds=2), "ana")
-        Event().wait(7.0)  # two of the short deadlines, and the patience before anybody is told
+        Event().wait(6.0)  # two of the short deadlines, and the patience before anybody is told
         assert service.store.run(quick.digest).released == released
         hold.unlink()
         ended = [over(service, run) for run in (quick, slow, late)]
