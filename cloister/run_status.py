@@ -17,7 +17,7 @@ class RunStatus:
 
     digest: str
     name: str
-    by: str  # who submitted it
+    by: str  # who signed it
     submitted: float
     status: str  # one of `STATUSES`
     reason: str  # why it failed or was stopped

@@ -69,7 +69,7 @@ def check_failure(place: ServerFolder, store: Store, run: SignedRun, *, retry: b
         RunError: if it did, so that a server that is restarted by itself spends no site's budget. A run that failed
             before its first round has cost nothing, and may be started again.
     """
-    stored = store.submit(run, run.signer.name)
+    stored = store.submit(run)
     begun = store.record(run.digest).state() is not None
     earlier = place.folder / "runs" / f"{stored.name}-{run.digest[:8]}" / "state.json"
     if earlier.exists() and not begun:

@@ -56,6 +56,7 @@ class ApiSettings:
     """`[api]`: where people and programs submit runs and follow them."""
 
     listen: ListenedOn
+    connections_per_address: Annotated[int, Field(ge=1, le=512)] = 64
     oidc: Accounts | None = None
 
 
@@ -87,6 +88,7 @@ class ConsortiumSettings:
     epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
+    connections_per_address: Annotated[int, Field(ge=1, le=4096)] = 1024  # at the ports for sites
     store: StoreSettings = StoreSettings()
     service: ServiceSettings = ServiceSettings()
     joining: Joining | None = None

@@ -1,11 +1,13 @@
 """Tell people which sites an open round waits for that are not online, until when, and that they are back.
 
 The round still waits for them until its deadline: an agent that returns sends the update that its site was charged for.
+A site that keeps leaving and coming back is reported ever more rarely, so that the list of events stays short.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from strategies.event_log import EventLog
 
 PATIENCE = 5.0
-"""Seconds that a site may be away before anybody is told: agents reconnect."""
+"""Seconds that a site may be away before anybody is told: agents reconnect. They double with each report in a round."""
 
 _LOOK = 1.0  # seconds between looks at who is online, while nobody has been reported
 
@@ -34,6 +36,7 @@ class Absences:
         self._looked, self._round = 0.0, 0
         self._since = dict[int, float]()  # nodes that are away; seconds since 1970
         self._reported = set[int]()
+        self._patience = defaultdict[int, float](lambda: PATIENCE)
 
     def look(self, awaited: AbstractSet[int], left: float) -> None:
         """Note who is away.
@@ -48,15 +51,17 @@ class Absences:
         number, names = self._where()
         if number != self._round:
             self._round = number
-            self._since.clear()
-            self._reported.clear()
+            for known in (self._since, self._reported, self._patience):
+                known.clear()
         if back := self._reported & online:
             self._reported -= back
             self._event_log.record("back", round=number, sites=_named(back, names))
         self._since = {node: self._since.get(node, now) for node in (awaited | self._reported) - online}
-        away = {node for node, since in self._since.items() if now - since >= PATIENCE} - self._reported
+        away = {node for node, since in self._since.items() if now - since >= self._patience[node]} - self._reported
         if away:
             self._reported |= away
+            for node in away:
+                self._patience[node] *= 2
             since = min(self._since[node] for node in away)
             self._event_log.record(
                 "away", round=number, sites=_named(away, names), since=round(since, 3), until=round(now + left, 3)

@@ -7,6 +7,8 @@ a node that never answers costs one deadline, and a node that was offline, or sl
 
 Everything here goes through Flower's public `Grid` and copes with whatever a grid returns as replies: errors that the
 grid made up, replies that nobody asked for, and duplicates.
+
+A deadline begins once no other run is at work at any of the nodes that are asked: `strategies.site_turns`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from flwr.app import MessageType
+
+from strategies.site_turns import SiteTurn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,8 +47,9 @@ class _Exchange:
 class Attention:
     """Tracks which nodes answer; nodes are identified by Flower's node ids."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, turn: SiteTurn | None = None) -> None:
         self.seconds = seconds  # the round's deadline
+        self._turn, self._in_round = turn or SiteTurn(), False
         self._silent: dict[int, set[str]] = {}  # the kinds of messages that a node left unanswered
         self._away: set[int] = set()  # silent nodes that have been offline since
         self._forgiven: dict[int, set[str]] = {}
@@ -57,6 +62,27 @@ class Attention:
         """Return how many seconds went by until messages of each kind were answered, since this was last called."""
         phases, self._phases = self._phases, {}
         return {kind: round(seconds, 4) for kind, seconds in phases.items()}
+
+    def begin_round(self, nodes: AbstractSet[int], waits: Callable[[set[int]], None]) -> None:
+        """Have these nodes for this run alone until `let_go`; if that takes long, call `waits` with those of others."""
+        self._turn.take(nodes, waits)
+        self._in_round = True
+
+    def release(self, node: int) -> None:
+        """Let other runs have a node of which the round needs nothing more."""
+        self._turn.release(node)
+
+    def let_go(self) -> None:
+        """Let other runs have all nodes."""
+        self._in_round = False
+        self._turn.leave()
+
+    def reach(self, nodes: AbstractSet[int]) -> set[int]:
+        """Return the nodes that no other run has, out of some that are to be queried; the others are next in turn.
+
+        A node is this run's until it has answered, the query has expired, or `let_go`.
+        """
+        return self._turn.line_up(nodes | self.unanswered(MessageType.QUERY)) & nodes
 
     def waits_for(self, node: int, kind: str) -> bool:
         """Whether the server waits for a node's reply to a message of this kind."""
@@ -136,7 +162,9 @@ class Attention:
         pushed = set[str]()
         if len(waited) < least:
             waited = messages
-        elif len(waited) < len(messages):
+        if waited and not self._in_round:
+            self._turn.take({message.metadata.dst_node_id for message in waited})
+        if len(waited) < len(messages):
             kind = messages[0].metadata.message_type
             busy = self.unanswered(kind) | {message.metadata.dst_node_id for message in waited}
             pushed = self.push(grid, [message for message in messages if message.metadata.dst_node_id not in busy])
@@ -196,7 +224,11 @@ class Attention:
     ) -> Iterator[tuple[int, Message]]:  # fmt: skip
         """Send messages, and yield the replies, each with its node: `send`, then `hear`."""
         waited = self.send(grid, messages)
-        return self.hear(grid, grid.send_and_receive(waited, timeout=seconds or self.seconds), enough)
+        try:
+            yield from self.hear(grid, grid.send_and_receive(waited, timeout=seconds or self.seconds), enough)
+        finally:
+            if not self._in_round:
+                self._turn.leave()
 
 
 def _source(reply: Message, message: Message) -> int | None:

@@ -20,6 +20,7 @@ from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.run.plan import LARGEST_STEP
+from strategies.waiting_events import begin_round
 from transport.messages import ACCEPT, LEAD, PAIRS, Keys, Letter, Pairs
 from transport.run_messages import content_of
 
@@ -72,10 +73,11 @@ class Ceremony:
         self._parted: dict[str, int] = {}  # how often a site was left out because a shared secret was missing
 
     def agree(self, grid: Grid, sites: list[str], minimum: int) -> Held:
-        """Bring these sites to the same keys, which no other run changes until this one's turn ends.
+        """Bring these sites to the same keys, which no other run changes until this one's turn ends; begin its round.
 
         Returns:
-            Epoch, fingerprint, and the sites that have them; no sites if fewer than the minimum are there.
+            Epoch, fingerprint, and the sites that have them, which are this run's alone now; no sites if fewer than the
+            minimum are there.
 
         Raises:
             RunError: if no site could make keys that enough others accepted.
@@ -87,7 +89,7 @@ class Ceremony:
                 with self._turn.alone() as known:
                     held = self._bring(grid, sites, minimum) if known else (0, "", [])
             if held[2] and self._turn.begin():
-                return held
+                return *held[:2], begin_round(self._members, grid, held[2], minimum)
             sites = self._ask_again(grid, sites, minimum)  # another run has had keys made since
         return 0, "", []
 

@@ -39,7 +39,8 @@ from strategies.open_round import OpenRound, first_attempt
 from strategies.outcomes import hear_outcomes
 from strategies.run_memory import RunMemory
 from strategies.selection import Selection
-from strategies.voting import Decision, Voting
+from strategies.voting import RESPONSIBLE, Decision, Voting
+from strategies.waiting_events import begin_round
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
 
@@ -79,7 +80,7 @@ class EncryptedStrategy(Strategy):
         self._newer_roster, self._event_log, self._tls = newer, event_log, tls
         settings = self._manifest.settings
         cohort, colluding, masked = settings.cohort, settings.colluding_sites, settings.encryption.collusion_resistant
-        self._attention = Attention(cohort.round_deadline_seconds)
+        self._attention = Attention(cohort.round_deadline_seconds, shared.sites.turn(self._interruption.check))
         self._members = members = Membership(
             run.document, run.digest, roster, event_log, RunHeads(shared.heads, held_out=settings.kind.held_out),
             self._attention, tuple(cohort.sizes), liars=colluding if masked else 0,
@@ -131,6 +132,7 @@ class EncryptedStrategy(Strategy):
     def close(self) -> None:
         """Forget the open round."""
         self._bodies.clear()
+        self._attention.let_go()
         self._turn.end()
 
     def summary(self) -> None:
@@ -159,6 +161,7 @@ class EncryptedStrategy(Strategy):
             self._members.gather(grid, len(self._members.wanted), min(_RETURN, seconds))
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._memory.open:
+            present = begin_round(self._members, grid, present, cohort.minimum)
             self._there, self._sum = present, self._memory.reopen(current, present, seconds, masked=bool(self._masks))
             if current.plan is None or self._sum:
                 return []
@@ -168,12 +171,11 @@ class EncryptedStrategy(Strategy):
         present = [site for site in present if site in self._members.nodes]
         present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.absent | self._members.problems
-        current.started = time.monotonic()  # do not count the wait for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
-        self._there = present
-        present = self._selection.choose(present, current.number, current.problems)
+        self._there, present = present, self._selection.choose(present, current.number, current.problems)
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
+        current.started = time.monotonic()  # do not count the wait for sites
         if len(present) < cohort.minimum:
             return []
         size = self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES
@@ -246,8 +248,7 @@ class EncryptedStrategy(Strategy):
         self._voting.begin()
         models, reports, refusals = self._hear(replies)
         while len(refusals) > len(models) and self._liar_finder.is_convinced(refusals):
-            result = self._repeat(refusals)
-            if result is None:
+            if (result := self._repeat(refusals)) is None:
                 return None
             delivered = self._deliver(self._grid, result)
             models, reports, refusals = self._hear(self._grid.send_and_receive(delivered, timeout=self._seconds))
@@ -282,9 +283,7 @@ class EncryptedStrategy(Strategy):
         elif not self._selection.can_part(self._there):
             reason += "; the site responsible cannot be identified, because the minimum cohort can spare no site"
             self._failures += 1
-            current.problems |= dict.fromkeys(
-                current.contributors, "its round was undone; this site or another contributor is responsible"
-            )
+            current.problems |= dict.fromkeys(current.contributors, RESPONSIBLE)
         return {**figures, "reason": reason, "found": excluded}
 
     def _release(self, result: EncryptedSum) -> None:
@@ -393,5 +392,6 @@ class EncryptedStrategy(Strategy):
         with self._event_log.together():
             self._keep(is_open=False)
             self._event_log.record("round", **self._round.summary(), phases=self._attention.phases(), **details)
+        self._attention.let_go()
         self._turn.end()
         self._interruption.delivering = False

@@ -20,7 +20,7 @@ from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.run.clocks import check_clock, tolerance
 from privacy.run.plan import read_plan
 from strategies.attention import GRACE, POLL_SECONDS, Attention
-from strategies.waiting_events import Waiting
+from strategies.waiting_events import ELSEWHERE, Waiting
 from transport.mask_messages import REFUSAL, Refusal
 from transport.messages import EVALUATE, QUERY, Delivery, Query, RoundOutcome
 from transport.run_messages import OPENED, Readiness, content_of
@@ -114,7 +114,7 @@ class Membership:
         Raises:
             RunError: if too few sites start from the same model.
         """
-        begun = time.monotonic()
+        begun = looked = time.monotonic()
         times, waiting = dict[int, float](), Waiting(self.event_log, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
@@ -130,24 +130,28 @@ class Membership:
                 node for node in strangers - unheard
                 if node not in times or (len(here) < minimum and now - times[node] > min(1.0, seconds / 10))
             }  # fmt: skip
-            if new:
-                times |= dict.fromkeys(new, now)
-                for node in new:
+            if asked := self.attention.reach(new):
+                times |= dict.fromkeys(asked, now)
+                for node in asked:
                     self._ask(grid, node)
                 continue
-            awaited = {node for node in unheard if self.attention.waits_for(node, MessageType.QUERY)}
+            if new:  # at work for other runs
+                begun += now - looked
+            looked = now
+            awaited = new | {node for node in unheard if self.attention.waits_for(node, MessageType.QUERY)}
             if now - begun < GRACE * seconds:
                 awaited |= unheard & times.keys()
             everybody = self.begun or len(here) + len(strangers & times.keys() - unheard) >= len(self.listed)
             if now - begun > seconds or (len(here) >= minimum and everybody and not awaited):
                 break
             needed = minimum if self.begun else len(self.listed)
-            waiting.say(here, needed, self.problems, self._absent(here, online))
+            waiting.say(here, needed, self.problems, self._absent(here, online, new))
             Event().wait(POLL_SECONDS if now - begun < 1 else 5 * POLL_SECONDS)
-        for node in awaited:
+        self.attention.let_go()
+        for node in awaited - new:
             self.attention.silent(node, MessageType.QUERY)
         self.begun = self.begun or len(here) >= minimum
-        self.absent = self._absent(here, online)
+        self.absent = self._absent(here, online, set())
         self.heads.save()
         return self._begin(here, minimum) if self.model is None and len(here) >= minimum else here
 
@@ -171,12 +175,14 @@ class Membership:
             self.model, self.update_bound = start
         return [site for site in here if site not in others]
 
-    def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:
+    def _absent(self, here: list[str], online: set[int], elsewhere: set[int]) -> dict[str, str]:
         """Return why listed sites are not here, for those that gave no reason themselves."""
         strangers, reasons = online - set(self.nodes.values()), dict[str, str]()
         for site in set(self.listed) - set(here) - self.problems.keys():
-            own = self.roster.member(site).node_id in online or not strangers <= self._expected.keys()
+            own = (node := self.roster.member(site).node_id) in online or not strangers <= self._expected.keys()
             reasons[site] = "it has not answered whether it takes part" if own else "it is not online"
+            if node in elsewhere:
+                reasons[site] = ELSEWHERE
         return reasons
 
     def names(self) -> dict[int, str]:

@@ -54,6 +54,7 @@ def hear_outcomes(
                     refusals[site] = outcome
                 continue
             models[site] = outcome.opened.model, outcome.opened.update_bound
+            members.attention.release(node)
             reports[site] = current.hear(site, outcome.metrics)
             voting.hear(site, outcome.vote)
         except CloisterError as error:

@@ -1,4 +1,4 @@
-"""What all runs of one server share: the letters with keys, the sites' ledger heads, and turns at changing keys."""
+"""What all runs of one server share: letters with keys, the sites' ledger heads, turns at keys and at sites."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from strategies.key_turns import KeyTurns
 from strategies.ledger_heads import LedgerHeads
 from strategies.sealed_keys import SealedKeys
+from strategies.site_turns import SiteTurns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,7 @@ class Shared:
     letters: SealedKeys  # used only by the run that changes keys
     heads: LedgerHeads
     turns: KeyTurns = field(default_factory=KeyTurns)
+    sites: SiteTurns = field(default_factory=SiteTurns)
 
     @classmethod
     def opened(cls, epochs: Path, heads: Path) -> Shared:

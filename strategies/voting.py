@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from strategies.membership import Membership
 
 
+RESPONSIBLE = "its round was undone; this site or another contributor is responsible"
+
+
 class Decision(Enum):
     """The outcome of the votes on a round's model."""
 

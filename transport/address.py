@@ -114,3 +114,15 @@ Dialled = Annotated[str, AfterValidator(_canonical)]
 
 ListenedOn = Annotated[str, AfterValidator(partial(_canonical, listening=True))]
 """A setting: an address to listen on."""
+
+
+def network_of(address: str) -> str:
+    """Return the network that counts as one with an IP address: where limits are for each address.
+
+    >>> network_of("192.0.2.7"), network_of("::ffff:192.0.2.7"), network_of("2001:db8::5%eth0")
+    ('192.0.2.7', '192.0.2.7', '2001:db8::/64')
+    """
+    place = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(place, ipaddress.IPv6Address) and place.ipv4_mapped is None:
+        return str(ipaddress.ip_network((place, 64), strict=False))
+    return str(getattr(place, "ipv4_mapped", None) or place)

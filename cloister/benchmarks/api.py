@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Self
 
-PEOPLE = 4
-"""Who make the requests: each may make only so many."""
+PEOPLE = 8
+"""Who make the requests: each may make only so many, and waits for an answer before asking again."""
 
 PATHS = ("/v1/runs", "/v1/runs/{run}", "/v1/runs/{run}/events?after={last}", "/v1/status")
 """What they ask for, in turn."""

@@ -22,7 +22,7 @@ from server.api.answers import JSON, Answers
 from server.api.limits import Buckets
 from server.api.people import BEARER, SignedIn
 from server.api.problems import PROBLEMS, RefusalError, invalid, too_many
-from server.joining.limits import network_of
+from transport.address import network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

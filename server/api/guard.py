@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from privacy.failures import sentence
 from server.api.limits import Buckets
 from server.api.problems import RefusalError, log, problem, too_many
-from server.joining.limits import network_of
+from transport.address import network_of
 from transport.api import LARGEST_RUN
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from server.api.app import make_app
 from server.api.oidc import Provider
 from server.api.problems import MEDIA_TYPE, Problem
 from server.hub.listening import check_free, sockets
-from server.joining.limits import network_of
-from transport.address import read_address
+from transport.address import network_of, read_address
 from transport.channel import joining_context
 from transport.http_connections import FewConnections, PunctualConnection
 from transport.pki import check_server_certificate
@@ -41,8 +40,8 @@ HANDSHAKE_SECONDS, IDLE_SECONDS = 5.0, 5
 GOODBYE_SECONDS = 1.0
 """For a client to end TLS, once the server has."""
 
-AT_ONCE, AT_ONCE_FROM_ONE = 512, 64
-"""Connections, in TLS or not yet, and those of one address."""
+AT_ONCE = 512
+"""Connections, in TLS or not yet."""
 
 LARGEST_HEAD = 16 << 10  # bytes
 _THREADS = 16  # that wait for the store
@@ -72,7 +71,8 @@ class ApiPort:
         app, self._following = make_app(runs, place, Provider(accounts, place.folder) if accounts else None)
         check_free(address)
         self._sockets = [
-            FewConnections(each, AT_ONCE, AT_ONCE_FROM_ONE, network_of) for each in sockets(address, _WAITING)
+            FewConnections(each, AT_ONCE, settings.connections_per_address, network_of)
+            for each in sockets(address, _WAITING)
         ]
         self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(

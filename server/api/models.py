@@ -78,7 +78,7 @@ class RunAnswer(BaseModel):
 
     digest: Hex
     name: str
-    by: str = Field(description="who submitted it")
+    by: str = Field(description="who signed it: whose run it is")
     submitted: float
     status: Status
     reason: str = Field(description="why it failed or was stopped")

@@ -43,7 +43,7 @@ Standing = Annotated[
     "requestBody": {"required": True, **as_bytes("a signed run")}
 })  # fmt: skip
 async def submit(api: Here, request: Request, found: Signing) -> RunAnswer:
-    """Submit a signed run, as `cloister sign` writes it. The same one again changes nothing."""
+    """Submit a run, as `cloister sign` writes it: it is whose signature it has. The same one again changes nothing."""
     check_media_type(request, BYTES)
     document = await request.body()
     return _shown(await run_in_threadpool(api.runs.submit, document, found.person.name))
@@ -118,9 +118,9 @@ async def follow(
 
 @router.post("/{run}/stop", openapi_extra=described(StopRequest, required=False))
 async def stop(api: Here, request: Request, found: Looking, run: Digest) -> RunAnswer:
-    """Stop a run: who submitted it may, operators, and coordinators."""
+    """Stop a run: who signed it may, operators, and coordinators."""
     name = found.person.name
-    if not may(found.person.role, "sign"):  # who may submit no runs has none of their own
+    if not may(found.person.role, "sign"):  # who may sign no runs has none of their own
         check(found, "stop")
     stored = await run_in_threadpool(api.runs.store.run, run)
     if stored.by != name:

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from privacy.errors import CloisterError, MalformedError, ProtocolError
 from privacy.failpoints import failpoint
 from privacy.failures import sentence
+from server.hub.crowds import FROM_ONE
 from server.hub.ports import STRANGERS, Port, Ports, refuse
 from server.hub.signing_in import signing_in
 from server.hub.slots import Slots
@@ -70,14 +71,19 @@ class Hub:
         roster_file: bytes = b"",
         renewed: Callable[[Member, bytes], bytes] = lambda *_: b"",
         sessions: Sessions | None = None,
+        *,
+        from_one: int = FROM_ONE,
     ) -> None:
-        """Take the roster, the mailboxes, the most that a reply may have, what renews certificates, who signed in."""
+        """Take the roster, the mailboxes, the most that a reply may have, what renews certificates, who signed in.
+
+        One address may have `from_one` connections.
+        """
         self._renewed = renewed
         self._members = {member.tls_key: member for member in roster.members}
         self._version, self._roster_file = roster.version, roster_file
         self._streams = set[asyncio.Event]()  # one for each stream, which ends when a newer roster is offered
         self._mailboxes, self._limit = mailboxes, max_body_bytes
-        self._sessions, self._ports = sessions, Ports("hub")
+        self._sessions, self._ports = sessions, Ports("hub", from_one)
         self.signature_port: int | None = None
         self._loop = self._ports.loop
         self._turns = {member.site: asyncio.Semaphore(1) for member in roster.members}

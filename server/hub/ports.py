@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from privacy.errors import UnreachableError
+from server.hub.crowds import FROM_ONE, Crowds
 from server.hub.listening import check_free, numbered
 from transport.address import read_address
 from transport.channel import OPTIONS
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 10.0
 _MAX_STREAMS = 16  # open calls per connection
+_EVERY: tuple[tuple[str, int], ...] = (
+    ("grpc.max_allowed_incoming_connections", 4096),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", _MAX_STREAMS),
+)
 
 STRANGERS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.lookahead_bytes", 64 << 10),  # that gRPC takes of a stream before anybody asks for them
-    ("grpc.max_allowed_incoming_connections", 2048),  # a proxy may open one for each call
-    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 120_000),
 )
-"""Options of a port to which anybody can connect."""
+"""Options of a port at which anybody gets through TLS."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ async def refuse(context: Context, code: grpc.StatusCode, message: str) -> NoRet
 class Ports:
     """Serves ports in one thread."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, from_one: int = FROM_ONE) -> None:
+        """Take the thread's name, and how many connections one address may have at all of its ports together."""
+        self._from_one, self._crowds = from_one, list[Crowds]()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._servers = list[grpc.aio.Server]()
@@ -70,10 +76,13 @@ class Ports:
             for place in places:
                 check_free(place)
             self._thread.start()
-            return [self._open(port, numbered(place)) for port, place in zip(ports, places, strict=True)]
+            numbers = [self._open(port, numbered(place)) for port, place in zip(ports, places, strict=True)]
         except BaseException:
             self.stop()
             raise
+        self._crowds.append(Crowds(numbers, self._from_one))
+        self._crowds[-1].start()
+        return numbers
 
     def _open(self, port: Port, place: Address) -> int:
         try:
@@ -84,7 +93,7 @@ class Ports:
 
     async def _start(self, port: Port, address: str) -> int:
         # Of an option that is given twice, the first counts.
-        server = grpc.aio.server(options=(*port.options, *OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
+        server = grpc.aio.server(options=(*port.options, *OPTIONS, *_EVERY))
         server.add_generic_rpc_handlers(tuple(port.services))
         try:
             number = server.add_secure_port(address, port.credentials)
@@ -99,6 +108,8 @@ class Ports:
         """Let open calls finish, then close the ports. Safe to call more than once."""
         if self.loop.is_closed():
             return
+        for crowds in self._crowds:
+            crowds.stop()
         for future in [asyncio.run_coroutine_threadsafe(server.stop(grace), self.loop) for server in self._servers]:
             future.result(grace + _START_SECONDS)
         if self._thread.is_alive():

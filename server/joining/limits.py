@@ -6,10 +6,11 @@ one.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict, deque
 from threading import Lock
+
+from transport.address import network_of
 
 AT_ONCE, AT_ONCE_FROM_ONE = 16, 4  # connections
 A_MINUTE = 60  # connections from one address
@@ -52,11 +53,3 @@ class Limits:
             self._open[network] -= 1
             if not self._open[network]:
                 del self._open[network]
-
-
-def network_of(address: str) -> str:
-    """Return the network that counts as one with an address."""
-    place = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(place, ipaddress.IPv6Address) and place.ipv4_mapped is None:
-        return str(ipaddress.ip_network((place, 64), strict=False))
-    return str(getattr(place, "ipv4_mapped", None) or place)

@@ -53,7 +53,7 @@ class Agents:
             CloisterError: if the port cannot be opened.
         """
         if self._signature and self._hub is None:
-            self._strangers = Ports("joining")
+            self._strangers = Ports("joining", self._place.settings.connections_per_address)
             credentials = credentials_without_clients(self._place.tls)
             (number,) = self._strangers.start(Port(self._signature.listen, credentials, self._joining, STRANGERS))
             log.info("sites whose TLS is ended on the way may join at port %d", number)
@@ -83,7 +83,10 @@ class Agents:
         place, signature = self._place, None if self._strangers else self._signature
         sessions = Sessions(place.tls, roster) if signature else None
         largest = place.settings.max_update_megabytes << 20
-        hub = Hub(roster, self._mailboxes, largest, roster_file, self._renewals.certificate, sessions)
+        hub = Hub(
+            roster, self._mailboxes, largest, roster_file, self._renewals.certificate, sessions,
+            from_one=place.settings.connections_per_address,
+        )  # fmt: skip
         port = hub.start(place.settings.listen, place.tls, signature.listen if signature else None, self._joining)
         if signature:
             log.info("sites may sign in at port %d", hub.signature_port)

@@ -106,6 +106,8 @@ class Service:
     def submit(self, document: bytes, by: str) -> StoredRun:
         """Have a signed run wait for its turn. The same run again changes nothing; return how it stands.
 
+        The run belongs to who signed it, whoever submits it.
+
         Raises:
             AuthenticityError: if nobody in the roster signed it.
             RefusedError: if whoever did may not sign runs, or it has expired.
@@ -118,7 +120,9 @@ class Service:
             raise RunError(msg)
         run = admitted(document, roster)
         with self._turn:
-            stored = self.store.submit(run, by)
+            stored = self.store.submit(run)
+        if by != stored.by:
+            log.info("%s of %s was submitted by %s", _label(stored), stored.by, plain(by))
         self._wake.set()
         return stored
 

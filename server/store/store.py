@@ -49,7 +49,7 @@ class StoredRun:
 
     digest: str
     name: str
-    by: str  # who submitted it
+    by: str  # who signed it
     submitted: float  # seconds since 1970, as the other times
     status: Status
     reason: str  # why it failed or was stopped
@@ -129,8 +129,11 @@ class Store:
 
     # --- Runs -------------------------------------------------------------------------------------------------------
 
-    def submit(self, run: SignedRun, by: str) -> StoredRun:
-        """Keep a run, which then waits for its turn. The same run again changes nothing; return how it stands.
+    def submit(self, run: SignedRun) -> StoredRun:
+        """Keep a run of whoever signed it, which then waits for its turn. The same run again changes nothing.
+
+        Returns:
+            How it stands.
 
         Raises:
             RunError: if too many runs of this person wait: the queue looks at all that do; or if it is here as somebody
@@ -138,17 +141,17 @@ class Store:
         """
         settings = run.manifest.settings
         values = {
-            "digest": run.digest, "name": settings.name, "document": run.document, "by": plain(by),
+            "digest": run.digest, "name": settings.name, "document": run.document, "by": run.signer.name,
             "submitted": time.time(), "status": "waiting", "reason": b"", "rounds": settings.rounds, "released": 0,
         }  # fmt: skip
 
         def change(connection: sa.Connection) -> None:
-            there = connection.execute(sa.select(RUNS.c.document, RUNS.c.by).where(RUNS.c.digest == run.digest))
-            if (row := there.one_or_none()) is not None:
-                if row.document != run.document:
+            by = connection.scalar(sa.select(RUNS.c.by).where(RUNS.c.digest == run.digest))
+            if by is not None:
+                if by != values["by"]:
                     msg = (
-                        f"{row.by} has submitted this very run with another signature than {run.signer.name}'s; sign "
-                        "the run's file again (cloister sign), which makes a run of its own, and submit that"
+                        f"this very run is here as {by} signed it, and it is theirs; {values['by']} signs the run's "
+                        "file again (cloister sign), which makes a run of its own, and submits that"
                     )
                     raise RunError(msg)
                 return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import cloister
 from privacy.run.people import ROLES, may
 from server.api import asking, following, guard, listening, people
+from server.settings import ApiSettings
 from server.store.store import MOST_WAITING
 from tests.server.api.consortia import Consortium, serving, set_api
 from transport.api import LARGEST_RUN
@@ -50,7 +51,7 @@ def test_every_limit_that_the_document_names_is_the_code_s() -> None:
         f"| {asking.FAILURES_BURST:g}, then one in {1 / asking.FAILURES_RATE:g} s |",
         f"| {HEAD_SECONDS:g} s |",
         f"| {MOST_WAITING} |",
-        f"| {listening.AT_ONCE}; {listening.AT_ONCE_FROM_ONE} |",
+        f"| {listening.AT_ONCE}; {ApiSettings.connections_per_address} |",
         f"| {following.AT_ONCE}; {following.AT_ONCE_OF_ONE} |",
         f"| {people.MOST_SESSIONS}; one more ends the oldest |",
     ):

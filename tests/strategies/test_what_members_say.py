@@ -168,7 +168,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @settings(max_examples=30)
 @given(details=st.dictionaries(st.sampled_from("abc"), values))
 def test_every_event_is_one_line_of_strict_json(store: Store, details: dict[str, Any]) -> None:
-    event_log = EventLog(store.record(store.submit(run_named(), "ada").digest))
+    event_log = EventLog(store.record(store.submit(run_named()).digest))
     event_log.record("one", **details)
     event_log.record("two")
     newest = select(EVENTS.c.value).order_by(EVENTS.c.number.desc()).limit(2)

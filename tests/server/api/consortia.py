@@ -60,7 +60,8 @@ class Queue:
         return read_consortium(self.folder).roster()
 
     def submit(self, document: bytes, by: str) -> StoredRun:
-        return self.store.submit(open_run(document, self.roster()), by)
+        assert by in PEOPLE
+        return self.store.submit(open_run(document, self.roster()))
 
     def stop(self, name: str, by: str, reason: str = "") -> StoredRun:
         run = self.store.run(name)
@@ -172,9 +173,11 @@ def set_api(consortium: Consortium, text: str = "") -> None:
 
 
 @contextmanager
-def serving(consortium: Consortium) -> Iterator[Server]:
-    """Serve the API of a consortium that has one."""
+def serving(consortium: Consortium, **changes: Any) -> Iterator[Server]:  # noqa: ANN401
+    """Serve the API of a consortium that has one, with changes to the settings in `[api]`."""
     place = read_consortium(consortium.server)
+    assert place.settings.api is not None
+    place = replace(place, settings=replace(place.settings, api=replace(place.settings.api, **changes)))
     with Store.open(place) as store:
         queue = Queue(consortium.server, store)
         port = ApiPort(place, queue)  # type: ignore[arg-type]  # its status is a part of a service's

@@ -134,11 +134,8 @@ def test_who_was_answered_cannot_keep_a_connection_by_sending_on(hasty: Server, 
     assert time.monotonic() < began + LONG / 2
 
 
-def test_one_address_has_few_connections_with_or_without_tls(
-    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "AT_ONCE_FROM_ONE", 3)
-    with serving(consortium) as server, ExitStack() as lines:
+def test_one_address_has_few_connections_with_or_without_tls(consortium: Consortium) -> None:
+    with serving(consortium, connections_per_address=3) as server, ExitStack() as lines:
         silent = [lines.enter_context(dialled(server)) for _ in range(2)]
         line = lines.enter_context(secured(server))
         assert everything(lines.enter_context(dialled(server))) == b""

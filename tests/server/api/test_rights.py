@@ -101,10 +101,10 @@ def refused(answer: httpx.Response, status: int) -> None:
     assert answer.json()["status"] == status
 
 
-def test_whoever_submitted_a_run_may_stop_it_and_nobody_else_of_that_role(shared_server: Server) -> None:
+def test_whoever_signed_a_run_may_stop_it_and_nobody_else_of_that_role(shared_server: Server) -> None:
     server = shared_server
-    mine = server.queue.submit(server.consortium.sign("mine"), "rosa").digest
-    others = server.queue.submit(server.consortium.sign("others"), "ralf").digest
+    mine = server.queue.submit(server.consortium.sign("mine"), "founder").digest
+    others = server.queue.submit(server.consortium.sign("others", "founder"), "rosa").digest
     with server.http(server.token("rosa")) as http:
         refused(http.post(f"/v1/runs/{others}/stop"), 403)
         assert http.post(f"/v1/runs/{mine}/stop", json={"reason": "wrong task"}).json()["status"] == "stopped"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from cloister.event_stream import EventStream
-from privacy.run.manifest import open_run
+from privacy.crypto.signing import SignedDocument
+from privacy.run.manifest import KIND, open_run
 from server.api.following import AT_ONCE_OF_ONE
 from tests.server.api.consortia import serving
 
@@ -49,6 +50,25 @@ def test_a_signed_run_is_submitted_once_and_fetched_as_it_was_signed(shared_serv
     for name in (run["digest"], run["digest"][:10], "first"):
         assert rosa.get(f"/v1/runs/{name}").json() == run
         assert rosa.get(f"/v1/runs/{name}/manifest").content == document
+
+
+def test_a_run_is_whose_signature_it_has_whoever_submits_it(shared_server: Server, rosa: httpx.Client) -> None:
+    consortium = shared_server.consortium
+    mine, squatted = consortium.sign("carried"), consortium.sign("squatted")
+    theirs = SignedDocument.make(consortium.key("founder"), KIND, squatted.partition(b"\n")[2]).to_bytes()
+    with shared_server.http(shared_server.token("founder")) as founder:
+        carried = founder.post("/v1/runs", content=mine, headers=BYTES).json()
+        assert carried["by"] == "rosa"
+        assert rosa.post("/v1/runs", content=mine, headers=BYTES).json() == carried
+        taken = founder.post("/v1/runs", content=theirs, headers=BYTES).json()
+    assert (taken["by"], taken["digest"]) == ("founder", open_run(squatted, shared_server.queue.roster()).digest)
+    refused = rosa.post("/v1/runs", content=squatted, headers=BYTES)
+    assert refused.status_code == 409
+    assert "founder signed it, and it is theirs; rosa signs the run's file again" in refused.json()["detail"]
+    again = rosa.post("/v1/runs", content=consortium.sign("squatted"), headers=BYTES).json()
+    assert (again["by"], again["status"], again["digest"] == taken["digest"]) == ("rosa", "waiting", False)
+    assert rosa.post(f"/v1/runs/{taken['digest']}/stop").status_code == 403
+    assert rosa.post(f"/v1/runs/{carried['digest']}/stop").json()["status"] == "stopped"
 
 
 def test_a_run_that_nobody_signed_or_whose_signer_may_not_is_refused(shared_server: Server, rosa: httpx.Client) -> None:

@@ -82,7 +82,7 @@ def test_both_runs_finish_with_the_models_and_charges_of_undisturbed_ones(
     charges, roster = {site: charges_of(federation, site) for site in SITES}, place.roster()
     hold = federation.paths["north"] / HOLD
     with Store.open(place) as store:
-        runs = [store.submit(open_run(signed_document(federation, MASKED), roster), "ana").digest for _ in range(2)]
+        runs = [store.submit(open_run(signed_document(federation, MASKED), roster)).digest for _ in range(2)]
         hold.touch()
         server = consortium.serve()
         await_condition(hold.with_suffix(MET).exists, LONG)
@@ -133,7 +133,7 @@ def test_of_two_servers_on_one_postgresql_the_second_takes_over_in_mid_round(
             hold.touch()
             first = consortium.serve()
             with Store.open(place) as store:
-                run = store.submit(open_run(signed_document(federation, MASKED), place.roster()), "ana").digest
+                run = store.submit(open_run(signed_document(federation, MASKED), place.roster())).digest
                 await_condition(hold.with_suffix(MET).exists, LONG)
                 hold.with_suffix(MET).unlink()
                 second = processes.start("second", other / "server.log", "server", str(other))

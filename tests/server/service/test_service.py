@@ -114,7 +114,7 @@ class Consortium:
 @pytest.fixture(scope="module")
 def consortium(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
     address = f"localhost:{unused_port()}"
-    terms = replace(TERMS, tasks=(HELD.task,))
+    terms = replace(TERMS, tasks=(HELD.task, SETTINGS.task))
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("service"))
     federation = make_federation(HELD, dict.fromkeys(SITES, terms), address)
     (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
@@ -135,7 +135,8 @@ def test_runs_are_served_in_order_and_one_that_fails_does_not_stop_the_queue(con
     documents = [consortium.signed(name="first", rounds=2), strange, consortium.signed(name="third")]
     with consortium.serving() as service:
         runs = [service.submit(document, "ana") for document in documents]
-        assert service.submit(documents[0], "ben").by == "ana"  # the same run again
+        assert service.submit(documents[0], "ben") == service.store.run(runs[0].digest)  # the same run again
+        assert runs[0].by == "founder"  # who signed it
         assert len(service.store.runs()) == 3
         first, second, third = (over(service, run) for run in runs)
         assert [run.status for run in (first, second, third)] == ["finished", "failed", "finished"]
@@ -164,6 +165,31 @@ def test_runs_go_on_side_by_side_with_their_own_models_and_charges(consortium: C
     assert [len(consortium.models(run)) for run in ended] == [1] * 3
     assert ended[1].started < ended[0].ended  # type: ignore[operator]
     assert [sum(event["event"] == "epoch" for event in run) for run in events] == [0, 1, 0]
+
+
+def test_a_run_with_a_short_deadline_loses_no_round_beside_one_with_a_long_deadline(consortium: Consortium) -> None:
+    short, hold = with_deadline(SETTINGS, 3.0), consortium.federation.paths["north"] / HOLD
+    with consortium.serving("runs_at_once = 3") as service, consortium.held("north"):
+        quick = service.submit(consortium.signed(short, name="quick", rounds=40), "ana")
+        await_condition(lambda: service.store.run(quick.digest).released > 0, LONG)
+        slow = service.submit(consortium.signed(name="slow", rounds=2), "ana")  # whose first round is held
+        consortium.await_training("north")
+        released = service.store.run(quick.digest).released
+        assert released < 40
+        late = service.submit(consortium.signed(short, name="late", rounds=2), "ana")
+        Event().wait(6.0)  # two of the short deadlines, and the patience before anybody is told
+        assert service.store.run(quick.digest).released == released
+        hold.unlink()
+        ended = [over(service, run) for run in (quick, slow, late)]
+        events = {run.name: [event for _, event in service.store.events(run.digest)] for run in ended}
+    rounds = {name: [event for event in run if event["event"] == "round"] for name, run in events.items()}
+    assert [(run.status, run.released) for run in ended] == [("finished", 40), ("finished", 2), ("finished", 2)]
+    assert {name: len(run) for name, run in rounds.items()} == {"quick": 40, "slow": 2, "late": 2}
+    for event in (*rounds["quick"], *rounds["slow"], *rounds["late"]):
+        assert (set(event["sites"]), event["problems"]) == (set(SITES), {})
+    waits = [event for event in events["quick"] if event["event"] == "waiting"]
+    assert [event["problems"] for event in waits] == [dict.fromkeys(SITES, "it is at work for another run")]
+    assert consortium.charged() == dict.fromkeys(SITES, 44)
 
 
 def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(consortium: Consortium) -> None:

@@ -24,7 +24,7 @@ def test_a_run_that_ends_as_it_is_stopped_has_not_been_stopped(
     place = place_in(tmp_path)
     with Store.open(place) as store, store.lead() as leadership:
         service = Service(place, store, None, None, leadership)  # type: ignore[arg-type]  # it serves no run
-        run, mark = store.submit(run_named(), "ana"), store.mark
+        run, mark = store.submit(run_named()), store.mark
         mark(run.digest, "running")
 
         def overtaken(digest: str, status: Any, reason: str = "") -> None:  # noqa: ANN401

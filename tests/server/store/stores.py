@@ -28,8 +28,8 @@ def connected(url: str) -> psycopg.Connection:
     return psycopg.connect(url.replace("+psycopg", ""), password=PASSWORD, autocommit=True)
 
 
-def run_named(name: str = "lungs") -> SignedRun:
+def run_named(name: str = "lungs", signer: str = "ada") -> SignedRun:
     """Return a run whose signature the store does not look at."""
     manifest = Manifest(replace(SETTINGS, name=name), 1.0, 1, "0" * 16, "2026-01-01", 1e12)
     document = f"signed {name}".encode()
-    return SignedRun(document, manifest, sha256(document).hexdigest(), Person.__new__(Person))
+    return SignedRun(document, manifest, sha256(document).hexdigest(), Person(signer, "researcher", "1" * 64))

@@ -83,13 +83,13 @@ def test_on_one_postgresql_a_second_server_takes_over_from_one_that_is_killed(tm
         with store.lead() as leads:
             assert time.monotonic() - killed < LONG
             leads.check()
-            store.submit(run_named(), "ada")
+            store.submit(run_named())
 
 
 def test_a_server_that_led_and_does_not_know_that_another_does_writes_nothing(tmp_path: Path, database: str) -> None:
     place = place_in(tmp_path, database)
     with Store.open(place) as old, Store.open(place) as new, old.lead() as led:
-        digest = old.submit(run_named(), "ada").digest
+        digest = old.submit(run_named()).digest
         with connected(database) as connection:
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
         with new.lead():
@@ -114,4 +114,4 @@ def test_a_leader_whose_connection_is_lost_leads_on_if_nobody_took_over(
             threading.Event().wait(0.02)
         assert len(after) == 1
         assert not leads.lost.is_set()
-        store.submit(run_named(), "ada")
+        store.submit(run_named())

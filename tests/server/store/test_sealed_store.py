@@ -58,7 +58,7 @@ def killed_at() -> Iterator[Callable[[int], None]]:
 def fill(place: ServerFolder) -> str:
     """Keep a run with a canary in each value."""
     with Store.open(place) as store:
-        run = store.submit(run_named(), "ada")
+        run = store.submit(run_named())
         record = store.record(run.digest)
         record.write_state(CANARY, 1)
         for _ in range(3):

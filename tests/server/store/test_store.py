@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from privacy.errors import NotFoundError, RunError
-from privacy.run.people import Person
 from server.store.sessions import Session
 from server.store.store import Store
 from tests.server.store.stores import run_named
@@ -28,28 +27,28 @@ def store(place: ServerFolder) -> Iterator[Store]:
 
 
 def test_a_run_that_is_submitted_again_is_there_once(store: Store) -> None:
-    first = store.submit(run_named(), "ada")
+    first = store.submit(run_named())
     assert (first.status, first.by) == ("waiting", "ada")
     assert store.document(first.digest) == run_named().document
     store.mark(first.digest, "running")
-    again = store.submit(run_named(), "bob")
+    again = store.submit(run_named())
     assert (again.status, again.by, again.submitted) == ("running", "ada", first.submitted)
     assert len(store.runs()) == 1
 
 
-def test_a_run_that_is_here_with_another_signature_is_refused(store: Store) -> None:
+def test_a_run_that_is_here_as_somebody_else_signed_it_is_refused(store: Store) -> None:
     mine = run_named()
-    first = store.submit(mine, "ada")
-    ben = Person("ben", "researcher", "1" * 64)
-    with pytest.raises(RunError, match="ada has submitted this very run with another signature than ben's; sign the"):
-        store.submit(mine._replace(document=b"signed by ben", signer=ben), "ben")
+    first = store.submit(mine)
+    theirs = run_named(signer="ben")._replace(document=b"signed by ben")
+    with pytest.raises(RunError, match="here as ada signed it, and it is theirs; ben signs the run's file again"):
+        store.submit(theirs)
     assert store.document(first.digest) == mine.document
     with pytest.raises(NotFoundError, match="there is no run"):
         store.document("0" * 64)
 
 
 def test_runs_wait_in_the_order_of_their_submission(store: Store) -> None:
-    digests = [store.submit(run_named(name), "ada").digest for name in ("one", "two", "three")]
+    digests = [store.submit(run_named(name)).digest for name in ("one", "two", "three")]
     assert [run.digest for run in store.runs()] == digests[::-1]
     assert [run.name for run in store.runs(before=digests[2], limit=1)] == ["two"]
     for digest in digests:
@@ -66,7 +65,7 @@ def test_runs_wait_in_the_order_of_their_submission(store: Store) -> None:
 
 
 def test_a_run_is_found_by_what_names_it_alone(store: Store) -> None:
-    one, two = (store.submit(run_named(name), "ada") for name in ("lungs", "lungs-2"))
+    one, two = (store.submit(run_named(name)) for name in ("lungs", "lungs-2"))
     for name in (one.digest, one.digest[:12], "lungs"):
         assert store.run(name) == one
     assert store.run("lungs-") == two
@@ -79,8 +78,8 @@ def test_a_run_is_found_by_what_names_it_alone(store: Store) -> None:
 
 
 def test_a_run_that_is_called_as_the_digest_of_another_begins_does_not_pass_for_it(store: Store) -> None:
-    ours = store.submit(run_named(), "ada")
-    theirs = store.submit(run_named(ours.digest[:8]), "mallory")
+    ours = store.submit(run_named())
+    theirs = store.submit(run_named(ours.digest[:8], "mallory"))
     assert store.run(ours.digest) == store.run(ours.digest[:9]) == ours
     assert store.run(theirs.digest[:8]) == theirs
     with pytest.raises(NotFoundError, match="several runs are called"):
@@ -89,17 +88,17 @@ def test_a_run_that_is_called_as_the_digest_of_another_begins_does_not_pass_for_
 
 def test_nobody_can_fill_the_queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.store.store.MOST_WAITING", 2)
-    first, _ = (store.submit(run_named(name), "mallory") for name in ("one", "two"))
+    first, _ = (store.submit(run_named(name, "mallory")) for name in ("one", "two"))
     with pytest.raises(RunError, match="mallory has 2 runs that wait; stop some of these first"):
-        store.submit(run_named("three"), "mallory")
-    assert store.submit(run_named("one"), "mallory") == first
-    assert store.submit(run_named("theirs"), "ada").status == "waiting"
+        store.submit(run_named("three", "mallory"))
+    assert store.submit(run_named("one", "mallory")) == first
+    assert store.submit(run_named("theirs")).status == "waiting"
     store.mark(first.digest, "stopped")
-    assert store.submit(run_named("three"), "mallory").status == "waiting"
+    assert store.submit(run_named("three", "mallory")).status == "waiting"
 
 
 def test_a_record_keeps_state_events_and_sums(store: Store, place: ServerFolder) -> None:
-    digest = store.submit(run_named(), "ada").digest
+    digest = store.submit(run_named()).digest
     record = store.record(digest)
     assert record.state() is None
     assert not record.holds_sums
@@ -122,7 +121,7 @@ def test_a_record_keeps_state_events_and_sums(store: Store, place: ServerFolder)
 
 
 def test_what_belongs_together_is_written_together_or_not_at_all(store: Store) -> None:
-    digest = store.submit(run_named(), "ada").digest
+    digest = store.submit(run_named()).digest
     record = store.record(digest)
     with pytest.raises(ZeroDivisionError), record.together():  # noqa: PT012 - what it writes is the test
         record.write_state(b"state", 1)
@@ -131,7 +130,7 @@ def test_what_belongs_together_is_written_together_or_not_at_all(store: Store) -
 
 
 def test_who_waits_for_events_hears_of_them(store: Store, place: ServerFolder) -> None:
-    digest = store.submit(run_named(), "ada").digest
+    digest = store.submit(run_named()).digest
     assert not store.wait_for_events(digest, 0, 0.01)
     with Store.open(place) as other:
         for number, writer in enumerate((store, other)):

@@ -38,7 +38,7 @@ def no_room(size: int) -> Iterator[None]:
 
 def test_a_sum_for_which_there_is_no_room_leaves_the_one_before(tmp_path: Path) -> None:
     with Store.open(place_in(tmp_path)) as store:
-        digest = store.submit(run_named(), "ada").digest
+        digest = store.submit(run_named()).digest
         record = store.record(digest)
         record.write_sum(1, [b"first"])
         with no_room(1 << 20):
@@ -54,7 +54,7 @@ def test_a_sum_for_which_there_is_no_room_leaves_the_one_before(tmp_path: Path) 
 
 def test_an_event_for_which_the_disk_is_full_is_written_once_there_is_room(tmp_path: Path) -> None:
     with Store.open(place_in(tmp_path)) as store:
-        record = store.record(store.submit(run_named(), "ada").digest)
+        record = store.record(store.submit(run_named()).digest)
         limit = "PRAGMA max_page_count = {}"
         store.database.write(lambda connection: connection.exec_driver_sql(limit.format(1)).scalar())
         with pytest.raises(StorageError, match=r"store\.sqlite: the disk is full; make room on it"):
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["head", "middle"])
 def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path: Path, damage: str) -> None:
     with Store.open(place_in(tmp_path)) as store:
-        record = store.record(store.submit(run_named(), "ada").digest)
+        record = store.record(store.submit(run_named()).digest)
         record.write_sum(1, [bytes(range(256)) * (1 << 12)])
     file = tmp_path / "store.sqlite"
     data = bytearray(file.read_bytes())
@@ -136,7 +136,7 @@ def test_connections_that_are_lost_again_and_again_lose_no_event_and_repeat_none
 ) -> None:
     monkeypatch.setattr(databases, "_PAUSE", 0.01)
     with Store.open(place_in(tmp_path, database)) as store:
-        digest = store.submit(run_named(), "ada").digest
+        digest = store.submit(run_named()).digest
         record = store.record(digest)
         done = threading.Event()
         ended = list[int]()
@@ -162,7 +162,7 @@ def test_connections_that_are_lost_again_and_again_lose_no_event_and_repeat_none
 
 def test_a_database_that_stays_away_ends_in_a_sentence(tmp_path: Path, database: str) -> None:
     with Store.open(place_in(tmp_path, database)) as store:
-        digest = store.submit(run_named(), "ada").digest
+        digest = store.submit(run_named()).digest
         store.database.patience = 0.1
         with connected(database) as connection:
             connection.execute("CREATE ROLE spare SUPERUSER LOGIN PASSWORD 'not-a-secret'")
