@@ -91,7 +91,11 @@ def _duplicate(descriptor: int) -> socket.socket:
 def _open_sockets() -> dict[str, int]:
     """Return the descriptors of this process's sockets, by their names in the system."""
     found = dict[str, int]()
-    for entry in os.listdir(_SOCKETS):  # noqa: PTH208 - there may be thousands, and paths take several times as long
+    try:
+        entries = os.listdir(_SOCKETS)  # noqa: PTH208 - there may be thousands, and paths take several times as long
+    except OSError:  # not Linux
+        return found
+    for entry in entries:
         with suppress(OSError):
             name = os.readlink(f"{_SOCKETS}/{entry}")  # noqa: PTH115
             if name.startswith("socket:"):

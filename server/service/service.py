@@ -114,8 +114,7 @@ class Service:
             MalformedError: if it is not a manifest of this version.
             RunError: if it cannot run, because the roster lacks too many of its sites or is older than the run.
         """
-        roster = self.roster()
-        if roster is None:
+        if (roster := self.roster()) is None:
             msg = "this consortium has no member yet, so no run can be submitted; invite sites first"
             raise RunError(msg)
         run = admitted(document, roster)
@@ -277,8 +276,7 @@ class Service:
         going_on = [one for one in self._running.values() if not one.interruption.reason]  # others only deliver a sum
         room = self.place.settings.service.runs_at_once - len(going_on)
         for stored in self._next() if room > 0 else ():
-            taken = stored.digest in self._running or stored.digest in self._late
-            if not taken and (stored.status == "running" or self._may_begin(stored)):
+            if stored.digest not in self._running and (stored.status == "running" or self._may_begin(stored)):
                 self._begin(stored)
                 room -= 1
             if room <= 0:
@@ -300,7 +298,7 @@ class Service:
 
     def _may_begin(self, stored: StoredRun) -> bool:
         """Whether a waiting run's sites are there; end the run if they were not for too long, or never can be."""
-        if stored.status != "waiting" or (roster := self.roster()) is None:
+        if stored.status != "waiting" or stored.digest in self._late or (roster := self.roster()) is None:
             return False
         try:
             wait = self._wait(stored, roster)
