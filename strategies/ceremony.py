@@ -20,7 +20,7 @@ from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.run.plan import LARGEST_STEP
-from strategies.waiting_events import begin_round
+from strategies.open_round import begin_round
 from transport.messages import ACCEPT, LEAD, PAIRS, Keys, Letter, Pairs
 from transport.run_messages import content_of
 

@@ -35,12 +35,11 @@ from strategies.ledger_heads import RunHeads
 from strategies.masking import Masking, next_attempt
 from strategies.membership import Membership
 from strategies.metrics import averaged
-from strategies.open_round import OpenRound, first_attempt
+from strategies.open_round import OpenRound, begin_round, first_attempt
 from strategies.outcomes import hear_outcomes
 from strategies.run_memory import RunMemory
 from strategies.selection import Selection
 from strategies.voting import RESPONSIBLE, Decision, Voting
-from strategies.waiting_events import begin_round
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
 

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from privacy.errors import ProtocolError, RunError
 from privacy.run.plan import RoundPlan
+from strategies.waiting_events import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flwr.serverapp import Grid
+
     from privacy.run.manifest import Manifest
+    from strategies.membership import Membership
     from transport.reports import ReportedNumbers
 
 _LISTED = 5  # problems that a message lists
@@ -116,6 +120,21 @@ def first_attempt(
         deadline=time.time() + rules.round_deadline_seconds,
         base_model=model,
     )
+
+
+def begin_round(members: Membership, grid: Grid, sites: list[str], minimum: int) -> list[str]:
+    """Have these sites for one run until its round ends; return them, without those that left if that took long."""
+    nodes, late = {site: members.nodes[site] for site in sites}, list[int]()
+
+    def waits(busy: set[int]) -> None:
+        late.extend(busy)
+        here = [site for site in sites if nodes[site] not in busy]
+        problems = dict.fromkeys((site for site in sites if nodes[site] in busy), ELSEWHERE)
+        members.event_log.record("waiting", sites=here, minimum=minimum, problems=problems)
+
+    members.attention.begin_round(set(nodes.values()), waits)
+    online = set(grid.get_node_ids()) if late else set(nodes.values())
+    return [site for site in sites if nodes[site] in online]
 
 
 def listed(problems: Mapping[str, str]) -> str:

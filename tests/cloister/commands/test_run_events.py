@@ -16,11 +16,11 @@ def test_the_events_of_a_run_are_printed_one_on_each_line(tmp_path: Path, cloist
     assert "there is no run yet; submit one first" in printed.stderr
     written = [{"event": "round", "round": number, "why": "“ü”"} for number in range(1200)]
     with Store.open(read_consortium(tmp_path)) as store:
-        record = store.record(store.submit(run_named("first"), "ada").digest)
+        record = store.record(store.submit(run_named("first")).digest)
         with record.together():
             for event in written:
                 record.append(event)
-        store.record(store.submit(run_named("second"), "ada").digest).append({"event": "started"})
+        store.record(store.submit(run_named("second")).digest).append({"event": "started"})
     lines = cloister("run", "events", tmp_path / "consortium.toml", "fir").stdout.splitlines()
     assert [json.loads(line) for line in lines] == written
     assert cloister("run", "events", tmp_path).stdout == '{"event": "started"}\n'

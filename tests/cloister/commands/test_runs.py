@@ -259,7 +259,7 @@ def test_what_a_server_has_of_a_run_is_fetched_into_files(
 
 
 def test_a_server_that_sends_the_same_events_for_ever_is_told_apart(rosa: public.Client, server: Server) -> None:
-    digest = server.queue.submit(server.consortium.sign("endless"), "ralf").digest
+    digest = server.queue.submit(server.consortium.sign("endless"), "rosa").digest
     page = {"events": [{"number": 3, "event": STARTED}], "next": 3, "status": "running"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rosa._session, "ask", lambda *_: json.dumps(page).encode())
@@ -268,7 +268,7 @@ def test_a_server_that_sends_the_same_events_for_ever_is_told_apart(rosa: public
 
 
 def test_what_is_refused_is_an_error_of_its_kind(server: Server, rosa: public.Client) -> None:
-    digest = server.queue.submit(server.consortium.sign("refused"), "ralf").digest
+    digest = server.queue.submit(server.consortium.sign("refused", "founder"), "founder").digest
     cases: list[tuple[Callable[[], object], type[CloisterError], str]] = [
         (lambda: rosa.run("nothing"), NotFoundError, "there is no run “nothing”"),
         (lambda: rosa.run("../status"), MalformedError, "is no run"),
