@@ -28,6 +28,7 @@ def plain_numbers(array: Any) -> Any:  # noqa: ANN401
 
 def words_of(array: Any) -> Any:  # noqa: ANN401
     """Return values as texts; floating-point numbers that are whole, as codes with gaps become, as whole ones."""
+    array = pc.cast(array, pa.float32()) if pa.types.is_float16(array.type) else array
     if pa.types.is_floating(array.type):
         whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)

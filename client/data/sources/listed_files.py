@@ -172,7 +172,7 @@ class ListedTable(TextTable):
         self._files: list[tuple[int, str]] = []  # a path takes ten times the memory of its text
         self._folders, self._folder = folders, path.parent.resolve()
         self._paths = dict[int, str]()
-        self._alike = dict[Path, set[str]]()  # names in a folder, for messages
+        self._alike = dict[Path, dict[str, str]]()  # names in a folder, for messages
 
     def file_of(self, index: int) -> tuple[int, Path]:
         """Return the row and the file of a usable record, once the labels are read."""
@@ -207,13 +207,13 @@ class ListedTable(TextTable):
             rows = [row for row in chunk.rows if row in self._paths]
             yield Chunk(columns, rows, problems)
 
-    def _names(self, folder: Path) -> set[str]:
-        """Return the names in a folder, without capitals; none if it leads out of the table's own."""
+    def _names(self, folder: Path) -> dict[str, str]:
+        """Return the names in a folder, by what those alike have in common; none if it leads out of the table's own."""
         if folder not in self._alike:
-            self._alike[folder] = set()
+            self._alike[folder] = {}
             with suppress(OSError, RuntimeError):
                 if folder.resolve().is_relative_to(self._folder):
-                    self._alike[folder] = {_alike(path.name) for path in folder.iterdir()}
+                    self._alike[folder] = {_alike(path.name): path.name for path in folder.iterdir()}
         return self._alike[folder]
 
     def _find(self, name: str) -> Path:
@@ -233,7 +233,7 @@ class ListedTable(TextTable):
             path = (self._folder / pure).resolve(strict=True)
         except (OSError, RuntimeError) as error:
             msg = "there is no such file; copy it here, or leave the record out"
-            if _alike(pure.name) in self._names(self._folder / pure.parent):
+            if self._names(self._folder / pure.parent).get(_alike(pure.name), pure.name) != pure.name:
                 msg = "there is no such file, but one whose name has other capitals or accents; write its name as it is"
             raise UnusableError(msg) from error
         if not path.is_relative_to(self._folder):

@@ -51,7 +51,7 @@ def write(folder: Path, **columns: Any) -> Path:  # noqa: ANN401 - whatever PyAr
         {"age": np.array([18, 100, 59], np.float16), "smoker": np.array([1, 0, 1], np.float16)},
         {
             "age": pa.array([Decimal(18), Decimal(100), Decimal(59)], pa.decimal256(60, 2)),
-            "smoker": [Decimal("1.00"), Decimal("0.00"), None],
+            "smoker": [Decimal("1.00"), Decimal("0.00"), Decimal("1.00")],
         },
         {"glucose": pa.array([4.0, 12.0, None]).dictionary_encode(), "admitted": pa.array(DAYS).dictionary_encode()},
         {"admitted": [datetime(day.year, day.month, day.day, 23, tzinfo=NEW_YORK) for day in DAYS]},
