@@ -39,7 +39,6 @@ from privacy.at_rest.protection import protect
 from privacy.at_rest.vault import Secret
 from privacy.at_rest.vaults import is_protected
 from privacy.noise.randomness import Randomness
-from transport.memory import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -238,7 +237,6 @@ def measured(source: str, workers: int, path: Path, count: int, told: ValueProxy
         than training on as many made-up records in a step takes, `peak_mb`, the most, and `tenths_mb`, the most in each
         tenth of the epoch.
     """
-    return_memory()  # as an agent does
     task = Measurements() if source in {"parquet", "sql"} else Scans()
     torch.manual_seed(0)
     model = task.model()

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cloister.benchmarks.record_times import CACHED, TENTHS, measured, write_images, write_parquet, write_sqlite
 from cloister.views.progress import progress_bar
+from transport.memory import large_pages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,7 @@ def measure(count: int, many: int = 0, rows: Sequence[tuple[str, int]] = ROWS) -
 
 
 def _row(source: str, workers: int, path: Path, count: int) -> dict[str, Any]:
+    large_pages()  # as an agent does, for the process that measures
     context, console = get_context("spawn"), Console(stderr=True, highlight=False)
     doing, began, told = f"{source}, {workers} processes that read ahead", time.monotonic(), 0
     if not console.is_terminal:

@@ -177,7 +177,7 @@ def bench_records(
         bool,
         typer.Option(
             "--full",
-            help="Also 100,000 images: 2,000 files under 50 names each, every one read and decoded. Takes many minutes.",
+            help="Also 100,000 images: 2,000 files under 50 names each, each read and decoded. Takes many minutes.",
         ),
     ] = False,
     as_json: Json = False,
