@@ -41,7 +41,7 @@ from privacy.locks import locked
 from privacy.log_fields import about
 from privacy.parallel import in_processes
 from transport.flower import answer
-from transport.memory import return_memory
+from transport.memory import large_pages, trim
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _take_part(
 ) -> None:  # fmt: skip
     line = _Line(place, watch)
     line.check()
-    return_memory()
+    large_pages()
     # Torch reads this when it loads. Otherwise its idle threads would spin, and slow down everything else here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; errors that need no torch were reported before.
@@ -279,6 +279,7 @@ def answer_all(
             failpoint("agent-answers")
             _deliver(exchange, reply, message.metadata.message_id, stop)
             del message, reply
+            trim()
         while waiting and not stop.is_set():
             with turns:
                 waiting.pop(0)()

@@ -38,6 +38,7 @@ STRICTER = 1e-2
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _NARROWER = {wide: narrow for narrow, wide in _WIDER.items()}
 _LIMIT = 1e307
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @contextmanager
@@ -97,7 +98,7 @@ class _Double(TorchDispatchMode):
         if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
             return value
         drawn = torch.rand(value.shape, generator=self._draw, dtype=value.dtype).to(value.device)
-        return value * (1 + self._noise * (2 * drawn - 1))
+        return value * drawn.mul_(2 * self._noise).add_(1 - self._noise)
 
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
@@ -128,7 +129,11 @@ def _keep_range(value: Any) -> None:  # noqa: ANN401 - results of any kind
     """Put infinity or zero into a float64 tensor where float32 has it; float64's own limits are masks, and stay."""
     if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.layout is not torch.strided:
         return
-    narrow = value.float()
+    if not value.numel():
+        return
+    narrow, (low, high) = value.float(), value.aminmax()
+    if low >= -_LARGEST and high <= _LARGEST and not ((narrow == 0) != (value == 0)).any():
+        return  # as nearly always, in a fraction of the time
     lost = (narrow.isinf() & (value.abs() < _LIMIT)) | ((narrow == 0) & (value != 0))
     if lost.any():
         value.copy_(torch.where(lost, narrow, value))

@@ -42,6 +42,7 @@ from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.managers import ValueProxy
     from pathlib import Path
 
     from client.data.inputs import Batch
@@ -54,7 +55,8 @@ _COLUMNS = tuple(f"value_{number}" for number in range(30))
 _LABEL = "label"
 _BATCH = 32  # records in a step, expected
 _STEPS = 10  # on made-up records: the sizes of batches vary
-_TENTHS = 10
+TENTHS = 10
+_TOLD_EVERY = 0.5  # seconds
 _CACHE_MB = 100_000
 CACHED = ("cached", "encrypted")
 """Sources whose images are decoded once; in the second, the cache is encrypted as in a protected site's folder."""
@@ -169,8 +171,8 @@ class Timed(Records):
         peaks: the process's peak memory, in bytes, while each tenth of them was read and trained on.
     """
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, records: Records, told: ValueProxy[int] | None = None) -> None:
+        self._records, self._told, self._last = records, told, 0.0
         self.begin()
 
     def begin(self) -> None:
@@ -210,13 +212,15 @@ class Timed(Records):
         batch = read()
         self.seconds += time.perf_counter() - start
         self.read += len(batch[1])
-        if self.read * _TENTHS >= (len(self.peaks) + 1) * len(self):
+        if self._told and time.perf_counter() - self._last > _TOLD_EVERY:
+            self._told.value, self._last = self.read, time.perf_counter()
+        if self.read * TENTHS >= (len(self.peaks) + 1) * len(self):
             self.peaks.append(peak_memory())
             peak_memory(begin_anew=True)
         return batch
 
 
-def measured(source: str, workers: int, path: Path, count: int) -> dict[str, Any]:
+def measured(source: str, workers: int, path: Path, count: int, told: ValueProxy[int] | None = None) -> dict[str, Any]:
     """Open records and train on them for an epoch. Call it in a fresh process.
 
     Args:
@@ -225,6 +229,7 @@ def measured(source: str, workers: int, path: Path, count: int) -> dict[str, Any
         workers: the number of processes that read images ahead.
         path: what the site's settings would name; unused for `memory`.
         count: the number of records.
+        told: is set to the number of records trained on so far, now and then.
 
     Returns:
         `open_seconds` until training could start, `ms_per_record` in training, `share_of_step` for which it waited for
@@ -241,7 +246,7 @@ def measured(source: str, workers: int, path: Path, count: int) -> dict[str, Any
     _train(task, model, InMemory(inputs[rows], targets[rows]), steps=_STEPS)
     before, start = peak_memory(), time.perf_counter()
     peak_memory(begin_anew=True)
-    records = Timed(_opened(task, source, workers, path, count))
+    records = Timed(_opened(task, source, workers, path, count), told)
     opened = time.perf_counter() - start
     _train(task, model, records, steps=1)  # starts the other processes
     peak, start = peak_memory(), time.perf_counter()
@@ -249,8 +254,8 @@ def measured(source: str, workers: int, path: Path, count: int) -> dict[str, Any
     _train(task, model, records, steps=max(1, round(count / _BATCH)))
     took = time.perf_counter() - start
     others = [peak_memory(child.pid) for child in multiprocessing.active_children() if child.pid]
-    last = max(peak_memory(), *records.peaks[_TENTHS - 1 :], 0)
-    peaks = [*records.peaks[: _TENTHS - 1], last]
+    last = max(peak_memory(), *records.peaks[TENTHS - 1 :], 0)
+    peaks = [*records.peaks[: TENTHS - 1], last]
     return {
         "open_seconds": round(opened, 3),
         "ms_per_record": round(1000 * records.seconds / max(1, records.read), 4),

@@ -2,18 +2,24 @@
 
 Each row is measured in a fresh process: an epoch of DP-SGD on images in memory, on image files read by the site's own
 process or by others that read ahead, on larger images with and without the cache of decoded ones, and on tables, which
-a source reads once, at the start.
+a source reads once, at the start. Of many image files, 2,000 differ and the others are links to them: each is opened,
+read and decoded by its own name, but most come from the memory in which the system keeps files, not from the disk.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cloister.benchmarks.record_times import CACHED, measured, write_images, write_parquet, write_sqlite
+from rich.console import Console
+
+from cloister.benchmarks.record_times import CACHED, TENTHS, measured, write_images, write_parquet, write_sqlite
+from cloister.views.progress import progress_bar
+from transport.memory import large_pages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +35,11 @@ _PHOTOS = {"photos", *CACHED}
 _PHOTO_SIDE, _PHOTO_FILES, _FEWER = 1000, 32, 4  # pixels; different files; as many fewer images
 _FILES = 2_000  # different image files; the others are links to them
 _A_TABLE_HAS = 20  # rows for every image: they are that much smaller
+_EVERY = 0.5  # seconds between two looks at how far a row is
 
 
 def measure(count: int, many: int = 0, rows: Sequence[tuple[str, int]] = ROWS) -> dict[str, Any]:
-    """Measure every source.
+    """Measure every source; show progress on standard error: a bar in a terminal, else lines.
 
     Args:
         count: the number of images.
@@ -62,9 +69,25 @@ def measure(count: int, many: int = 0, rows: Sequence[tuple[str, int]] = ROWS) -
 
 
 def _row(source: str, workers: int, path: Path, count: int) -> dict[str, Any]:
-    context = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:  # a pool of multiprocessing's may start no processes
-        times = pool.submit(measured, source, workers, path, count).result()
+    large_pages()  # as an agent does, for the process that measures
+    context, console = get_context("spawn"), Console(stderr=True, highlight=False)
+    doing, began, told = f"{source}, {workers} processes that read ahead", time.monotonic(), 0
+    if not console.is_terminal:
+        console.print(f"{doing}: {count:,} records", soft_wrap=True)
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(1, mp_context=context) as pool,  # a pool of multiprocessing's may start no processes
+        progress_bar(console) as bar,
+    ):
+        read, task = manager.Value("q", 0), bar.add_task(doing, total=count)
+        job = pool.submit(measured, source, workers, path, count, read)
+        while not wait([job], timeout=_EVERY).done:
+            bar.update(task, completed=read.value)
+            tenths = read.value * TENTHS // count
+            if tenths > told and not console.is_terminal:
+                told = tenths
+                console.print(f"  {read.value:,} after {time.monotonic() - began:.0f} s", soft_wrap=True)
+        times = job.result()
     return {"source": source, "workers": workers, "records": count} | times
 
 

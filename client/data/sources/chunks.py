@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
@@ -56,7 +57,7 @@ def array_of(values: Sequence[Any]) -> Any:  # noqa: ANN401 - of PyArrow, which 
 
 
 def _text(value: object) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         return None
     if isinstance(value, bool):
         return str(value).lower()
@@ -99,9 +100,9 @@ class Table(ABC):
         """Return the place of each wanted column among the table's own.
 
         Raises:
-            DataError: if a column is missing, or two have the same name.
+            DataError: if a column is missing, or two have the same name; those without a name are passed over.
         """
-        twice = next((number for number, name in enumerate(names, 1) if names.index(name) < number - 1), 0)
+        twice = next((number for number, name in enumerate(names, 1) if name and names.index(name) < number - 1), 0)
         if twice:
             first = names.index(names[twice - 1]) + 1
             self.fail(f"columns {first} and {twice} have the same name", "rename or remove one of them")

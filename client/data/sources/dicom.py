@@ -21,8 +21,12 @@ from privacy.storage import open_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 _FLAT = 2
 _MOST_SLICES = 5000
+_SAME_DIRECTION = 1e-2  # difference of unit vectors
+_UNEVEN = 1.5  # between the largest and the smallest distance of two slices
 _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # may become any size when they are read
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
@@ -105,7 +109,7 @@ class DicomReader(ImageReader):
             msg = "a folder with something else than files; keep one series in it"
             raise UnusableError(msg)
         slices, total = list[tuple[float, Tensor]](), 0
-        series, shape = None, None
+        series, shape, axes = None, None, None
         for path in paths:
             data = self._open(path)
             total += int(data.get("Rows") or 0) * int(data.get("Columns") or 0)
@@ -115,12 +119,23 @@ class DicomReader(ImageReader):
             if data.SeriesInstanceUID != series or frames.shape != shape or len(frames) > 1:
                 msg = "a folder with slices of several series or sizes; keep one series in it"
                 raise UnusableError(msg)
-            slices.append((_place(data), frames))
-        places = [place for place, _ in slices]
-        if len(set(places)) < len(places):
+            own = _axes(data)
+            axes = own if axes is None else axes
+            if own.shape != axes.shape or not np.allclose(own, axes, atol=_SAME_DIRECTION):
+                msg = (
+                    "a folder with slices in several directions, or of which some do not say where they lie; keep one "
+                )
+                raise UnusableError(msg + "series in it")
+            slices.append((_place(data, own), frames))
+        slices.sort(key=lambda pair: pair[0])
+        gaps = np.diff([place for place, _ in slices])
+        if len(gaps) and not gaps.min() > 0:
             msg = "two slices at the same place; keep one of them"
             raise UnusableError(msg)
-        return torch.cat([frames for _, frames in sorted(slices, key=lambda pair: pair[0])])
+        if len(gaps) and gaps.max() > _UNEVEN * gaps.min():
+            msg = "a folder in which a slice is missing, or which are not equally far apart; copy the whole series "
+            raise UnusableError(msg + "again, or resample it")
+        return torch.cat([frames for _, frames in slices])
 
 
 def _pixels(data: Any) -> Any:  # noqa: ANN401
@@ -137,10 +152,24 @@ def _pixels(data: Any) -> Any:  # noqa: ANN401
         raise
 
 
-def _place(data: Any) -> float:  # noqa: ANN401
-    """Return a slice's place along the normal of its plane, in mm; without one, its number."""
+def _axes(data: Any) -> NDArray[np.float64]:  # noqa: ANN401
+    """Return the directions of a slice's rows and columns, `(6,)`; empty if it does not say where it lies."""
     position, axes = data.get("ImagePositionPatient"), data.get("ImageOrientationPatient")
-    if position is None or axes is None:
-        return float(data.InstanceNumber)
-    axes = np.array(axes, float)
-    return round(float(np.dot(np.cross(axes[:3], axes[3:]), np.array(position, float))), 3)
+    return np.array([] if position is None or axes is None else axes, float)
+
+
+def _place(data: Any, axes: NDArray[np.float64]) -> float:  # noqa: ANN401
+    """Return a slice's place along the normal of its plane, in mm; without one, its number.
+
+    Raises:
+        UnusableError: if it has neither.
+    """
+    if len(axes):
+        position = np.array(data.ImagePositionPatient, float)
+        return round(float(np.dot(np.cross(axes[:3], axes[3:]), position)), 3)
+    if data.get("InstanceNumber") is None:
+        msg = (
+            "slices that say neither where they lie nor their number, so that their order is not known; leave them out"
+        )
+        raise UnusableError(msg)
+    return float(data.InstanceNumber)

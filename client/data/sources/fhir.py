@@ -1,7 +1,7 @@
 """FHIR resources as a table with one row per patient, in the order of their ids.
 
     Patient.birthDate, Patient.gender, …        the patient's own
-    Observation?code=loinc|2339-0               the value of the latest such observation, or component of one
+    Observation?code=loinc|2339-0               the value of the latest such observation, or component, that has one
     Condition?code=snomed|44054006              true if the patient was ever found to have it, else false
 
 A column's code says which, in the task or under `[data.source.columns]`. Files are bundles (`.json`) or lines of
@@ -205,11 +205,12 @@ def _observation(resource: Any, wanted: _Wanted) -> _Observation | None:  # noqa
     if void & _VOID:
         return None
     when = _when(resource), str(resource.get("id", ""))
-    if _has(resource.get("code"), wanted):
-        return (when, True, None) if wanted.kind == "Condition" else (when, *_value(resource))
-    for component in resource.get("component", ()):
-        if _has(component.get("code"), wanted):
-            return (when, *_value(component))
+    if wanted.kind == "Condition":
+        return (when, True, None) if _has(resource.get("code"), wanted) else None
+    for part in (resource, *resource.get("component", ())):
+        if _has(part.get("code"), wanted):
+            value, unit = _value(part)
+            return None if value is None else (when, value, unit)  # an earlier one may have a value
     return None
 
 
@@ -226,7 +227,8 @@ def _value(observed: Any) -> tuple[Any, str | None]:  # noqa: ANN401
     if "valueCodeableConcept" in observed:
         return _coded(observed["valueCodeableConcept"]), None
     kinds = ("valueBoolean", "valueInteger", "valueString", "valueDateTime")
-    return next((_whole_day(observed[kind]) for kind in kinds if kind in observed), None), None
+    other: Any = {} if any(key.startswith("value") for key in observed) else None  # such as a range: no column takes it
+    return next((_whole_day(observed[kind]) for kind in kinds if kind in observed), other), None
 
 
 def _coded(concept: Any) -> Any:  # noqa: ANN401

@@ -11,9 +11,11 @@ its channels, size and range of values, to which every image is brought.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from torch import Tensor
 from torch.nn import functional
@@ -170,6 +172,7 @@ class ListedTable(TextTable):
         self._files: list[tuple[int, str]] = []  # a path takes ten times the memory of its text
         self._folders, self._folder = folders, path.parent.resolve()
         self._paths = dict[int, str]()
+        self._alike = dict[Path, dict[str, str]]()  # names in a folder, for messages
 
     def file_of(self, index: int) -> tuple[int, Path]:
         """Return the row and the file of a usable record, once the labels are read."""
@@ -187,6 +190,7 @@ class ListedTable(TextTable):
         records = read_tensors(self, declared, findings, progress)
         self._files = [(row, self._paths[row]) for row in records.rows]
         self._paths.clear()
+        self._alike.clear()
         return records
 
     @override
@@ -202,6 +206,15 @@ class ListedTable(TextTable):
             columns = {name: chunk.columns[name].filter(usable) for name in wanted}
             rows = [row for row in chunk.rows if row in self._paths]
             yield Chunk(columns, rows, problems)
+
+    def _names(self, folder: Path) -> dict[str, str]:
+        """Return the names in a folder, by what those alike have in common; none if it leads out of the table's own."""
+        if folder not in self._alike:
+            self._alike[folder] = {}
+            with suppress(OSError, RuntimeError):
+                if folder.resolve().is_relative_to(self._folder):
+                    self._alike[folder] = {_alike(path.name): path.name for path in folder.iterdir()}
+        return self._alike[folder]
 
     def _find(self, name: str) -> Path:
         """Return the file that a cell names.
@@ -220,6 +233,8 @@ class ListedTable(TextTable):
             path = (self._folder / pure).resolve(strict=True)
         except (OSError, RuntimeError) as error:
             msg = "there is no such file; copy it here, or leave the record out"
+            if self._names(self._folder / pure.parent).get(_alike(pure.name), pure.name) != pure.name:
+                msg = "there is no such file, but one whose name has other capitals or accents; write its name as it is"
             raise UnusableError(msg) from error
         if not path.is_relative_to(self._folder):
             msg = "a link out of this table's folder; copy the file itself here"
@@ -228,3 +243,8 @@ class ListedTable(TextTable):
             msg = "not a file; name one, or leave the record out"
             raise UnusableError(msg)
         return path
+
+
+def _alike(name: str) -> str:
+    """Return what names have in common that differ in capitals, or in whether an accent is a character of its own."""
+    return normalize("NFC", name).casefold()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import torch
 from pyarrow import compute
 
 from client.data.columns import AnyColumn, Category, Date, Flag, Number
+from client.data.sources.arrays import floats, is_plain, is_text, kind_of, mask, plain_numbers, words_of
 from client.data.sources.chunks import Problem
 from privacy.errors import DataError
 
@@ -167,11 +169,11 @@ class Encoder:
         """Return what a column names, such as persons, `(n,)`; a row without a name becomes unusable."""
         work = _Work(chunk, usable, problems, self._options.columns.get(name, name))
         array = self._trimmed(chunk.columns[name], work)
-        if not _is_plain(array.type):
-            work.refuse(np.ones(len(array), bool), f"not a name but {_kind(array.type)}; convert the column")
+        if not is_plain(array.type):
+            work.refuse(np.ones(len(array), bool), f"not a name but {kind_of(array.type)}; convert the column")
             return [""] * len(array)
-        words = self._without_missing(_words(array))
-        work.refuse(_mask(pc.is_null(words)), "no name of a person; fill it in, or leave the record out")
+        words = self._without_missing(words_of(array))
+        work.refuse(mask(pc.is_null(words)), "no name of a person; fill it in, or leave the record out")
         strings: list[str] = pc.fill_null(words, "").to_pylist()
         return strings
 
@@ -180,10 +182,7 @@ class Encoder:
     ) -> NDArray[np.float64]:
         work = _Work(chunk, usable, problems, self._options.columns.get(column.name, column.name))
         counts = self._findings.counts.setdefault(column.name, Counts())
-        array = chunk.columns[column.name]
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        array = self._trimmed(array, work)
+        array = self._trimmed(chunk.columns[column.name], work)
         match column:
             case Number():
                 values = self._numbers(column, array, work)
@@ -204,11 +203,12 @@ class Encoder:
         return values
 
     def _trimmed(self, array: Any, work: _Work) -> Any:  # noqa: ANN401 - of PyArrow, which has no types
-        """Remove spaces around texts, and refuse long ones."""
-        if not _is_text(array.type):
+        """Look up what a dictionary encodes, remove spaces around texts, and refuse long ones."""
+        array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        if not is_text(array.type):
             return array
         array = pc.cast(array, pa.string())
-        long = _mask(pc.greater(pc.binary_length(array), _LONGEST))
+        long = mask(pc.greater(pc.binary_length(array), _LONGEST))
         if long.any():
             work.refuse(long, f"more than {_LONGEST:,} bytes long; correct the cell")
             array = pc.if_else(pa.array(long), pa.scalar(None, array.type), array)
@@ -216,14 +216,14 @@ class Encoder:
 
     def _numbers(self, column: Number, array: Any, work: _Work) -> NDArray[np.float64]:  # noqa: ANN401
         kind = array.type
-        if _is_text(kind):
+        if is_text(kind):
             array = self._pointed(self._without_missing(array), work)
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)) and not (
             pa.types.is_boolean(kind) or pa.types.is_null(kind)
         ):
-            work.refuse(np.ones(len(array), bool), f"not a number but {_kind(kind)}; convert the column")
+            work.refuse(np.ones(len(array), bool), f"not a number but {kind_of(kind)}; convert the column")
             return np.zeros(len(array))
-        values = _floats(array)
+        values = floats(array)
         work.refuse(np.isinf(values), "not finite; write the measured value, or leave the record out")
         return np.where(np.isinf(values), 0.0, values) * self._factors(column, work, ~np.isnan(values))
 
@@ -233,17 +233,19 @@ class Encoder:
     def _pointed(self, array: Any, work: _Work) -> Any:  # noqa: ANN401
         """Refuse texts that are no numbers; return the others with a decimal point, or as numbers."""
         comma = self._decimal == ","
-        if not comma and (plain := _plain_numbers(array)) is not None:
+        if not comma and (plain := plain_numbers(array)) is not None:
             return plain
         pointed = pc.replace_substring(array, ",", ".") if comma else array
-        wrong = ~_mask(pc.match_substring_regex(pointed, _NUMBER), absent=True)
+        wrong = ~mask(pc.match_substring_regex(pointed, _NUMBER), absent=True)
         if comma:
-            wrong |= (points := _mask(pc.match_substring(array, ".")))
+            wrong |= (points := mask(pc.match_substring(array, ".")))
             work.refuse(points, 'a point in a number, where decimal = ","; write numbers without points')
         else:
-            commas = _mask(pc.match_substring_regex(array, _COMMA))
-            work.refuse(commas, 'a decimal comma; set decimal = "," in [data.source], or write a point')
-        work.refuse(wrong, "not a number; write a decimal number, or leave the record out")
+            commas = mask(pc.match_substring_regex(array, _COMMA))
+            advice = 'write it as 1234.5, or set decimal = "," in [data.source] if all commas are decimal ones'
+            work.refuse(commas, f"a comma in a number; {advice}")
+        advice = "write it as 1234.5, or name it in missing of [data.source] if it stands for a missing value"
+        work.refuse(wrong, f"not a number; {advice}")
         return pc.if_else(pa.array(wrong), pa.scalar("0", array.type), pointed)
 
     def _factors(self, column: Number, work: _Work, present: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -261,15 +263,15 @@ class Encoder:
     def _days(self, array: Any, work: _Work) -> NDArray[np.float64]:  # noqa: ANN401
         kind = array.type
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            return _floats(pc.cast(pc.cast(array, pa.date32(), safe=False), pa.int32()))
+            return floats(pc.cast(pc.cast(array, pa.date32(), safe=False), pa.int32()))
         if pa.types.is_null(kind):
             return np.full(len(array), np.nan)
-        if not _is_text(kind):
-            work.refuse(np.ones(len(array), bool), f"not a date but {_kind(kind)}; convert the column")
+        if not is_text(kind):
+            work.refuse(np.ones(len(array), bool), f"not a date but {kind_of(kind)}; convert the column")
             return np.zeros(len(array))
         coded = pc.dictionary_encode(self._without_missing(array))
         days = np.array([self._day(text) for text in coded.dictionary.to_pylist()] or [0.0])
-        places = _floats(coded.indices)
+        places = floats(coded.indices)
         values = np.where(np.isnan(places), np.nan, days[np.nan_to_num(places).astype(np.int64)])
         expected = "2024-12-31" if self._options.dates == "iso" else self._options.dates
         work.refuse(np.isinf(values), f"not a date written as {expected}; correct it, or set dates in [data.source]")
@@ -288,18 +290,20 @@ class Encoder:
 
     def _places(self, column: Category | Flag, array: Any, work: _Work, counts: Counts) -> NDArray[np.float64]:  # noqa: ANN401
         """Return the place of each value in the column's list; of a flag, 1 or 0."""
-        if not _is_plain(array.type):
-            work.refuse(np.ones(len(array), bool), f"not a text but {_kind(array.type)}; convert the column")
+        if not is_plain(array.type):
+            work.refuse(np.ones(len(array), bool), f"not a text but {kind_of(array.type)}; convert the column")
             return np.zeros(len(array))
-        words = _words(array)
+        words = words_of(array)
         if isinstance(column, Flag):
             words = pc.utf8_lower(words)
-            known = [word.lower() for word in (*column.no, *column.yes)]
+            known = [normalize("NFC", word.lower()) for word in (*column.no, *column.yes)]
         else:
-            known = list(column.values)
+            known = [normalize("NFC", value) for value in column.values]
         whole = pc.replace_substring_regex(words, _WHOLE, r"\1")  # 1 for 1.0, as tools write codes with gaps
-        places = _floats(pc.coalesce(*(pc.index_in(each, pa.array(known, words.type)) for each in (words, whole))))
-        absent = _mask(pc.or_(pc.is_null(words), pc.fill_null(pc.is_in(_words(array), self._missing), fill_value=True)))
+        places = floats(pc.coalesce(*(pc.index_in(each, pa.array(known, words.type)) for each in (words, whole))))
+        absent = mask(
+            pc.or_(pc.is_null(words), pc.fill_null(pc.is_in(words_of(array), self._missing), fill_value=True))
+        )
         unknown = np.isnan(places) & ~absent
         if isinstance(column, Flag):
             places = np.where(np.isnan(places), np.nan, places >= len(column.no))
@@ -346,53 +350,6 @@ def _stand_in(column: AnyColumn) -> float | None:
 def _plain(value: float | date) -> float:
     """Return a date as days since 1970."""
     return float((value - _EPOCH).days) if isinstance(value, date) else float(value)
-
-
-def _plain_numbers(array: Any) -> Any:  # noqa: ANN401
-    """Return texts as numbers, if all are finite ones, or null; much faster than a search for those that are not."""
-    try:
-        values = pc.cast(array, pa.float64())
-    except pa.ArrowInvalid:
-        return None
-    return values if pc.all(pc.is_finite(values), min_count=0).as_py() else None
-
-
-def _words(array: Any) -> Any:  # noqa: ANN401
-    """Return values as texts; floating-point numbers that are whole, as codes with gaps become, as whole ones."""
-    if pa.types.is_floating(array.type):
-        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
-        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
-        whole = pc.fill_null(whole, fill_value=False)
-        integers = pc.cast(pc.if_else(whole, array, pa.scalar(None, array.type)), pa.int64())
-        return pc.coalesce(pc.cast(integers, pa.string()), pc.cast(array, pa.string()))
-    return pc.cast(array, pa.string())
-
-
-def _floats(array: Any) -> NDArray[np.float64]:  # noqa: ANN401
-    """Return values as numbers `(n,)`, with NaN for null."""
-    values: NDArray[np.float64] = pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return values
-
-
-def _mask(array: Any, *, absent: bool = False) -> NDArray[np.bool_]:  # noqa: ANN401
-    """Return truth values `(n,)`, with `absent` for null."""
-    values: NDArray[np.bool_] = pc.fill_null(array, absent).to_numpy(zero_copy_only=False)
-    return values
-
-
-def _is_text(kind: Any) -> bool:  # noqa: ANN401
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_plain(kind: Any) -> bool:  # noqa: ANN401
-    """Return whether values of this type have a text that people would write in a list of categories."""
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, pa.types.is_decimal)
-    return _is_text(kind) or any(test(kind) for test in tests)
-
-
-def _kind(kind: Any) -> str:  # noqa: ANN401
-    """Name a type of PyArrow; its text could hold names of fields."""
-    return "a list or structure" if pa.types.is_nested(kind) else f"of type {kind}"
 
 
 def _shortened(values: Sequence[str]) -> str:

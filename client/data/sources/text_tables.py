@@ -40,6 +40,7 @@ _OTHER_KINDS = {
     b"%PDF-": ("a PDF document", "save its table as CSV"),
 }
 """By the first bytes of files that are often taken for text: what they are, and what to do."""
+_FOR_EXCEL = re.compile(r'"?sep=."?')  # a first line that tells Excel the separator
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -116,7 +117,8 @@ class TextTable(Table):
 
     def _header(self, blocks: Iterator[tuple[int, list[str]]]) -> tuple[list[str], tuple[int, list[str]]]:
         """Return the names of the columns, and the rest of their block."""
-        start = ((number, at, lines) for number, lines in blocks for at, line in enumerate(lines) if line.strip())
+        start = ((number, at, lines) for number, lines in blocks for at, line in enumerate(lines)
+                 if line.strip() and not _FOR_EXCEL.fullmatch(line.strip()))  # fmt: skip
         first = next(start, None)
         if first is None:
             self.fail("the file is empty", "name a file with the columns' names and one line per record")
@@ -124,6 +126,10 @@ class TextTable(Table):
         names = self._fields(lines[at])
         if names is None:
             self.fail(f"a quote is not closed on line {number + at}", "correct it")
+        if "\0" in lines[at]:
+            self.fail(
+                "its first line has null characters", 'if it is such text, set encoding = "utf-16" in [data.source]'
+            )
         return [name.strip() for name in names], (number + at + 1, lines[at + 1 :])
 
     def _blocks(self) -> Iterator[tuple[int, list[str]]]:

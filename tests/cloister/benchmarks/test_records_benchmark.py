@@ -1,6 +1,7 @@
 """The records benchmark trains on what it says, and counts the time of reading. Never times."""
 
 import json
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,20 @@ def test_all_records_that_are_read_are_counted() -> None:
     assert records.seconds > 0
 
 
+def test_whoever_waits_is_told_how_many_records_were_read() -> None:
+    with get_context("spawn").Manager() as manager:
+        told = manager.Value("q", 0)
+        records = Timed(InMemory(torch.arange(10.0)[:, None], torch.arange(10)), told)
+        records.select(torch.arange(7))
+        assert told.value == 7
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-def test_memory_does_not_grow_with_the_number_of_images_and_workers_read_ahead() -> None:
+def test_memory_does_not_grow_with_the_number_of_images_and_workers_read_ahead(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     few, ahead, many = measure(COUNT, 20_000, [("images", 0), ("images", 2)])["rows"]
     assert ahead["worker_mb"] > 0
     assert abs(many["peak_mb"] - few["peak_mb"]) < 200
+    assert "images, 2 processes that read ahead: 20,000 records\n" in capsys.readouterr().err

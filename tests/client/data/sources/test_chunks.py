@@ -29,7 +29,9 @@ def encoded(column: AnyColumn, values: list[Any]) -> tuple[list[float] | None, .
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: type(column).__name__)
 @pytest.mark.parametrize(
-    "value", [1, 1.0, 0.1, 2.5, Decimal("2.5"), None, float("nan"), 9007199254740993, "1", "a"], ids=repr
+    "value",
+    [1, 1.0, 0.1, 2.5, Decimal("2.5"), None, float("nan"), Decimal("NaN"), 9007199254740993, "1", "a"],
+    ids=repr,
 )
 def test_a_value_means_the_same_whatever_is_in_other_rows(column: AnyColumn, value: object) -> None:
     (alone,) = encoded(column, [value])

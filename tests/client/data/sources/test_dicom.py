@@ -198,6 +198,52 @@ def test_a_folder_must_have_one_series(tmp_path: Path) -> None:
     assert problem_of(path, Volume()).startswith("a folder with something else than files")
 
 
+def scan_of(folder: Path, **changes: dict[str, Any]) -> str:
+    """The problem with a series of three slices, some of which are changed, by name."""
+    for number, name in enumerate("abc"):
+        elements = {"ImagePositionPatient": [0, 0, 2.5 * number], "InstanceNumber": number} | changes.get(name, {})
+        save(folder, dicom(**elements), f"series/{name}")
+    return problem_of(labels(folder, "series,benign"), Volume())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"c": {"ImagePositionPatient": [0, 0, 7.5]}},
+            "a folder in which a slice is missing, or which are not equally",
+        ),
+        ({"b": {"ImagePositionPatient": None}}, "a folder with slices in several directions, or of which some do not"),
+        ({"b": {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}}, "a folder with slices in several directions"),
+        (
+            {name: {"ImagePositionPatient": None, "InstanceNumber": None} for name in "abc"},
+            "slices that say neither where they lie nor their number",
+        ),
+    ],
+)
+def test_slices_whose_order_or_distance_is_not_known_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    assert scan_of(tmp_path, **changes).startswith(message)
+
+
+def test_what_a_scan_need_not_say_and_unused_bits_change_nothing(tmp_path: Path) -> None:
+    expected, _ = read(save(tmp_path, dicom()), Dicom(), Scan())
+    for changes in (
+        {"PatientName": None, "InstanceNumber": None, "SeriesInstanceUID": None},
+        {"ImagePositionPatient": None, "ImageOrientationPatient": None},
+        {"BitsStored": 12, "HighBit": 11},
+        {"WindowCenter": 40, "WindowWidth": 400, "PixelSpacing": [0.5, 0.5]},
+        {"NumberOfFrames": 1, "PlanarConfiguration": 0},
+    ):
+        torch.testing.assert_close(read(save(tmp_path, dicom(**changes)), Dicom(), Scan())[0], expected)
+    negative = dicom(STORED - 12)
+    twelve = dicom((STORED - 12) & 0x0FFF, BitsStored=12, HighBit=11)
+    torch.testing.assert_close(
+        read(save(tmp_path, twelve), Dicom(), Scan())[0], read(save(tmp_path, negative), Dicom(), Scan())[0]
+    )
+
+
 def test_a_compression_that_nothing_here_decodes_says_what_to_install(tmp_path: Path) -> None:
     file = get_testdata_file("MR_small_jpeg_ls_lossless.dcm")
     assert isinstance(file, str)

@@ -157,6 +157,34 @@ def test_files_that_are_not_bundles_are_refused(tmp_path: Path, data: str, messa
     assert message in complaint(tmp_path / "bundle.json", Fhir(), Diabetes())
 
 
+def test_an_observation_without_a_value_leaves_the_one_before(tmp_path: Path) -> None:
+    absent = {"dataAbsentReason": concept("x", "not-performed")}
+    pressure, unknown = ([{"code": concept(LOINC, "8480-6"), **value}] for value in (quantity(150, None), absent))
+    assert row(
+        tmp_path, patient(), observation("2339-0", **quantity(15)),
+        observation("2339-0", effectiveDateTime="2024-06-01", **absent),
+        observation("2339-0", effectiveDateTime="2024-07-01", valueQuantity={"unit": "mmol/L"}),
+        observation("85354-9", component=pressure),
+        observation("85354-9", effectiveDateTime="2024-06-01", component=unknown),
+    )[4:6] == [0.5, 0.5]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"valueRange": {"low": {"value": 5}, "high": {"value": 6}}}, "not a number"),
+        ({"valueRatio": {"numerator": {"value": 1}}}, "not a number"),
+        ({"valueString": "5 mmol/L"}, "not a number"),
+        ({"valueQuantity": {"value": 5, "unit": "g/L"}}, "in a unit that the task does not declare"),
+        ({"valueQuantity": {"value": 5, "code": "mmol/l"}}, "in a unit that the task does not declare"),
+        ({"valueQuantity": {"value": [5]}}, "not a number"),
+    ],
+)
+def test_other_values_and_units_are_refused(tmp_path: Path, value: dict[str, Any], message: str) -> None:
+    path = write(tmp_path, patient(), observation("2339-0", **value))
+    assert complaint(path, Fhir(), Diabetes()).startswith(f"bundle.json, patient 1, column `glucose`: {message}")
+
+
 def test_a_limit_is_no_value(tmp_path: Path) -> None:
     below: dict[str, Any] = {"valueQuantity": {"value": 7, "code": "mmol/L", "comparator": "<"}}
     path = write(tmp_path, patient(), observation("2339-0", **below))

@@ -20,6 +20,7 @@ from client.data.sources.table_tensors import Findings
 from tests.client.data.sources.cohorts import Picture, Ward, complaint, read
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
@@ -73,6 +74,116 @@ def test_grey_and_colour_become_what_the_task_declares(tmp_path: Path) -> None:
 
     deep, _ = read(labels(tmp_path, "deep.png,benign"), Images(), Deep())
     torch.testing.assert_close(deep[0, 0], torch.from_numpy(GREY * 256.0).float() / 32767.5 - 1)
+
+
+def tiff(data: bytes, bits: int, interpretation: int = 1) -> bytes:
+    """A grey TIFF of 6 × 4 pixels, not compressed."""
+    tags = {256: 6, 257: 4, 258: bits, 259: 1, 262: interpretation, 273: 8, 277: 1, 278: 4, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def packed(values: np.ndarray) -> bytes:
+    """Numbers of 12 bits, two in three bytes."""
+    bits = (values.reshape(-1, 1) >> np.arange(11, -1, -1)) & 1
+    return np.packbits(bits).tobytes()
+
+
+WORDS = GREY.astype(np.uint16) * 257
+ALPHA = np.stack([GREY, GREY, GREY, 255 - GREY], axis=2)
+KINDS: dict[str, Callable[[Path], object]] = {
+    "8 bits": lambda path: Image.fromarray(GREY).save(path, "PNG"),
+    "16 bits": lambda path: Image.fromarray(WORDS).save(path, "PNG"),
+    "16 bits, TIFF": lambda path: Image.fromarray(WORDS).save(path, "TIFF"),
+    "16 bits, the higher byte first": lambda path: Image.fromarray(WORDS.astype(">u2")).save(path, "TIFF"),
+    "16 bits, 0 is white": lambda path: path.write_bytes(tiff((65535 - WORDS).astype("<u2").tobytes(), 16, 0)),
+    "8 bits, 0 is white": lambda path: path.write_bytes(tiff((255 - GREY).tobytes(), 8, 0)),
+    "12 bits": lambda path: path.write_bytes(tiff(packed((WORDS / 65535 * 4095).round().astype(np.uint16)), 12)),
+    "palette": lambda path: Image.fromarray(GREY).convert("P").save(path, "PNG"),
+    "transparent": lambda path: Image.fromarray(ALPHA).save(path, "PNG"),
+    "transparent grey": lambda path: Image.fromarray(ALPHA).convert("LA").save(path, "PNG"),
+    "transparent palette": lambda path: Image.fromarray(GREY).convert("P").save(path, "PNG", transparency=3),
+    "CMYK": lambda path: Image.fromarray(ALPHA[..., :3]).convert("CMYK").save(path, "TIFF"),
+    "CMYK, JPEG": lambda path: Image.fromarray(ALPHA[..., :3]).convert("CMYK").save(path, "JPEG", quality=100),
+    "grey, JPEG": lambda path: Image.fromarray(GREY).save(path, "JPEG", quality=100),
+    "a photograph and its preview": lambda path: Image.fromarray(GREY).save(
+        path, "MPO", quality=100, save_all=True, append_images=[Image.fromarray(GREY[:2])]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", [Picture(), Colour()])
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_brightness_is_the_same_however_a_file_stores_it(
+    tmp_path: Path, kind: str, task: Picture, white: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(task), "values", (0, white))
+    KINDS[kind](tmp_path / "a")
+    images, _ = read(labels(tmp_path, "a,benign"), Images(), task)
+    expected = (torch.from_numpy(GREY) / 127.5 - 1).expand(1, task.channels, 4, 6)
+    torch.testing.assert_close(images, expected, atol=0.03, rtol=0)
+
+
+def test_one_bit_is_black_or_white(tmp_path: Path) -> None:
+    Image.fromarray(GREY > 100).save(tmp_path / "a.png")
+    images, _ = read(labels(tmp_path, "a.png,benign"), Images(), Picture())
+    assert torch.equal(images[0, 0], torch.from_numpy(GREY > 100) * 2.0 - 1)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "values", "problem"),
+    [
+        (GREY / np.float32(255), (0, 1), None),
+        (GREY / np.float32(255), (0, 255), "numbers of 32 bits, which do not say what is white, where the task decl"),
+        (WORDS.astype(np.int32), (0, 255), "numbers of 32 bits, which do not say what is white, where the task decl"),
+        (WORDS.astype(np.int32), (0, 1), "numbers of 32 bits, which do not say what is white, where the task declar"),
+        (GREY.astype(np.float32) * 10, (0, 2550), None),
+        (GREY.astype(np.int32) * 10, (0, 2550), None),
+        (GREY.astype(np.uint16) * 10, (0, 2550), None),
+        (GREY, (0, 2550), "8 bits a channel, which end at 255, where the task declares values up to 2550; save the"),
+    ],
+)
+def test_values_as_measured_need_a_file_that_can_hold_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pixels: np.ndarray,
+    values: tuple[float, float],
+    problem: str | None,
+) -> None:
+    monkeypatch.setattr(Picture, "values", values)
+    save(tmp_path, "a.tiff", pixels)
+    path = labels(tmp_path, "a.tiff,benign")
+    if problem:
+        message = complaint(path, Images(), Picture())
+        assert message.removeprefix("labels.csv, line 2, column `file`: ").startswith(problem)
+    else:
+        expected = torch.from_numpy(GREY) / 127.5 - 1
+        torch.testing.assert_close(read(path, Images(), Picture())[0][0, 0], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "save_as", "problem"),
+    [
+        ("a.tiff", "LAB", "colours of the kind LAB, which this source cannot convert; save the image in grey or RGB"),
+        ("a.gif", "P", "not an image of the kinds PNG, JPEG, TIFF, BMP, WEBP, or its start is damaged; convert it"),
+    ],
+)
+def test_other_kinds_of_image_are_named(tmp_path: Path, name: str, save_as: str, problem: str) -> None:
+    image = Image.fromarray(ALPHA[..., :3])
+    (image.convert(save_as) if save_as == "P" else Image.frombytes("LAB", image.size, image.tobytes())).save(
+        tmp_path / name
+    )
+    message = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
+    assert message == f"labels.csv, line 2, column `file`: {problem}"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_a_film_is_not_an_image(tmp_path: Path, name: str) -> None:
+    frames = [Image.fromarray(GREY).convert("RGB"), Image.fromarray(255 - GREY).convert("RGB")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    message = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
+    assert message.endswith("several images in one file; save them one by one")
 
 
 def test_other_sizes_are_resized_and_turned_photographs_turned_back(tmp_path: Path) -> None:
@@ -162,7 +273,12 @@ def test_every_image_that_cannot_be_used_has_its_line(tmp_path: Path) -> None:
         ("link.png", "a link out of this table's folder; copy the file itself here"),
         ("folder/outside.png", "a link out of this table's folder"),
         ("loop", "there is no such file; copy it here, or leave the record out"),
-        ("missing.png", "there is no such file"),
+        ("missing.png", "there is no such file; copy it here, or leave the record out"),
+        (
+            "INSIDE.png",
+            "there is no such file, but one whose name has other capitals or accents; write its name as it is",
+        ),
+        ("folder/outside.PNG", "there is no such file; copy it here, or leave the record out"),
         ("x" * 300, "there is no such file"),
         ("x" * 2000, "no file name, or a very long one; correct it, or leave the record out"),
         ('""', "no file name"),

@@ -80,6 +80,24 @@ def test_other_sizes_are_resized_and_gaps_count_as_the_lowest_value(tmp_path: Pa
     assert volumes[0, 0, 0, 0].tolist() == [-1, -1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.stack([VOXELS] * 5, 3), "5 channels where the task declares 1; convert the image"),
+        (VOXELS[..., None, None], "5 dimensions where a volume has three, and a fourth for channels; convert it"),
+        (np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "voxels that are not real numbers; convert"),
+    ],
+)
+def test_volumes_of_another_form_are_refused(tmp_path: Path, voxels: np.ndarray, message: str) -> None:
+    assert problem_of(save(tmp_path, voxels)).startswith(message)
+
+
+def test_a_fourth_dimension_of_one_and_other_types_of_number_change_nothing(tmp_path: Path) -> None:
+    expected, _ = read(save(tmp_path), Nifti(), Brain())
+    for voxels in (VOXELS[..., None], VOXELS.astype(np.float64), VOXELS.astype(">f4"), VOXELS.astype(np.uint8)):
+        torch.testing.assert_close(read(save(tmp_path, voxels), Nifti(), Brain())[0], expected)
+
+
 def test_a_damaged_file_or_one_of_another_kind_is_refused(tmp_path: Path) -> None:
     path, damaged = save(tmp_path), "the file is cut, damaged, or of another kind"
     file = tmp_path / "a.nii.gz"

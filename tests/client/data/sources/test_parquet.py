@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
 
 from client.data.sources.options import Parquet
-from tests.client.data.sources.cohorts import INPUTS, SECRET, TARGETS, complaint, problems, read
+from tests.client.data.sources.cohorts import INPUTS, SECRET, TARGETS, Visits, complaint, problems, read
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+NEW_YORK = ZoneInfo("America/New_York")
 DAYS = [date(2020, 1, 1), date(2025, 1, 1), date(2022, 7, 2)]
 COLUMNS: dict[str, Any] = {
     "age": [18, 100, 59],
@@ -45,12 +48,55 @@ def write(folder: Path, **columns: Any) -> Path:  # noqa: ANN401 - whatever PyAr
         {"admitted": [str(day) for day in DAYS], "glucose": ["4", "12.0", " NA "], "smoker": [1, 0, 1]},
         {"ward": pa.array(COLUMNS["ward"]).dictionary_encode(), "smoker": [1.0, None, 1.0]},
         {"outcome": pa.array(COLUMNS["outcome"], pa.large_string()), "smoker": ["Y", "n", "T"]},
+        {"age": np.array([18, 100, 59], np.float16), "smoker": np.array([1, 0, 1], np.float16)},
+        {
+            "age": pa.array([Decimal(18), Decimal(100), Decimal(59)], pa.decimal256(60, 2)),
+            "smoker": [Decimal("1.00"), Decimal("0.00"), Decimal("1.00")],
+        },
+        {"glucose": pa.array([4.0, 12.0, None]).dictionary_encode(), "admitted": pa.array(DAYS).dictionary_encode()},
+        {"admitted": [datetime(day.year, day.month, day.day, 23, tzinfo=NEW_YORK) for day in DAYS]},
+        {"admitted": pa.array(DAYS, pa.date32()).cast(pa.timestamp("ns"))},
     ],
 )
 def test_columns_may_have_any_type_that_holds_their_values(tmp_path: Path, columns: dict[str, Any]) -> None:
     inputs, targets = read(write(tmp_path, **columns), Parquet())
     torch.testing.assert_close(inputs, torch.tensor(INPUTS), atol=2e-3, rtol=0)
     assert targets.tolist() == TARGETS
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"age": [timedelta(18)] * 3}, "column `age`: not a number but of type duration[us]; convert the column"),
+        (
+            {"age": [datetime(2020, 1, 1, tzinfo=UTC)] * 3},
+            "column `age`: not a number but of type timestamp[us, tz=UTC]",
+        ),
+        ({"age": [{"value": 18}] * 3}, "column `age`: not a number but a list or structure; convert the column"),
+        ({"age": ["18 years"] * 3}, "column `age`: not a number; write it as 1234.5, or name it in missing of"),
+        ({"ward": [["surgery"]] * 3}, "column `ward`: not a text but a list or structure; convert the column"),
+        ({"ward": DAYS}, "column `ward`: not a text but of type date32[day]; convert the column"),
+        ({"admitted": [time(12)] * 3}, "column `admitted`: not a date but of type time64[us]; convert the column"),
+        ({"patient": [b"7"] * 3}, "column `patient`: not a name but of type binary; convert the column"),
+    ],
+)
+def test_columns_of_other_types_are_refused(tmp_path: Path, column: dict[str, Any], message: str) -> None:
+    path = write(tmp_path, **({"patient": ["a", "b", "c"]} | column))
+    assert complaint(path, Parquet(), Visits()).startswith(f"patients.parquet, row 1, {message}")
+
+
+def test_names_of_persons_may_be_coded(tmp_path: Path) -> None:
+    path = write(tmp_path, patient=pa.array(["7", "b", "7"]).dictionary_encode())
+    assert list(read(path, Parquet(), Visits())[2]) == ["7", "b", "7"]
+
+
+def test_files_of_one_folder_may_have_other_types_each(tmp_path: Path) -> None:
+    kinds: dict[str, Any] = {"a": [18, 19, 20], "b": ["30", "101", "NA"], "c": [1.5, 2.5, None]}
+    for name, ages in kinds.items():
+        write(tmp_path, age=ages).rename(tmp_path / f"{name}.parquet")
+    assert complaint(tmp_path, Parquet()).startswith(
+        f"{tmp_path.name}, row 6, column `age`: no value; fill it in, or leave the record out (1 more"
+    )
 
 
 def test_codes_stored_as_floats_because_of_gaps_are_read_as_codes(tmp_path: Path) -> None:

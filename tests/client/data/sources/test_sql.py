@@ -203,6 +203,34 @@ def test_the_query_must_be_there(tmp_path: Path) -> None:
     assert "the file is empty; write one SELECT in it" in complaint(path, options)
 
 
+def test_truth_values_decimals_and_nan_are_read_and_other_types_refused(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_SQL_PASSWORD", PASSWORD)
+    path, options = tmp_path / "cohort.sql", Sql(url=server, order_by="person_id")
+    kinds = QUERY.replace("p.year_of_birth,", "p.year_of_birth::numeric(12, 4),").replace(
+        "(SELECT m.value_as_number", "CASE p.person_id WHEN 1 THEN {} END AS hba1c, (SELECT m.value_as_number"
+    )
+    kinds = kinds.replace("LIMIT 1) AS hba1c", "LIMIT 1) AS other")
+    for value, expected in {"'NaN'::numeric": -0.5, "'NaN'::float8": -0.5, "9::numeric": 0, "9::real": 0}.items():
+        path.write_text(kinds.format(value))
+        inputs, targets = read(path, options, Diabetes())
+        assert inputs[:, 4].tolist() == [expected, -0.5, -0.5, -0.5], value
+        assert targets[:, 0].tolist() == [0, 0, 1, 0]
+    for value, message in {
+        "'infinity'::float8": "not finite; write the measured value",
+        "interval '1 day'": "not a number but of type duration[us]",
+        "ARRAY[9.0]": "not a number but a list or structure",
+        "jsonb_build_object('a', 9)": "not a number but a list or structure",
+        "'9 mmol'": "not a number; write it as 1234.5",
+        "'\\x39'::bytea": "not a number but of type binary",
+    }.items():
+        path.write_text(kinds.format(value))
+        assert complaint(path, options, Diabetes()).startswith(f"cohort.sql, row 1, column `hba1c`: {message}"), value
+    path.write_text(QUERY.replace("(SELECT MAX(m.measurement_date) FROM", "(SELECT 'infinity'::date FROM"))
+    assert complaint(path, options, Diabetes()).startswith("cohort.sql: the database refuses the query (")
+
+
 def test_values_of_mixed_types_which_sqlite_allows_are_read_as_texts(tmp_path: Path) -> None:
     fill(f"sqlite:///{tmp_path}/omop.db")
     mixed = f"CASE p.person_id WHEN 1 THEN '1940' WHEN 2 THEN '{SECRET}' ELSE 1960 END AS year_of_birth,"

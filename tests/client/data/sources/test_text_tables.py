@@ -85,7 +85,7 @@ def test_semicolons_decimal_commas_and_dates_are_read_or_the_message_names_the_o
         'patients.csv: its first line names one column; set separator = ";" in [data.source]'
     )
     assert complaint(path, Csv(separator=";", dates="%d.%m.%Y")).startswith(
-        'patients.csv, line 2, column `glucose`: a decimal comma; set decimal = "," in [data.source]'
+        'patients.csv, line 2, column `glucose`: a comma in a number; write it as 1234.5, or set decimal = ","'
     )
     assert complaint(path, Csv(separator=";", decimal=",")).startswith(
         "patients.csv, line 2, column `admitted`: not a date written as 2024-12-31; correct it, or set dates in"

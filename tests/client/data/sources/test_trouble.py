@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.data.columns import AnyColumn, Category
+from client.data.columns import AnyColumn, Category, Flag
 from client.data.sources.options import Csv, Dicom, Images, Sql
 from client.flower import open_site
 from privacy.errors import DataError
-from tests.client.data.sources.cohorts import HEADER, INPUTS, ROWS, TARGETS, Picture, Ward, complaint, read
+from tests.client.data.sources.cohorts import HEADER, INPUTS, ROWS, TARGETS, Picture, Visits, Ward, complaint, read
 from tests.client.data.sources.test_dicom import Scan, dicom, save
 from tests.client.data.sources.test_images import labels
 from tests.client.data.sources.test_sql import QUERY, Diabetes, fill
@@ -39,12 +40,55 @@ TAKEN: dict[str, tuple[bytes, dict[str, Any]]] = {
     "codes with a point": (WHOLE.replace("yes", "1.0").replace("no,", "0.0,").encode(), {}),
     "dates": (WHOLE.replace("2020-01-01", "01/01/20").replace("2025-01-01", "01/01/25")
               .replace("2022-07-02", "02/07/22").encode(), {"dates": "%d/%m/%y"}),
+    "columns without a name": (WHOLE.replace("\n", ",,,\n").encode(), {}),
+    "a first line for Excel": (f"sep=;\r\n{WHOLE}".replace(",", ";").encode(), {"separator": ";"}),
+    "other forms of numbers": (WHOLE.replace("18,4.0", "+18.,.4e1").replace("100,", "1E2,").encode(), {}),
+    "spaces that do not break": (WHOLE.replace("18", "\u00a018\u2009").encode(), {}),
+    "letters of any script": (WHOLE.replace("oncology", "🏥 病院").encode(), {}),
+    "a null character": (WHOLE.replace("oncology", "onco\0logy").encode(), {}),
+    "a separator in quotes": (WHOLE.replace("oncology", '"oncology, ""B"""').encode(), {}),
+    "a time of day": (WHOLE.replace("2020-01-01", "2020-01-01T23:59:59-11:00").encode(), {}),
 }  # fmt: skip
 REFUSED: dict[str, tuple[bytes, str]] = {
     "semicolons": (WHOLE.replace(",", ";").encode(), 'its first line names one column; set separator = ";"'),
     "decimal commas": (
         WHOLE.replace("4.0", '"4,0"').encode(),
-        'line 2, column `glucose`: a decimal comma; set decimal = ","',
+        "line 2, column `glucose`: a comma in a number; write it as 1234.5, or set decimal = ",
+    ),
+    "thousands": (
+        WHOLE.replace("12.0", '"1,200.0"').encode(),
+        "line 3, column `glucose`: not a number; write it as 12",
+    ),
+    "thousands with spaces": (WHOLE.replace("12.0", "1 200").encode(), "line 3, column `glucose`: not a number; write"),
+    "per cent": (WHOLE.replace("12.0", "12%").encode(), "line 3, column `glucose`: not a number; write it as 1234.5"),
+    "a currency": (WHOLE.replace("12.0", "€12").encode(), "line 3, column `glucose`: not a number; write it as 1234.5"),
+    "other digits": (
+        WHOLE.replace("100,", "\uff11\uff10\uff10,").encode(),
+        "line 3, column `age`: not a number; write it as 1234.5",
+    ),
+    "an error of a spreadsheet": (
+        WHOLE.replace("59,", "#N/A,").encode(),
+        "line 4, column `age`: not a number; write it as 1234.5, or name it in missing of [data.source] if it stands",
+    ),
+    "a day as a number": (
+        WHOLE.replace("2020-01-01", "43831").encode(),
+        "line 2, column `admitted`: not a date written as 2024-12-31; correct it, or set dates in [data.source]",
+    ),
+    "a line break in quotes": (
+        WHOLE.replace("oncology", '"oncology\nB"').encode(),
+        "line 4: a quote is inside a cell, or is not closed on its line; put the whole cell in quotes",
+    ),
+    "columns of one name": (
+        WHOLE.replace("smoker", "age").encode(),
+        "columns 1 and 4 have the same name; rename or remove one of them",
+    ),
+    "too many separators": (
+        WHOLE.replace("well", "well,").encode(),
+        "line 2: 7 cells where the first line names 6 columns; put a cell with the separator inside in quotes",
+    ),
+    "two bytes a character": (
+        WHOLE.encode("utf-16-le"),
+        'its first line has null characters; if it is such text, set encoding = "utf-16" in [data.source]',
     ),
     "Latin-1": (WHOLE.replace("oncology", "Köln").encode("latin-1"), "line 4 is not utf-8 text; save it as UTF-8"),
     "missing values": (WHOLE.replace("18,", ",").encode(), "line 2, column `age`: no value; fill it in"),
@@ -85,6 +129,20 @@ def test_a_code_with_a_point_is_the_code_unless_the_task_lists_both(
     assert read(path, Csv(), Coded())[0].argmax(1).tolist() == [0, 1, 2]
     path.write_text(f"code,outcome\n{code + 1}.5,well\n")
     assert "none of the task's 3 values" in complaint(path, Csv(), Coded())
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_letter_is_the_same_whether_it_is_one_character_or_two(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
+    class Placed(Visits):
+        columns: ClassVar[Sequence[AnyColumn]] = (
+            Category("place", ["Köln", "Århus"]), Flag("male", yes=["männlich"], no=["weiblich"]),
+        )  # fmt: skip
+
+    text = "place,male,outcome,patient\nKöln,Männlich,well,Jürgen\nÅrhus,weiblich,ill,Jürgen\n"
+    (tmp_path / "patients.csv").write_text(normalize(form, text), encoding="utf-8")
+    inputs, _, persons = read(tmp_path / "patients.csv", Csv(), Placed())
+    assert inputs.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert list(persons) == ["Jürgen"] * 2
 
 
 def test_an_image_that_is_cut_is_one_sentence(tmp_path: Path) -> None:
