@@ -40,6 +40,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from client.dpsgd.torch_draws import Draws
 from privacy.codec.ciphertext import SEED_BYTES
 from privacy.codec.packing import RING_DEGREE
 from privacy.crypto.seal import _HEADER as SEAL_HEADER
@@ -377,6 +378,16 @@ def test_every_torch_operation_that_draws_is_detected() -> None:
         torch.add(ones, ones)
     assert seen.count(True) == 2
     assert not seen[-1]
+
+
+def test_a_mode_may_leave_the_compiler_alone() -> None:
+    class Usual(TorchDispatchMode):
+        @override
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    assert hasattr(Usual.__torch_dispatch__, "__wrapped__")  # by what loads `torch._dynamo` when it is called
+    assert not hasattr(Draws.__torch_dispatch__, "__wrapped__")
 
 
 def test_torch_asks_a_mode_about_every_function_of_tensors() -> None:

@@ -69,11 +69,23 @@ def seed_all(randomness: Randomness) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-class Draws(TorchDispatchMode):
+class LightMode(TorchDispatchMode):
+    """A mode with which torch's compiler is not loaded for its first operation, which takes two seconds.
+
+    torch loads it to keep it from compiling what a mode does. Here it is loaded only if a task compiles something.
+    """
+
+    @classmethod
+    @override
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Draws(LightMode):
     """A context that watches all random draws; with `still`, every draw gives a constant."""
 
     def __init__(self, *, still: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()
         self._still = still
         self.states: list[int] = []
         """Hashes of the generator's state before each draw."""

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from client.dpsgd.torch_draws import LightMode
 from client.state.model_parts import tensors_of
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def _set(probe: Probe, values: dict[str, Tensor]) -> None:
         held[name].data = data
 
 
-class _Double(TorchDispatchMode):
+class _Double(LightMode):
     """A context in which operations compute with float64 in place of float32."""
 
     def __init__(self, noise: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()
         self._noise, self._draw = noise, torch.Generator().manual_seed(0)
 
     @override

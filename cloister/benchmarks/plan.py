@@ -23,6 +23,7 @@ from cloister.processes import Processes
 from privacy.errors import ConfigError
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.study.protocol import terms_for
+from simulations.study.run_settings import named_sites
 from simulations.tasks.references import REFERENCES
 
 if TYPE_CHECKING:
@@ -32,14 +33,13 @@ if TYPE_CHECKING:
     from simulations.tasks.references import Reference
 
 TASKS = ("diagnosis", "handwriting", "sentiment")
-_SITES = ("north", "south", "east")
-_SHARES = (0.5, 0.3, 0.2)  # of the records
+_LARGEST, _SMALLEST = 5.0, 2.0  # sites, in records
 _EPSILON, _HELD_OUT = 3.0, 0.2
 _ROW = "{:<13}{:<18}{:>12}{:>12}{:>8}"
 
 
-def measure(tasks: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Plan and run each task.
+def measure(tasks: Sequence[str], sites: int, seconds: float) -> dict[str, Any]:
+    """Plan and run each task over so many sites.
 
     Raises:
         CloisterError: if there is no such task, or a run fails.
@@ -55,15 +55,16 @@ def measure(tasks: Sequence[str], seconds: float) -> dict[str, Any]:
         for name in track(
             tasks, "planning and running", console=console, transient=True, disable=not console.is_terminal
         )
-        for row in _rows(known[name], seconds)
+        for row in _rows(known[name], sites, seconds)
     ]
-    return {"rows": rows, "worst": max(abs(row["ratio"] - 1) for row in rows)}
+    return {"sites": sites, "rows": rows, "worst": max(abs(row["ratio"] - 1) for row in rows)}
 
 
-def _rows(reference: Reference, seconds: float) -> list[dict[str, Any]]:
+def _rows(reference: Reference, count: int, seconds: float) -> list[dict[str, Any]]:
     order = np.random.default_rng(1).permutation(len(reference.labels()))
-    ends = np.cumsum(np.array(_SHARES[:-1]) * len(order)).astype(int)
-    parts: dict[str, Any] = dict(zip(_SITES, np.split(order, ends), strict=True))
+    sizes = np.geomspace(_LARGEST, _SMALLEST, count)
+    ends = np.cumsum(sizes[:-1] / sizes.sum() * len(order)).astype(int)
+    parts: dict[str, Any] = dict(zip(named_sites(count), np.split(order, ends), strict=True))
     settings = reference.settings(_EPSILON, {site: round((1 - _HELD_OUT) * len(part)) for site, part in parts.items()})
     report = measured_plan(settings, Path(), None, Rates(), seconds, lambda _: None)
     sites, server = report["each_site"].values(), report["server"]
@@ -89,19 +90,19 @@ def _taken(reference: Reference, settings: RunSettings, parts: dict[str, Any]) -
            "records_per_person": reference.records_per_person}
     )  # fmt: skip
     with TemporaryDirectory(prefix="cloister-bench-") as folder, Processes() as processes:
-        federation = Federation.create(Path(folder), _SITES, consortium="bench")
+        federation = Federation.create(Path(folder), tuple(parts), consortium="bench")
         federation.sign(settings)
         for site, part in parts.items():
             reference.write(federation.paths[site] / terms.file, part)
         start_agents(processes, federation, start_server(processes, federation), terms)
-        watch = Watch(processes, [*_SITES, "server"], float("inf"), lambda _: None)
+        watch = Watch(processes, [*parts, "server"], float("inf"), lambda _: None)
         follow(processes, federation, watch.show)
     first, last = watch.clocks[0], watch.clocks[-1]
     return {
         "seconds": sum(last[name] - first[name] for name in last),
         "elapsed": watch.times[-1] - watch.times[0],
         "bytes": sum(event["bytes_up"] + event["bytes_down"] for event in watch.events),
-        "memory of a site": max(watch.memory[site] for site in _SITES),
+        "memory of a site": max(watch.memory[site] for site in parts),
         "memory of server": watch.memory["server"],
     }
 
@@ -109,7 +110,8 @@ def _taken(reference: Reference, settings: RunSettings, parts: dict[str, Any]) -
 def table(report: dict[str, Any]) -> str:
     """Format a report as text, in 80 columns."""
     lines = [
-        "three sites, a server and an agent of each as processes; seconds are of processors, elapsed of the clock",
+        f"{report['sites']} sites, an agent of each and a server as processes",
+        "seconds are of processors, elapsed of the clock",
         _ROW.format("task", "what", "planned", "measured", "ratio"),
     ]
     for row in report["rows"]:

@@ -90,13 +90,14 @@ def bench_plan(
     task: Annotated[list[str], typer.Option(help="A reference task; may be repeated.")] = [  # noqa: B006 - typer copies
         "diagnosis", "handwriting", "sentiment",
     ],
+    sites: Annotated[int, typer.Option(min=3, help="Number of sites, each with an agent on this machine.")] = 3,
     seconds: Annotated[float, typer.Option(min=1, help="How long each plan measures.")] = 10.0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare what `cloister plan` says with what the runs then take: seconds, bytes, memory."""
     from cloister.benchmarks.plan import measure, table  # noqa: PLC0415
 
-    report = measure(task, seconds)
+    report = measure(task, sites, seconds)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

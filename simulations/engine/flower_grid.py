@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager
 from queue import Queue
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flwr.serverapp import Grid, ServerApp
 from typing_extensions import override
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
     from simulations.engine.ray_cluster import Cluster
+    from transport.flower import App
 
 _END = 60.0  # seconds for Flower to end its processes
 
 
 @contextmanager
-def flower_grid(app: ClientApp, sites: int, cluster: Cluster) -> Iterator[Grid]:
+def flower_grid(app: App, sites: int, cluster: Cluster) -> Iterator[Grid]:
     """Have Flower simulate nodes on the Ray to which this process is connected, and yield its grid.
 
     Args:
-        app: can be pickled; in its `Context`, `partition-id` counts the nodes.
+        app: of all sites, which can be pickled; in its `Context`, `partition-id` counts the nodes.
         sites: how many nodes there are.
         cluster: what each of them gets while it works.
     """
@@ -50,7 +51,7 @@ def flower_grid(app: ClientApp, sites: int, cluster: Cluster) -> Iterator[Grid]:
 class _Simulation(Thread):
     """Runs Flower's simulation, whose server lends its grid until it is told that the run is over."""
 
-    def __init__(self, app: ClientApp, sites: int, cluster: Cluster) -> None:
+    def __init__(self, app: App, sites: int, cluster: Cluster) -> None:
         super().__init__(daemon=True, name="Flower's engine")
         self._app, self._sites, self._cluster = app, sites, cluster
         self.lent, self.over, self.error = Queue[Grid | None](), Event(), ""
@@ -69,7 +70,9 @@ class _Simulation(Thread):
 
         resources: dict[str, Any] = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
         try:
-            run_simulation(server, self._app, self._sites, backend_config={"client_resources": resources})
+            run_simulation(
+                server, cast("ClientApp", self._app), self._sites, backend_config={"client_resources": resources}
+            )
         except BaseException as error:  # noqa: BLE001 - raised where the grid is used
             self.error = str(error.__cause__ or error)
         finally:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 from simulations.engine.ray_cluster import Cluster
-from simulations.study.on_flower import OnFlower
-from simulations.study.protocol import WholeProtocol
 from simulations.study.vectorised import Vectorised
 from simulations.vectorised.sites import unsuitable
 from strategies.registry import algorithm_of
@@ -42,7 +40,7 @@ def choose(wanted: str, simulation: Simulation, manifest: Manifest, *, cluster: 
     sites, size = len(simulation.sites), simulation.start().layout.size
     if problem:
         name = "processes" if simulation.processes > 1 and sites > _FEW else "inline"
-        return WholeProtocol(name, f"the sites cannot train together: {problem}")
+        return _whole_protocol(name, f"the sites cannot train together: {problem}")
     if simulation.site_noise:
         return Vectorised(manifest, "site privacy needs a party that sees updates")
     if sites > _FEW:
@@ -50,13 +48,23 @@ def choose(wanted: str, simulation: Simulation, manifest: Manifest, *, cluster: 
             f"{sites} sites" if size < _LARGE else f"{sites} sites, although models of {size:,} parameters gain little"
         )
         return Vectorised(manifest, f"the fastest for {small}; inline, processes and flower play the whole protocol")
-    return WholeProtocol("inline", f"{sites} sites: the whole protocol takes seconds")
+    return _whole_protocol("inline", f"{sites} sites: the whole protocol takes seconds")
 
 
 def _asked_for(wanted: str, manifest: Manifest, cluster: Cluster | None) -> Engine:
     if wanted == "vectorised":
         return Vectorised(manifest)
-    return OnFlower(cluster or Cluster()) if wanted == "flower" else WholeProtocol(wanted)
+    if wanted != "flower":
+        return _whole_protocol(wanted, "you asked for it")
+    from simulations.study.on_flower import OnFlower  # noqa: PLC0415 - see `_whole_protocol`
+
+    return OnFlower(cluster or Cluster())
+
+
+def _whole_protocol(name: str, why: str) -> Engine:
+    from simulations.study.protocol import WholeProtocol  # noqa: PLC0415 - loads Flower and Opacus
+
+    return WholeProtocol(name, why)
 
 
 def _problem(simulation: Simulation, manifest: Manifest) -> str | None:
@@ -82,8 +90,6 @@ def _check(wanted: str, simulation: Simulation, cluster: Cluster | None, problem
         )
     elif wanted == "vectorised" and problem:
         msg = f"the engine vectorised cannot play this run: {problem}; use inline, processes or flower"
-    elif wanted == "flower" and not simulation.population.is_whole:
-        msg = "the engine flower plays rounds of all sites, none absent or late; use processes, inline or vectorised"
     if msg:
         raise ConfigError(msg)
     if wanted == "flower":

@@ -12,18 +12,16 @@ import torch
 from typing_extensions import override
 
 from client.app import make_app
-from client.flower import folders_in
 from client.settings import read_site
 from simulations.engine.flower_grid import flower_grid
 from simulations.engine.stored_site import RECORDS, StoredSite, write_records
-from simulations.study.protocol import WholeProtocol
+from simulations.study.protocol import WholeProtocol, with_turnout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from flwr.app import Context
-    from flwr.clientapp import ClientApp
 
     from client.site import Site
     from client.task.task import Task
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from simulations.engine.ray_cluster import Cluster
     from simulations.study.protocol import OpenGrid
     from simulations.study.simulation import Simulation
+    from transport.flower import App
 
 
 class OnFlower(WholeProtocol):
@@ -54,12 +53,13 @@ class OnFlower(WholeProtocol):
             first = StoredSite(read_site(federation.paths[simulation.sites[0]]))
             yield first, lambda _: flower_grid(app, len(simulation.sites), self._cluster)
 
-    def stored(self, simulation: Simulation, federation: Federation) -> ClientApp:
+    def stored(self, simulation: Simulation, federation: Federation) -> App:
         """Write the sites' records beside their keys; return the app of all sites, which can be pickled."""
         for site, path in federation.paths.items():
             write_records(simulation.records[site], path / RECORDS)
         threads = max(1, int(self._cluster.cpus))
-        return make_app(_Sites(federation.folder.absolute(), threads, own_task(simulation)))
+        sites = _Sites(federation.folder.absolute(), simulation.sites, threads, own_task(simulation))
+        return with_turnout(make_app(sites), simulation.population, _number_of)
 
 
 def own_task(simulation: Simulation) -> type[Task] | None:
@@ -73,13 +73,19 @@ class _Sites:
     """Finds a node's site in whatever process of Flower's engine a message arrives. It is pickled with each."""
 
     folder: Path
+    names: tuple[str, ...]
     threads: int
     local: type[Task] | None  # `own_task`
 
     def __call__(self, context: Context) -> Site:
         if self.local is not None:
             vars(sys.modules["__main__"]).setdefault(self.local.__name__, self.local)
-        return _open(folders_in(self.folder)[int(context.node_config["partition-id"])], self.threads)
+        return _open(self.folder / self.names[_number_of(context)], self.threads)
+
+
+def _number_of(context: Context) -> int:
+    """Return the number of a node's site: Flower's engine counts its nodes."""
+    return int(context.node_config["partition-id"])
 
 
 @cache

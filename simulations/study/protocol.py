@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from queue import Empty, Queue
@@ -128,9 +128,12 @@ class WholeProtocol:
             roster.member(site).node_id: HeldSite(read_site(path), simulation.records[site])
             for site, path in federation.paths.items()
         }
-        app: App = make_app(lambda context: nodes[context.node_id])
-        if not simulation.population.is_whole:
-            app = _Turnouts(app, simulation.population, list(nodes))
+        numbers = {node: number for number, node in enumerate(nodes)}
+        app = with_turnout(
+            make_app(lambda context: nodes[context.node_id]),
+            simulation.population,
+            lambda context: numbers[context.node_id],
+        )
 
         def grid(run_id: int) -> AbstractContextManager[Grid]:
             contexts = contexts_of(run_id, nodes)
@@ -160,23 +163,35 @@ def _rounds_of(federation: Federation) -> list[dict[str, Any]]:
     return [event for event in read_events(federation) if event["event"] == "round"]
 
 
-class _Turnouts:
-    """An app whose nodes take part in a round or not, as the population says."""
+def with_turnout(app: App, population: Population, number_of: Callable[[Context], int]) -> App:
+    """Return an app whose nodes take part in a round or not, as the population says.
 
-    def __init__(self, app: App, population: Population, nodes: Sequence[int]) -> None:
-        self._app, self._population = app, population
-        self._numbers = {node: number for number, node in enumerate(nodes)}
+    Args:
+        app: of all sites.
+        population: the sites.
+        number_of: returns the number of a node's site, from 0. If it can be pickled, so can what is returned.
+    """
+    return app if population.is_whole else _Turnouts(app, population, number_of)
+
+
+@dataclass(frozen=True)
+class _Turnouts:
+    """What `with_turnout` returns."""
+
+    app: App
+    population: Population
+    number_of: Callable[[Context], int]
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; one to train as a site that takes part in its round, is late, or does not."""
         if message.metadata.message_type != TRAIN.name:
-            return self._app(message, context)
-        turnout = self._population.turnout(read_plan(TRAIN.read(message.content).plan).round)
-        number = self._numbers[context.node_id]
+            return self.app(message, context)
+        turnout = self.population.turnout(read_plan(TRAIN.read(message.content).plan).round)
+        number = self.number_of(context)
         if number in turnout.delivered:
-            return self._app(message, context)
+            return self.app(message, context)
         if number in turnout.late:
-            self._app(message, context)
+            self.app(message, context)
             return reply(Error(REFUSED, _PLANNED[0]), message)
         return reply(Error(REFUSED, _PLANNED[1]), message)
 

@@ -43,14 +43,17 @@ class SiteGradients(Protocol):
     values_per_record: int
     """How many numbers a record takes while it is computed: what bounds the sites that fit in memory."""
 
-    def clipped_sums(self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor) -> Parameters:
-        """Return the sum over each site's records of their gradients, each clipped to `max_grad_norm` in L2.
+    def clipped_sums(
+        self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor, sums: Parameters
+    ) -> None:
+        """Compute the sum over each site's records of their gradients, each clipped to `max_grad_norm` in L2.
 
         Args:
             parameters: the sites' models. Those that are equal may be one tensor, expanded: then it is read once.
             batches: a batch of each site; padding adds nothing.
             max_grad_norm: C.
             scale: by which the sums are multiplied, `(S,)`.
+            sums: overwritten by the sums.
         """
         ...
 
@@ -85,8 +88,10 @@ class LinearGradients:
             layer.in_features + layer.out_features for layer in layers if isinstance(layer, nn.Linear)
         )
 
-    def clipped_sums(self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor) -> Parameters:
-        """Return the clipped sums, as the protocol says."""
+    def clipped_sums(
+        self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor, sums: Parameters
+    ) -> None:
+        """Compute the clipped sums, as the protocol says."""
         calls = self._calls(parameters, batches)
         squares = torch.zeros(batches.present.shape, dtype=torch.float64, device=scale.device)
         for _, bias, given, back in calls:
@@ -94,15 +99,13 @@ class LinearGradients:
         factors, finite = clip_factors(squares, max_grad_norm)
         factors = (factors * batches.present * scale.unsqueeze(1)).unsqueeze(2)
         all_finite = bool(finite.all())
-        sums = {}
         for weight, bias, given, back in calls:
             if not all_finite:  # zero times such a number is none
                 given, back = (part.masked_fill(~finite.unsqueeze(2), 0.0) for part in (given, back))  # noqa: PLW2901
             clipped = back * factors
-            sums[weight] = torch.bmm(clipped.transpose(1, 2), given)
+            torch.bmm(clipped.transpose(1, 2), given, out=sums[weight])
             if bias:
-                sums[bias] = clipped.sum(1)
-        return sums
+                torch.sum(clipped, 1, out=sums[bias])
 
     def _calls(self, parameters: Parameters, batches: Batches) -> list[tuple[str, str, Tensor, Tensor]]:
         """Return of each linear layer the names of weight and bias, its inputs, and the gradients of its outputs."""
@@ -154,8 +157,10 @@ class MappedGradients:
         self._of_records = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
         self.values_per_record = 2 * sum(parameter.numel() for parameter in held.values())
 
-    def clipped_sums(self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor) -> Parameters:
-        """Return the clipped sums, as the protocol says."""
+    def clipped_sums(
+        self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor, sums: Parameters
+    ) -> None:
+        """Compute the clipped sums, as the protocol says."""
         gradients: Parameters = self._of_records(parameters, batches.inputs, batches.targets)
         squares = torch.zeros(batches.present.shape, dtype=torch.float64, device=scale.device)
         for gradient in gradients.values():
@@ -167,4 +172,5 @@ class MappedGradients:
                 for name, gradient in gradients.items()
             }
         factors = factors * batches.present * scale.unsqueeze(1)
-        return {name: torch.einsum("sn,sn...->s...", factors, gradient) for name, gradient in gradients.items()}
+        for name, gradient in gradients.items():
+            sums[name].copy_(torch.einsum("sn,sn...->s...", factors, gradient))

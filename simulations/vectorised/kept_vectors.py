@@ -34,11 +34,11 @@ class KeptVectors(Generic[Number]):
             self._file = TemporaryFile(prefix="cloister-")  # noqa: SIM115 - closed by `close`, or with this object
             self._file.truncate(sites * self._width)
 
-    def read(self, sites: NDArray[np.intp]) -> NDArray[Number]:
-        """Return a copy of the vectors of these sites, `(len(sites), size)`."""
+    def read(self, sites: NDArray[np.intp], into: NDArray[Number] | None = None) -> NDArray[Number]:
+        """Return a copy of the vectors of these sites, `(len(sites), size)`, in memory that is given or new."""
+        rows: NDArray[Any] = np.empty((len(sites), self._shape[1]), self._number) if into is None else into
         if self._rows is not None:
-            return self._rows[sites]
-        rows: NDArray[Any] = np.empty((len(sites), self._shape[1]), self._number)
+            return np.take(self._rows, sites, 0, out=rows, mode="clip")  # "raise" would copy once more
         for place, first, count in self._runs(sites):
             os.preadv(self._descriptor, [rows[place : place + count].data.cast("B")], first * self._width)
         return rows

@@ -31,13 +31,14 @@ from simulations.vectorised.gradients import LinearGradients, site_gradients
 from simulations.vectorised.kept_vectors import KeptVectors
 from simulations.vectorised.levels import LevelSum
 from simulations.vectorised.solvers import LocalHalves
+from simulations.vectorised.workspace import Workspace
 from strategies.advance import State, advance
 from strategies.algorithm import Run
 from strategies.averaging import next_bound
 from strategies.registry import algorithm_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -94,14 +95,12 @@ class _Streams:
     noise: Randomness
     rounding: list[Randomness]  # of each site, or one for all
 
-    def uniform(self, shape: tuple[int, int]) -> Tensor:
-        """Return `(S, parameters)` draws from [0, 1), in float32."""
-        if len(self.rounding) == 1:
-            return torch.from_numpy(self.rounding[0].uniform32(shape[0] * shape[1]).reshape(shape))
-        drawn = np.empty(shape, np.float32)
-        for row, stream in zip(drawn, self.rounding, strict=True):
+    def uniform(self, drawn: Tensor) -> Tensor:
+        """Overwrite `(S, parameters)` numbers, float32, by draws from [0, 1), and return them."""
+        rows = drawn.numpy()
+        for row, stream in zip([rows.reshape(-1)] if len(self.rounding) == 1 else rows, self.rounding, strict=True):
             stream.fill_uniform32(row)
-        return torch.from_numpy(drawn)
+        return drawn
 
 
 class VectorisedSites:
@@ -140,7 +139,9 @@ class VectorisedSites:
         together = isinstance(self._gradients, LinearGradients) and next(module.parameters()).device.type == "cpu"
         threads = torch.get_num_threads() if together else 1
         self._streams_of_threads = [Randomness.fresh() for _ in range(threads)]
-        make_optimizer(Sgd(), [torch.zeros(1)], 1.0)  # the first one loads much of torch: not in the first round
+        self._workspaces = [Workspace(size, next(module.parameters()).device) for _ in range(threads)]
+        if settings.training and settings.training.optimizer != Sgd():
+            make_optimizer(Sgd(), [torch.zeros(1)], 1.0)  # the first one loads much of torch: not in the first round
         # Sites of about the same size train together, so that little is padding.
         self._place_by_size = np.argsort(np.argsort(records.sizes, kind="stable"), kind="stable")
 
@@ -168,7 +169,7 @@ class VectorisedSites:
             if self._noise_of_sum is not None:
                 total = ClippedSum(self._size, self._noise_of_sum.max_update_norm)
             for some in groups[thread::threads]:
-                self._add(total, some, number, model, self._streams_of_threads[thread])
+                self._add(total, some, number, model, self._streams_of_threads[thread], self._workspaces[thread])
             return total
 
         with single_threads(threads), ThreadPoolExecutor(threads) as pool:
@@ -233,22 +234,25 @@ class VectorisedSites:
             start = end
 
     def _add(
-        self, total: LevelSum | ClippedSum, sites: NDArray[np.intp], number: int, model: Model, stream: Randomness
-    ) -> None:
+        self, total: LevelSum | ClippedSum, sites: NDArray[np.intp], number: int, model: Model, stream: Randomness,
+        workspace: Workspace,
+    ) -> None:  # fmt: skip
         """Train some sites, and add their updates to a sum."""
         streams = self._streams(sites, number, stream)
         own = {name: kept.read(sites) for name, kept in self._own.items()}
         names = [self._names[site] for site in sites]
         half = LocalHalves.at(self._algorithm, self._run, names, model, self._state, own)
-        updates = self._trained(sites, number, model, streams, half)
+        updates = self._trained(sites, number, model, streams, half, workspace)
         half.sent(updates)
         if isinstance(total, ClippedSum):
             total.add(updates)
             return
-        updates += torch.from_numpy(self._residuals.read(sites))
+        rest = workspace.rows_here("rest", len(sites))
+        self._residuals.read(sites, rest.numpy())
+        updates += rest
         whole = updates.double().numpy() if own else None
         unit = self._packing.unit(1.0) / self._weights[sites]
-        total.add(updates, torch.from_numpy(unit).unsqueeze(1), streams.uniform((len(sites), self._size)))
+        total.add(updates, torch.from_numpy(unit).unsqueeze(1), streams.uniform(rest))
         self._residuals.write(sites, updates.numpy())
         if whole is not None:
             for name, rows in half.kept(whole - updates.double().numpy()).items():
@@ -267,42 +271,32 @@ class VectorisedSites:
         return _Streams(draw_as_sites(training, rate) if rate < 1 else None, stream, rounding)
 
     def _trained(
-        self, sites: NDArray[np.intp], number: int, model: Model, streams: _Streams, half: LocalHalves
-    ) -> Tensor:
+        self, sites: NDArray[np.intp], number: int, model: Model, streams: _Streams, half: LocalHalves,
+        workspace: Workspace,
+    ) -> Tensor:  # fmt: skip
         """Train some sites for one round; return their updates `(S, parameters)`, float32, on the CPU."""
         training, privacy = self._manifest.settings.training, self._manifest.settings.privacy
         assert training is not None and privacy.max_grad_norm is not None  # noqa: S101, PT018 - `unsuitable` looked
         device = next(self._module.parameters()).device
-        parts = self._split(torch.from_numpy(model.vector).to(device))
-        start = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        start = torch.from_numpy(model.vector).to(device)
         share = torch.from_numpy(1.0 / np.maximum(1.0, training.sample_rate * self._declared[sites]))
-        correction = _Correction(half, start, self._split, device)
-        descent = Descent(training, start, len(sites))
+        descent = Descent(training, self._shapes, start, len(sites), workspace)
+        correction = _Correction(half, descent, device)
         counts, noise = half.steps(training.steps), self._manifest.update_noise * privacy.max_grad_norm
         everything = self._records.batches(sites, None) if streams.sampling is None else None
         for step in range(1, training.steps + 1):
             batches = everything or self._records.batches(sites, streams.sampling)
             scale = (share if counts is None else share * torch.from_numpy(step <= counts)).to(device, torch.float32)
-            models = descent.models
-            gradients = self._gradients.clipped_sums(models, batches, privacy.max_grad_norm, scale)
-            drawn = self._noise(len(sites), noise, streams.noise, device) if noise else None
-            for place, (name, of_sites) in enumerate(models.items()):
-                gradient = gradients[name] = gradients[name].view_as(of_sites)
-                if drawn is not None:
-                    gradient.addcmul_(drawn[place].view_as(gradient), scale.view(-1, *(1,) * (gradient.dim() - 1)))
-                correction.add(gradient, of_sites, place)
+            gradients = descent.gradients
+            sums = descent.by_name(gradients)
+            self._gradients.clipped_sums(descent.models, batches, privacy.max_grad_norm, scale, sums)
+            if noise:
+                drawn = workspace.rows_here("noise", len(sites))
+                streams.noise.fill_gaussian(drawn.view(-1).numpy(), noise)
+                gradients.addcmul_(drawn.to(device), scale.unsqueeze(1))
+            correction.add(gradients)
             descent.step(gradients, self._rate(training, number, step))
         return descent.updates.cpu()
-
-    def _split(self, values: Tensor) -> Sequence[Tensor]:
-        """Split `(..., parameters)` into the parameters' parts."""
-        parts: Sequence[Tensor] = values.split([shape.numel() for shape in self._shapes.values()], -1)
-        return parts
-
-    def _noise(self, sites: int, deviation: float, stream: Randomness, device: torch.device) -> Sequence[Tensor]:
-        drawn = np.empty(sites * self._size, np.float32)
-        stream.fill_gaussian(drawn, deviation)
-        return self._split(torch.from_numpy(drawn).view(sites, self._size).to(device))
 
     def _rate(self, training: Training, number: int, step: int) -> float:
         done, rounds = (number - 1) * training.steps, self._manifest.settings.rounds
@@ -312,19 +306,15 @@ class VectorisedSites:
 class _Correction:
     """What the algorithm adds to the noisy gradients: `proximal · (w − w₀) + offset`."""
 
-    def __init__(
-        self, half: LocalHalves, start: Mapping[str, Tensor], split: Callable[[Tensor], Sequence[Tensor]],
-        device: torch.device,
-    ) -> None:  # fmt: skip
+    def __init__(self, half: LocalHalves, descent: Descent, device: torch.device) -> None:
         proximal, offset = half.proximal, half.offset
         self._proximal = None if proximal is None else proximal.to(device)
-        self._offset = None if offset is None else split(offset.to(device))
-        self._start = list(start.values())
+        self._offset = None if offset is None else offset.to(device)
+        self._descent = descent
 
-    def add(self, gradient: Tensor, weight: Tensor, place: int) -> None:
-        """Add it to the gradients of one parameter, `(S, ...)`."""
+    def add(self, gradients: Tensor) -> None:
+        """Add it to the gradients of a step, `(S, parameters)`."""
         if self._proximal is not None:
-            pull = self._proximal.view(-1, *(1,) * (weight.dim() - 1))
-            gradient.addcmul_(weight - self._start[place], pull)
+            gradients.addcmul_(self._descent.updates, self._proximal)
         if self._offset is not None:
-            gradient.add_(self._offset[place].view_as(gradient))
+            gradients.add_(self._offset)

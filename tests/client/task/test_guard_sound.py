@@ -183,3 +183,7 @@ def test_it_can_be_asked_where_gradients_are_off_and_leaves_them_off() -> None:
     with torch.no_grad():
         check_task(Toy(), "package:Class")
         assert not torch.is_grad_enabled()
+
+
+def test_a_task_may_compile_its_model() -> None:
+    check_task(Toy(lambda: Through(torch.compile(torch.relu, backend="eager"), nn.Dropout(0.1), head())), "toy")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,21 +27,22 @@ from simulations.engine.inline import InlineGrid
 from simulations.engine.ray_cluster import Cluster
 from simulations.engine.stored_site import RECORDS, StoredSite, read_records, write_records
 from simulations.pools import Pool
-from simulations.study.checkpoints import Checkpoint
+from simulations.study.checkpoints import Checkpoint, Checkpoints
 from simulations.study.on_flower import OnFlower
-from simulations.study.runner import prepare
+from simulations.study.runner import play, prepare
 from tests.federations import await_condition
 from tests.leftovers import end_those_that_name
 from tests.ports import unused_port
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from client.data.inputs import Inputs
     from client.site import Site
     from simulations.engine.federation import Federation
     from simulations.study.protocol import OpenGrid
+    from simulations.study.runner import Study
     from simulations.study.simulation import Simulation
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +60,6 @@ ROOT = Path(__file__).parents[3]
         ({"cpus_per_site": float("nan")}, "cpus_per_site = nan"),
         ({"gpus_per_site": -1}, "gpus_per_site = -1"),
         ({"cpus_per_site": 3, "processes": 2}, "Ray would have 2 CPUs here"),
-        ({"participation": 0.5}, "none absent or late"),
     ],
 )
 def test_what_ray_cannot_do_is_said_before_it_starts(options: dict[str, Any], message: str) -> None:
@@ -97,29 +98,62 @@ def test_records_are_the_same_in_another_process(inputs: Inputs, tmp_path: Path)
     assert torch.equal(labels, targets)
 
 
+ABSENT: dict[str, Any] = {"dropout": 0.1, "participation": 0.8, "site_seconds": "exponential:30", "deadline": 90.0}
+
+
 class Pickled(OnFlower):
     """The engine with what Ray would send to its processes, in this one."""
+
+    first_node = 1000
 
     @override
     @contextmanager
     def _opened(self, simulation: Simulation, federation: Federation) -> Iterator[tuple[Site, OpenGrid]]:
         app = pickle.loads(pickle.dumps(self.stored(simulation, federation)))  # noqa: S301 - just pickled
         contexts = {
-            1000 + place: Context(1, 1000 + place, {"partition-id": place}, RecordDict(), {})
+            self.first_node + place: Context(1, self.first_node + place, {"partition-id": place}, RecordDict(), {})
             for place in range(len(simulation.sites))
         }
         first = StoredSite(read_site(federation.paths[simulation.sites[0]]))
         yield first, lambda run_id: nullcontext(InlineGrid(run_id, contexts, app))
 
 
-def test_sites_that_are_opened_from_their_folders_arrive_at_the_same_model(tmp_path: Path) -> None:
-    study = prepare(Sign, (INPUTS, TARGETS), PLAIN, sites=4, engine="inline", folder=tmp_path / "held")
+@pytest.mark.parametrize("population", [{}, ABSENT], ids=["whole", "absent"])
+def test_sites_that_are_opened_from_their_folders_arrive_at_the_same_model(
+    population: dict[str, Any], tmp_path: Path
+) -> None:
+    sites = {site: (INPUTS[place::6], TARGETS[place::6]) for place, site in enumerate("fdbace")}
+    study = prepare(Sign, sites, PLAIN, engine="inline", folder=tmp_path / "held", **population)
     engines = study.engine, Pickled(Cluster())
-    ends = [
-        list(engine.play(replace(study.simulation, folder=tmp_path / engine.name), Checkpoint(0, [])))[-1].model
+    played = [
+        list(engine.play(replace(study.simulation, folder=tmp_path / engine.name), Checkpoint(0, [])))
         for engine in engines
     ]
-    assert (ends[0].vector == ends[1].vector).all()
+    assert any(len(each.sites) < len(sites) for each in played[0]) == bool(population)
+    for one, other in zip(*played, strict=True):
+        assert (one.model.vector == other.model.vector).all()
+        assert (one.sites.tolist(), one.charged.tolist()) == (other.sites.tolist(), other.charged.tolist())
+        assert one.problems == other.problems
+
+
+def test_new_nodes_go_on_after_a_checkpoint(tmp_path: Path) -> None:
+    def studied(folder: Path, first_node: int) -> Study:
+        study = prepare(
+            Sign, (INPUTS, TARGETS), PLAIN, sites=6, engine="inline", folder=folder, resumable=True, **ABSENT
+        )
+        engine = Pickled(Cluster())
+        engine.first_node = first_node
+        return replace(study, engine=engine)
+
+    *_, (whole, _) = play(studied(tmp_path / "whole", 1000))
+    here = Checkpoints.opened(tmp_path / "here", "a digest")
+    begun = play(studied(tmp_path / "here" / "federation", 1000), checkpoints=here)
+    with closing(begun):  # type: ignore[type-var]  # a generator
+        assert [next(begun)[1]["round"], next(begun)[1]["round"]] == [1, 2]
+    *_, (resumed, last) = play(studied(tmp_path / "here" / "federation", 2000), checkpoints=here)
+    assert last["round"] == 3
+    assert (resumed.model.vector == whole.model.vector).all()
+    assert [row["problems"] for row in resumed.rows] == [row["problems"] for row in whole.rows]
 
 
 SCRIPT = """
@@ -138,9 +172,14 @@ class Noting(Sign):
         return super().loss(outputs, targets)
 
 
-def tried(engine, stop=None, **options):
+def tried(engine, stop=None, kill=None, **options):
+    def ended(row):
+        if row["round"] == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "enough" if row["round"] == stop else None
+
     try:
-        callbacks = [lambda row: "enough" if row["round"] == stop else None]
+        callbacks = [ended]
         result = simulate(Noting, (INPUTS, TARGETS), PLAIN, sites=6, engine=engine, callbacks=callbacks, **options)
         return f"{len(result.rows)} rounds: {result.stopped}" if stop else result.digest
     except Exception as error:
@@ -148,7 +187,8 @@ def tried(engine, stop=None, **options):
 
 
 if __name__ == "__main__":
-    print(json.dumps([tried("inline"), *(tried("flower", **options) for options in json.loads(sys.argv[1]))]))
+    population, played = json.loads(sys.argv[1])
+    print(json.dumps([tried("inline", **population), *(tried("flower", **population, **each) for each in played)]))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
 
@@ -165,12 +205,16 @@ class Script:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
 
-    def play(self, *options: dict[str, Any]) -> list[str]:
-        """Return the model's digest, or the error, of `inline` and of `flower` with each of these options."""
-        finished = subprocess.run(
-            [sys.executable, "study.py", json.dumps(options)], env=self.environment, cwd=self.folder,
+    def run(self, options: Sequence[dict[str, Any]], population: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        """Play `inline` and then `flower` with each of these options, both over the same population."""
+        return subprocess.run(
+            [sys.executable, "study.py", json.dumps([population, options])], env=self.environment, cwd=self.folder,
             capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
+
+    def play(self, *options: dict[str, Any], **population: Any) -> list[str]:  # noqa: ANN401 - as `simulate` takes them
+        """Return what `run` prints: each model's digest, or the error."""
+        finished = self.run(options, population)
         assert finished.returncode == 0, finished.stderr[-5000:]
         digests: list[str] = json.loads(finished.stdout.splitlines()[-1])
         return digests
@@ -208,6 +252,15 @@ def test_flowers_engine_arrives_at_the_same_model(script: Script) -> None:
     inline, played, stopped = script.play({"cpus_per_site": 0.5, "processes": 1}, {"stop": 1})
     assert (played, stopped) == (inline, "1 rounds: enough")
     assert len(list(script.seen.iterdir())) == 2  # Ray started twice
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_killed_simulation_on_ray_goes_on_and_gives_the_same_model(script: Script) -> None:
+    killed = script.run([{"checkpoint": "here", "kill": 2}], ABSENT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-5000:]
+    inline, resumed = script.play({"checkpoint": "here"}, **ABSENT)
+    assert resumed == inline
 
 
 @pytest.mark.soak

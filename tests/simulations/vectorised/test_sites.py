@@ -209,7 +209,9 @@ def test_both_ways_compute_the_same_clipped_sums_as_autograd_record_by_record() 
     inputs[1, 1] = torch.nan  # a record without a finite gradient adds nothing
     ways = site_gradients(task, module), MappedGradients(task, module)
     batches, ones = Batches(inputs, targets, present), torch.ones(3)
-    results = [way.clipped_sums(parameters, batches, 0.5, ones) for way in ways]
+    results = [{name: torch.empty_like(parameter) for name, parameter in parameters.items()} for _ in ways]
+    for way, sums in zip(ways, results, strict=True):
+        way.clipped_sums(parameters, batches, 0.5, ones, sums)
     for site in range(3):
         expected = {name: torch.zeros_like(parameter[site]) for name, parameter in parameters.items()}
         for record in range(4):
