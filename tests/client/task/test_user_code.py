@@ -111,7 +111,7 @@ MODULES = {
     "X = 1": "has no 'Study'",
     "Study = 1": "is not a class",
     "class Study: pass": "is not a cloister.Task",
-    "from cloister import Task\nclass Study(Task): pass": "lacks example, load, loss, model; write what is missing",
+    "from cloister import Task\nclass Study(Task): pass": "lacks example, loss, model; write what is missing",
 }
 STUDY = """
 from tests.studies import Tiny
