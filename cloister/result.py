@@ -224,9 +224,7 @@ class Result:
             f"{name} {value:.4g} (shared model {means['shared'][name]:.4g})"
             for name, value in means["personal"].items()
         )
-        what = (
-            f"trained by {personal.method} without noise, not private" if personal else "of parameters that stay there"
-        )
+        what = f"trained by {personal.method} without noise, not private" if personal else "with what stays at each"
         return f"Own models of {len(self.personal)} sites ({what}), each on its site's test records: {figures}."
 
     @property

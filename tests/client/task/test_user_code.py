@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from client.flower import open_site
 from client.task.probe import MADE_UP, OWN, Probe
+from client.task.task import Task
 from client.work.survey import Survey
 from privacy.errors import CloisterError, DataError, TaskError
 from simulations.engine.federation import SiteTerms
@@ -82,6 +83,17 @@ def test_a_bad_load_is_reported_in_one_sentence_without_its_own_text(
     assert "records.csv" in str(caught.value)
     assert QUOTE not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Simulated(Tiny):
+    """A task that was only simulated, over arrays."""
+
+    load = Task.load
+
+
+def test_a_site_says_that_a_task_does_not_say_how_it_reads_records(make_federation: FederationMaker) -> None:
+    with pytest.raises(TaskError, match=r"Simulated does not say .*: write load\(self, path\), which returns inputs"):
+        site_with(make_federation, task_name(Simulated)).check_records()
 
 
 def test_records_that_carry_a_gradient_are_taken_without_it(
