@@ -44,14 +44,14 @@ def named() -> dict[str, Any]:
     return {site: (PIXELS[part] / LARGEST, LABELS[part]) for site, part in PARTS.items()}
 
 
-def tested() -> tuple[Any, Any]:
+def of_no_site() -> tuple[Any, Any]:
     """Records of no site."""
     return PIXELS[240:300] / LARGEST, LABELS[240:300]
 
 
 def deployed(tmp_path: Path, engine: str) -> tuple[Result, Federation, SiteTerms]:
     """Simulate a run, found a consortium whose sites have the same records in files, and sign the exported run."""
-    result = simulate(Digits, named(), RUN, engine=engine, test=tested(), processes=2)
+    result = simulate(Digits, named(), RUN, engine=engine, test=of_no_site(), processes=2)
     exported = result.to_run(tmp_path / "run.toml")
     federation = Federation.create(tmp_path / "real", tuple(PARTS))
     for site, part in PARTS.items():
