@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from cloister import CloisterError, EarlyStop, Personal, simulate
+from privacy.run.optimizer import Sgd
 from simulations.engine.inline import run_inline
 from simulations.pools import Division, Pool
 from simulations.study.scoring import score
@@ -169,7 +170,7 @@ def test_personal_models_are_measured_on_the_records_that_are_given_for_their_si
         ({"personal": {"method": "ditto", "learnin_rate": 1.0}}, "did you mean `learning_rate`"),
         ({"personal": 3}, "personal is a int"),
         ({"personal": "nowhere.toml"}, "nowhere.toml"),
-        ({"personal": replace(TUNED, learning_rate=3e38, epochs=100.0)}, "no longer finite"),
+        ({"personal": replace(TUNED, learning_rate=1e30, optimizer=Sgd(weight_decay=1.0))}, "no longer finite"),
     ],
 )
 def test_what_is_wrong_is_said(changed: dict[str, Any], message: str) -> None:
