@@ -90,6 +90,7 @@ for name, (result, kind) in results.items():
 
 # %% [markdown]
 # A model that a site trains alone is good for the digits that the site has often, and for no others. The shared one
-# knows them all, also of sites with few records. The personal ones start from what all have learned and fit their site
-# best; away from home, they are worse than the shared one, so an agent keeps both. `cloister bench personal` compares
-# methods on more tasks.
+# knows them all, also of sites with few records. Fine-tuning starts from what all have learned, and fits sites best on
+# average, though not every site; Ditto, which is pulled to a model with noise in every round, does no better here than
+# a site alone. Away from home all of them are worse than the shared one, so an agent keeps both. `cloister bench
+# personal` compares methods on more data.
