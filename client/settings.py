@@ -14,7 +14,7 @@ from client.data.sources.options import SourceOptions
 from client.data.sources.registry import Source
 from client.task.installed import find_beside
 from privacy.at_rest.held import RESTORED
-from privacy.config import STRICT, File, read_toml, settings_file
+from privacy.config import STRICT, File, explained, read_toml, settings_file
 from privacy.errors import BackupError
 from privacy.ledger.ledger import Budget as LedgerBudget
 from privacy.ledger.ledger import Ledger
@@ -107,6 +107,7 @@ class Computing:
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # after how many steps a round's are kept on disk; 0: never
 
 
+@explained
 @dataclass(frozen=True, config=STRICT)
 class Personal:
     """`[personal]`: a model for this site alone, trained on its records without noise. Nothing of it leaves the site.

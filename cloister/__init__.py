@@ -4,8 +4,8 @@ This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for
 with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
 federated algorithm, `save_frozen`, `load_model` and `load_personal` for model files, `Client` to submit runs to a
 server and follow them, `CloisterError` to catch errors; and `simulate` with its `Result`, `compare`, `EarlyStop`, and
-the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`, `Encryption`; `tune`, which searches for
-them, with its `Tuning`.
+the settings of a run: `SimulatedRun`, `Training`, `Privacy`, `SitePrivacy`, `Personal`, `Encryption`; `tune`, which
+searches for them, with its `Tuning`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from strategies.algorithm import Algorithm, LocalRound, LocalSolver, Mean, Run, 
 if TYPE_CHECKING:
     from client.data.columns import Category, Date, Flag, Number
     from client.data.records import read_csv
+    from client.settings import Personal
     from client.state.model_use import load_model, load_personal, save_frozen
     from client.task.image_task import ImageTask
     from client.task.table_task import TableTask
@@ -47,6 +48,7 @@ __all__ = [
     "LocalSolver",
     "Mean",
     "Number",
+    "Personal",
     "Privacy",
     "Result",
     "Run",
@@ -78,6 +80,7 @@ _LAZY = {
     "Flag": "client.data.columns",
     "ImageTask": "client.task.image_task",
     "Number": "client.data.columns",
+    "Personal": "client.settings",
     "Privacy": "privacy.run.settings",
     "Result": "cloister.result",
     "SitePrivacy": "simulations.study.site_privacy",

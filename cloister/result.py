@@ -91,13 +91,37 @@ class Result:
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a torch module; this room does not load torch
-        """The shared model, in evaluation mode."""
+        """The shared model, in evaluation mode. What stays at sites is as the task makes it: see `site_models`."""
         return self.models[-1]
 
     @property
     def models(self) -> list[Any]:
         """The untrained model and those after each round, if `keep_models` was set; otherwise only the last one."""
         return self._outcome.modules()
+
+    @property
+    def site_models(self) -> Mapping[str, Any]:
+        """Each site's own model by its name, a module in evaluation mode that is made when it is asked for.
+
+        It is the one that the site trained for itself (`personal`), or else the shared one with what stays at the site
+        (`Task.local`), as it was after its last round. Without either, there are none.
+        """
+        return self._outcome.own
+
+    @property
+    def personal(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each site's own model is worth there, by the site's name; without sites that have no test records.
+
+        Each has `records`, how many were held out at the site, and the loss and metrics on them of the `shared` and the
+        `personal` model. Both have the parameters that stay at the site; but without `[personal]`, the shared one has
+        those that the task makes, as a new site would.
+        """
+        return self._outcome.personal
+
+    @property
+    def personal_metrics(self) -> dict[str, dict[str, float]]:
+        """The means of `personal` over all test records: of the `shared` and the `personal` models; or none."""
+        return self._outcome.personal_metrics
 
     @property
     def digest(self) -> str:
@@ -123,6 +147,9 @@ class Result:
         )
         if self.site_delta:
             note += "# Site privacy is not part of a run: real sites have no trusted party that would add its noise.\n"
+        if own := self._outcome.study.personal_toml:
+            said = "".join(f"# {line}".rstrip() + "\n" for line in own.strip().splitlines())
+            note += f"# What each site trains for itself is not part of a run; its site.toml says so:\n{said}"
         if self._outcome.study.simulation.task_name.startswith("__main__:"):
             note += "# Before it is signed: put the task into a file that every site has, and name it below.\n"
         write_atomically(out, (note + self.toml).encode())
@@ -164,6 +191,8 @@ class Result:
             f"After {len(self.rows)} rounds: {figures}; {cost}.{ended}",
             f"Engine {self.engine}: {self.why}. Model {self.digest[:16]}…",
         ]
+        if own := self.personal_line:
+            lead.insert(1, own)
         out = Path(path)
         write_atomically(out, page(self._title, lead, picture, self.rows, self.toml).encode())
         return out
@@ -180,12 +209,23 @@ class Result:
             "epsilon": epsilon,
             "delta": self.delta if epsilon is not None else None,
             **({"site_epsilon": self.site_epsilon, "site_delta": self.site_delta} if self.site_delta else {}),
+            **({"personal": {site: _finite(worth) for site, worth in self.personal.items()}} if self.personal else {}),
             "model": self.digest,
-            "rows": [
-                {name: value if not isinstance(value, float) or math.isfinite(value) else None
-                 for name, value in row.items()} for row in self.rows
-            ],
-        }  # fmt: skip
+            "rows": [_finite(row) for row in self.rows],
+        }
+
+    @property
+    def personal_line(self) -> str:
+        """What the sites' own models are worth, in a sentence; empty if there are none."""
+        if not self.personal:
+            return ""
+        means, personal = self.personal_metrics, self._outcome.study.personal
+        figures = ", ".join(
+            f"{name} {value:.4g} (shared model {means['shared'][name]:.4g})"
+            for name, value in means["personal"].items()
+        )
+        what = f"trained by {personal.method} without noise, not private" if personal else "with what stays at each"
+        return f"Own models of {len(self.personal)} sites ({what}), each on its site's test records: {figures}."
 
     @property
     def toml(self) -> str:
@@ -210,6 +250,15 @@ class Result:
         cost = f"ε {self.epsilon:.2f}" if math.isfinite(self.epsilon) else "no privacy"
         cost += f", site ε {self.site_epsilon:.2f}" if self.site_epsilon is not None else ""
         return f"<Result: {len(self.rows)} rounds, {figures}, {cost}; engine {self.engine}>"
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures for JSON, in tables or not, with null for those that are not finite."""
+    return {
+        name: _finite(value) if isinstance(value, dict)
+        else value if not isinstance(value, float) or math.isfinite(value) else None
+        for name, value in values.items()
+    }  # fmt: skip
 
 
 def compare(

@@ -17,6 +17,7 @@ from privacy.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from client.settings import Personal
     from simulations.study.site_privacy import SitePrivacy
 
     Callback = Callable[[Mapping[str, Any]], object]
@@ -67,6 +68,7 @@ def simulate(
     deadline: float | None = None,
     site_privacy: SitePrivacy | None = None,
     test: Any = 0.2,  # noqa: ANN401 - a fraction, or records
+    personal: Personal | Mapping[str, Any] | Path | str | None = None,
     engine: str = "auto",
     callbacks: Iterable[Callback] = (),
     log: Mapping[str, Path | str] | None = None,
@@ -102,7 +104,11 @@ def simulate(
         deadline: seconds that a round waits for sites; by default, the run's `round_deadline_seconds`.
         site_privacy: hides, with noise by a trusted party, whether a site is in the population: an ε whose unit is a
             site, not a person. It needs `participation="poisson:…"`.
-        test: the fraction of records, or records, on which the model is measured; no site trains on them.
+        test: records on which models are measured, and no site trains: a fraction of each site's; or others, in the
+            form of `records`, also of each site by its name.
+        personal: what each site trains for itself, without noise, as `[personal]` of a site.toml says: `Personal`, a
+            mapping, or a file that has it. Ditto's models are trained after each round at the sites that took part in
+            it, fine-tuned ones at all sites after the last; see `Result.personal` and `Result.site_models`.
         engine: `inline` and `processes` play the whole protocol, with keys, ledgers and encryption; so does `flower`,
             on Flower's own engine and Ray, where one machine is not enough; `vectorised` trains all sites together,
             with the same codec and arithmetic; `auto` chooses, but not `flower`, and the result says why.
@@ -137,8 +143,8 @@ def simulate(
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "dropout": dropout,
         "site_seconds": site_seconds, "deadline": deadline, "site_privacy": site_privacy, "test": test,
-        "engine": engine, "seed": seed, "device": device, "processes": processes, "ray_address": ray_address,
-        "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
+        "personal": personal, "engine": engine, "seed": seed, "device": device, "processes": processes,
+        "ray_address": ray_address, "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     with _shown(progress) as view:
         return play_study(
@@ -156,6 +162,9 @@ class View(Protocol):
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a round."""
+
+    def compare(self, done: int, sites: int) -> None:
+        """Show at how many sites, of all, the site's own model was compared with the shared one."""
 
 
 def play_study(
@@ -193,6 +202,8 @@ def play_study(
                     outcome.stopped = "; ".join(reasons)
                     break
         assert outcome is not None  # noqa: S101 - a run has at least one round
+        for done, _ in enumerate(outcome.finish(), start=1):
+            view.compare(done, len(outcome.own))
         return Result(tuple(outcome.rows), study.engine.name, study.engine.why, outcome.stopped, outcome)
 
 
@@ -211,6 +222,10 @@ class _Bar:
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a round."""
         self.progress.update(self._task, advance=1, description=_described(row))
+
+    def compare(self, done: int, sites: int) -> None:
+        """Show how far the sites' own models are."""
+        self.progress.update(self._task, completed=done, total=sites, description="models of sites")
 
 
 @contextmanager

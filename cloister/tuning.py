@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,8 @@ from cloister.simulating import simulate
 from cloister.views import NOT_METRICS
 from cloister.views.progress import progress_bar
 from privacy.accounting.accounting import RDP, Mechanism, epsilon
-from privacy.errors import ConfigError, RunError
+from privacy.errors import CloisterError, ConfigError, RunError
+from privacy.run.new_manifest import make_manifest
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from cloister.result import Result
     from simulations.study.runner import Study
+    from simulations.study.simulation import Simulation
 
 _COUNTED = ("complete", "pruned", "failed")
 
@@ -41,7 +43,8 @@ class Tuning:
         larger_is_better: whether the best trial is that of the largest value.
         result: a run with the best settings, measured on records on which no trial was.
         importances: how much each setting has decided, adding up to 1; empty after few trials.
-        epsilon: the ε of all trials and that run together, by composition; infinite without noise.
+        epsilon: the ε of all trials and that run together, by composition, also of attempts that a kill cut off: each
+            counts as a whole run. Infinite without noise.
         delta: the δ that belongs to it.
     """
 
@@ -218,7 +221,7 @@ def search(
             msg = f"metric: the task has no metric {chosen!a}; it measures {', '.join(known)}"
             raise ConfigError(msg)
         larger = chosen != "loss" if larger_is_better is None else larger_is_better
-        judged, kept = _halved(study.test, int(options["seed"]))
+        judged, kept = _halved(study, int(options["seed"]))
         share = {"processes": max(1, simulation.processes // processes)}  # of this machine's, for a trial
         objective = Objective(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
         identity = {"space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options}
@@ -232,13 +235,16 @@ def search(
                 searched, kept_trials, trials - len(kept_trials.ended), lambda: advance(kept_trials.ended, chosen)
             )
             rows, importances = kept_trials.ended, kept_trials.importances()
-        params = best_of(rows, larger_is_better=larger)["params"]
+            params = best_of(rows, larger_is_better=larger)["params"]
+            cut_off = _cut_off(kept_trials.interrupted, base, simulation)
+            measured = kept_trials.note_measured(asdict(_whole(base, params, simulation)))
         best = applied(base, {key: value for key, value in params.items() if key != "task"})
         result = simulate(
             params.get("task", simulation.task_name), simulation.records, best, test=kept, progress=False, **options
         )
     delta = study.manifest.settings.privacy.delta
-    return Tuning(tuple(rows), chosen, larger, result, importances, _composed(rows, result, delta), delta)
+    spent = [*_played(rows), *cut_off, *(Mechanism(**cost) for cost in measured)]  # by ledgers, from above: Rényi
+    return Tuning(tuple(rows), chosen, larger, result, importances, epsilon(spent, delta, accountant=RDP), delta)
 
 
 def best_of(rows: Sequence[Mapping[str, Any]], *, larger_is_better: bool) -> Mapping[str, Any]:
@@ -255,16 +261,31 @@ def best_of(rows: Sequence[Mapping[str, Any]], *, larger_is_better: bool) -> Map
     return max(complete, key=lambda row: row["value"] if larger_is_better else -row["value"])
 
 
-def _composed(rows: Sequence[Mapping[str, Any]], result: Result, delta: float) -> float:
-    """Return the ε of all trials and the last run together, as ledgers charge it: from above, by Rényi divergences."""
-    spent = [
+def _played(rows: Sequence[Mapping[str, Any]]) -> list[Mechanism]:
+    """Return what the rounds of trials cost; nothing of those that could not begin."""
+    return [
         Mechanism(row["sigma"], row["sample_rate"], row["steps"], row.get("discrete", False))
         for row in rows
         if row.get("steps")
     ]
-    manifest = result._outcome.study.manifest  # noqa: SLF001 - our own
-    last = manifest.round_cost
-    return epsilon([*spent, replace(last, steps=last.steps * len(result.rows))], delta, accountant=RDP)
+
+
+def _cut_off(attempts: Sequence[Mapping[str, Any]], base: Mapping[str, Any], simulation: Simulation) -> list[Mechanism]:
+    """Return what attempts cost that ended with their process, in whatever round: each as much as a whole run."""
+    costs = list[Mechanism]()
+    for values in attempts:
+        with suppress(CloisterError):  # of settings that do not fit, no round began
+            costs.append(_whole(base, values, simulation))
+    return costs
+
+
+def _whole(base: Mapping[str, Any], values: Mapping[str, Any], simulation: Simulation) -> Mechanism:
+    """Return what all rounds of a run cost that has these settings."""
+    from simulations.tuning.space import applied  # noqa: PLC0415 - loads torch
+
+    run = applied(base, {key: value for key, value in values.items() if key != "task"})
+    settings = run.completed(str(values.get("task", simulation.task_name)), simulation.records.sizes)
+    return make_manifest(settings, roster_version=1).run_cost
 
 
 def _metrics(study: Study) -> list[str]:
@@ -277,10 +298,13 @@ def _metrics(study: Study) -> list[str]:
     return [name for name in measured if name not in NOT_METRICS]
 
 
-def _halved(test: Any, seed: int) -> tuple[Any, Any]:  # noqa: ANN401 - a Pool
-    """Return the test records that choose among trials, and those that measure the best."""
+def _halved(study: Study, seed: int) -> tuple[Any, Any]:
+    """Return the test records that choose among trials, and those that measure the best; by site, if they have one."""
+    test, divided = study.test, study.held_out
     if len(test) < 2:  # noqa: PLR2004 - they cannot be divided
-        return test, test
+        return divided or test, divided or test
+    if divided:
+        return divided.split(0.5, seed, least=0)
     order = np.random.default_rng([seed, 1]).permutation(len(test))
     middle = len(test) // 2
     return test.subset(np.sort(order[:middle])), test.subset(np.sort(order[middle:]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,8 +24,6 @@ from simulations.partitions import Described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from client.task.probe import Example
     from client.task.task import Task
@@ -113,6 +112,32 @@ class Division(Mapping[str, Pool]):
     def sizes(self) -> dict[str, int]:
         """How many records each site has."""
         return {site: len(part) for site, part in self.parts.items()}
+
+    @property
+    def whole(self) -> Pool:
+        """The records of all sites."""
+        return self.pool.subset(np.sort(np.concatenate(list(self.parts.values()))))
+
+    def split(self, fraction: float, seed: int, *, least: int = 1) -> tuple[Division, Division]:
+        """Take a fraction of each site's records at random, of all sites' together as exactly as possible.
+
+        Args:
+            fraction: of the records.
+            seed: decides which.
+            least: how many a site keeps, if it has them.
+
+        Returns:
+            What sites keep, and what was taken from them: of small sites, perhaps nothing.
+        """
+        draw, sizes = np.random.default_rng([seed, 1]), np.array(list(self.sizes.values()))
+        counts = np.diff(np.rint(fraction * sizes.cumsum()).astype(int), prepend=0)
+        kept, taken = dict[str, NDArray[np.intp]](), dict[str, NDArray[np.intp]]()
+        for (site, part), count in zip(
+            self.parts.items(), np.minimum(counts, np.maximum(sizes - least, 0)).tolist(), strict=True
+        ):
+            order = draw.permutation(part)
+            taken[site], kept[site] = np.sort(order[:count]), np.sort(order[count:])
+        return Division(self.pool, kept), Division(self.pool, taken)
 
     @override
     def __getitem__(self, site: str) -> Pool:

@@ -16,7 +16,6 @@ from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Records = tuple[Tensor, Tensor]
 
@@ -54,10 +53,6 @@ class Toy(Task):
     @override
     def model(self) -> nn.Module:
         return self._model()
-
-    @override
-    def load(self, path: Path) -> Records:
-        raise AssertionError
 
     @override
     def example(self) -> Records:

@@ -53,7 +53,6 @@ class Task(NamedMetrics, Subgrouped, ABC):
         Parameters with `requires_grad` are trained. Everything else is frozen, and must be the same at all sites.
         """
 
-    @abstractmethod
     def load(self, path: Path) -> Loaded:
         """Read one site's records from `path`, scaled by constants that do not come from the data.
 
@@ -66,7 +65,14 @@ class Task(NamedMetrics, Subgrouped, ABC):
 
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
+            TaskError: if the task has no such method: only simulations over arrays or tensors do without.
         """
+        del path
+        msg = (
+            f"{type(self).__name__} does not say how a site reads its records: write load(self, path), which returns "
+            "inputs and targets"
+        )
+        raise TaskError(msg)
 
     def load_from(self, source: Source) -> Loaded:
         """Read one site's records; a task that declares their columns or form reads them through the site's source."""

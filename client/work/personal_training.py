@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from client.state.checkpoint import Checkpoint
     from client.state.personal_models import Values
     from client.task.task import Task
-    from privacy.codec.update import Model, Shapes
+    from privacy.codec.update import Layout, Model, Shapes
     from privacy.run.settings import RunSettings
 
 log = logging.getLogger("cloister.agent")
@@ -97,7 +97,8 @@ def _train(admitted: AdmittedRun, checkpoint: Checkpoint, options: Personal) -> 
     if start is None:  # the server delivered a sum again
         return
     steps = steps_of(options, settings, site.name)
-    values = train_on(work, settings, shared, options, steps, _randomness(admitted, after), start=start)
+    chance = randomness_of(settings, site.name, after.round)
+    values = train_on(work, settings, shared, options, steps, chance, start=start)
     personal = replace(
         shared,
         vector=shared.layout.flatten(values),
@@ -123,15 +124,45 @@ def train_on(
     *,
     start: Values,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the trained parameters, by name, of a personal model; see `descend`.
+    """Return the trained parameters, by name, of a site's personal model; see `descend`.
 
     Raises:
         TaskError: if the task's code fails, changes a constant, or values stop being finite.
     """
     module = study.load_into(study.module(settings.model_seed), shared)
-    with foreign(study.name, "training of a personal model"):
-        descend(study.task, module, study.training, options, steps, randomness, start=start)
-    check_constants(module, shared.layout)
+    return train_module(
+        study.task,
+        study.name,
+        module,
+        study.training,
+        options,
+        layout=shared.layout,
+        steps=steps,
+        randomness=randomness,
+        start=start,
+    )
+
+
+def train_module(
+    task: Task,
+    name: str,
+    module: nn.Module,
+    records: Records,
+    options: Personal,
+    *,
+    layout: Layout,
+    steps: int,
+    randomness: Randomness,
+    start: Values,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the trained parameters, by name, of a module with the shared model in it; see `descend`.
+
+    Raises:
+        TaskError: if the task's code fails, changes a constant, or values stop being finite.
+    """
+    with foreign(name, "training of a personal model"):
+        descend(task, module, records, options, steps, randomness, start=start)
+    check_constants(module, layout)
     return {name: np.array(parameter.detach().cpu().numpy()) for name, parameter in trained(module).items()}
 
 
@@ -146,9 +177,11 @@ def _start(admitted: AdmittedRun, shapes: Shapes, after: After) -> Values | None
     return values if before.method == after.method == "ditto" else {}
 
 
-def _randomness(admitted: AdmittedRun, after: After) -> Randomness:
-    seed = admitted.settings.seed
-    return Randomness.fresh() if seed is None else Randomness.seeded(seed, admitted.site.name, after.round, "personal")
+def randomness_of(settings: RunSettings, site: str, number: int) -> Randomness:
+    """Return what a site draws from after a round: fresh, unless the run has a seed."""
+    if settings.seed is None:
+        return Randomness.fresh()
+    return Randomness.seeded(settings.seed, site, number, "personal")
 
 
 def descend(

@@ -81,7 +81,7 @@ def simulate(
     ] = None,
     personal: Annotated[
         Path | None,
-        typer.Option(help="A site.toml, or a file with [personal] alone: each hospital also trains such a model."),
+        typer.Option(help="A site.toml, or a file with [personal] alone: each site also trains such a model."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,18 +104,14 @@ def simulate(
             raise ConfigError(msg)
         _hospitals(run, folder or Path("simulation"), personal, console, as_json=as_json)
         return
-    if run is None or personal is not None:
-        msg = (
-            "--records needs the file of a run, which names the task: cloister simulate study.toml --records …"
-            if run is None
-            else "--personal is for made-up hospitals; leave --records out"
-        )
+    if run is None:
+        msg = "--records needs the file of a run, which names the task: cloister simulate study.toml --records …"
         raise ConfigError(msg)
     options: dict[str, Any] = {
         "sites": sites, "partition": partition, "participation": participation, "dropout": dropout,
         "site_seconds": site_seconds, "deadline": deadline,
-        "site_privacy": _site_privacy(site_epsilon, max_update_norm, bands), "engine": engine, "test": test,
-        "seed": seed, "device": device, "ray_address": ray_address, "cpus_per_site": cpus_per_site,
+        "site_privacy": _site_privacy(site_epsilon, max_update_norm, bands), "test": test, "personal": personal,
+        "engine": engine, "seed": seed, "device": device, "ray_address": ray_address, "cpus_per_site": cpus_per_site,
         "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     rest = {"folder": folder, "checkpoint": checkpoint, "log": log}
@@ -130,6 +126,8 @@ def simulate(
     if result.site_epsilon is not None:
         cost += f"; of a site, to who sees only models: ε {result.site_epsilon:.2f}, δ {result.site_delta:g}"
     typer.echo(f"✓ {len(result.rows)} rounds: {figures}{cost}")
+    if result.personal_line:
+        typer.echo(result.personal_line)
     typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
 
 

@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.status import Status
 
 from cloister.views.observers import table
-from cloister.views.run import size
+from cloister.views.run import duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _PHASE, _PARTY = "{:<12}{:>12}{:>12}   {}", "{:<14}{:>12}{:>11}{:>11}{:>11}{:>11}"
 _SHOWN = 4  # sites
-_MINUTE, _HOUR = 60.0, 3600.0
 
 
 @contextmanager
@@ -28,19 +27,6 @@ def measuring() -> Iterator[Callable[[str], None]]:
         return
     with Status("measuring", console=console) as status:
         yield lambda text: status.update(f"measuring: {text}")
-
-
-def duration(seconds: float) -> str:
-    """Format a duration.
-
-    >>> duration(0.0042), duration(75), duration(8000)
-    ('4.2 ms', '1.2 min', '2.2 h')
-    """
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < _MINUTE:
-        return f"{seconds:.1f} s"
-    return f"{seconds / _MINUTE:.1f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
 def lines(report: Mapping[str, Any], link: float, server_link: float) -> list[str]:

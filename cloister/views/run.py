@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _KIB = 1024
+_ONE_SECOND, _ONE_MINUTE = 0.9995, 59.95  # less is written as less
 _ROW = "{:>5}  {:>5}  {:<6}  {:<8}  {:<16}  {:>9}  {:>7}"
 _LARGE = 1000  # figures from here on have an exponent
 _WIDE = 1000  # columns of output that is not a terminal, so that lines are never broken
@@ -45,6 +46,20 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"  # noqa: PLR2004
         count /= _KIB
     raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Format a duration.
+
+    >>> duration(0.0042), duration(59.4), duration(61), duration(3725)
+    ('4.2 ms', '59.4 s', '1 min 01 s', '1 h 02 min')
+    """
+    if seconds < _ONE_SECOND:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < _ONE_MINUTE:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"  # noqa: PLR2004
 
 
 class RoundTable:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from cloister.views.run import size
+from cloister.views.run import duration, size
 from strategies.event_lines import line_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
     began, ended = found["started"], found["ended"]
     times = [f"submitted {moment(found['submitted'])} by {found['by']}"]
     times += [f"began {moment(began)}"] if began else []
-    times += [f"ended {moment(ended)}" + (f", after {span(ended - began)}" if began else "")] if ended else []
+    times += [f"ended {moment(ended)}" + (f", after {duration(ended - began)}" if began else "")] if ended else []
     rounds = f"{found['released']} of {found['rounds']} released a model"
     if found["round_seconds"] is not None:
         rounds += f"; {found['round_seconds']:.2f} s each, {size(found['bytes_up'])} of updates in all"
@@ -89,15 +89,3 @@ def moment(seconds: object) -> str:
         return f"{datetime.fromtimestamp(float(str(seconds)), UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError, OSError):
         return "an unknown time"
-
-
-def span(seconds: float) -> str:
-    """Format a duration.
-
-    >>> span(59.4), span(61.0), span(3725.0)
-    ('59 s', '1 min 01 s', '1 h 02 min')
-    """
-    if seconds < 60:  # noqa: PLR2004 - a minute
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"  # noqa: PLR2004

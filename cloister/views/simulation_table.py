@@ -59,6 +59,10 @@ class SimulationTable:
         if row["problems"]:
             self._console.print(f"       {row['problems']}", markup=False, soft_wrap=True, style="yellow")
 
+    def compare(self, done: int, sites: int) -> None:
+        """Show how far the sites' own models are."""
+        self._bar.update(self._task, completed=done, total=sites, description="models of sites")
+
 
 def _figure(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -137,7 +137,7 @@ colluding_sites = {terms.colluding_sites}   # a run must bear at least this many
 vote_epsilon = {terms.vote_epsilon}   # the most that a vote on a model may cost the records held out; 0: no votes
 disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if listed here, without noise and in no ε
 {strategies}{terms.further_policy}
-{_personal_tables(terms.personal)}"""
+{personal_tables(terms.personal)}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
 
     def sign(self, settings: RunSettings) -> Path:
@@ -148,7 +148,7 @@ disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if 
         return self.manifest
 
 
-def _personal_tables(personal: Personal | None) -> str:
+def personal_tables(personal: Personal | None) -> str:
     """Return `[personal]` as TOML, of which JSON's texts, numbers and lists are a part; empty if there is none."""
     if personal is None:
         return ""

@@ -22,9 +22,6 @@ class Digits(Task):
     def model(self):
         return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
-    def load(self, path):  # how a real site reads its file; a simulation over arrays does not call it
-        raise NotImplementedError
-
     def example(self):
         return torch.rand(10, 64), torch.arange(10)
 

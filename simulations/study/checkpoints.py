@@ -59,8 +59,7 @@ class Checkpoint:
         """
         if self.arrays["model"].shape != like.vector.shape:
             raise self.damaged()
-        own = {key.removeprefix("local."): array for key, array in self.arrays.items() if key.startswith("local.")}
-        return replace(like, vector=self.arrays["model"], local=own)
+        return replace(like, vector=self.arrays["model"])
 
     def parts(self, name: str) -> Iterator[NDArray[Any]]:
         """Yield what was written by `Checkpoints.write` under this name, part by part."""

@@ -26,12 +26,14 @@ def digest_of(study: Study, *options: object) -> str:
     hashed = sha256()
     said = (
         "cloister simulation 1", as_toml(simulation.settings), study.engine.name, simulation.task_name,
-        str(simulation.population), simulation.device.type, site_noise and site_noise.settings, model.digest, *options,
+        str(simulation.population), simulation.device.type, site_noise and site_noise.settings, model.digest,
+        study.personal, *options,
     )  # fmt: skip
     hashed.update(json.dumps([str(text) for text in said]).encode())
     for pool in (simulation.records.pool, study.test):
         _add(hashed, pool)
-    for part in simulation.records.parts.values():
+    held_out = study.held_out.parts if study.held_out else {}
+    for part in (*simulation.records.parts.values(), *held_out.values()):
         hashed.update(np.ascontiguousarray(part, np.int64).data)
     return hashed.hexdigest()
 

@@ -23,6 +23,7 @@ from client.app import make_app
 from client.data.own_records import OwnRecords
 from client.settings import read_site
 from client.site import Site
+from client.state.local_parameters import FOLDER, LocalParameters
 from privacy.run.plan import read_plan
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
 
     from client.settings import SiteFolder
+    from client.state.personal_models import Values
     from client.task.probe import Example
     from client.task.task import Task
     from privacy.run.settings import RunSettings
@@ -110,11 +112,17 @@ class WholeProtocol:
                     absent = {simulation.sites[site] for site in turnout.absent(len(numbers))}
                     problems = {site: why for site, why in event["problems"].items() if site not in absent}
                     yield Played(
-                        event["round"], replace(model, vector=model.vector.copy()),
+                        event["round"], replace(model, vector=model.vector.copy(), local={}),
                         np.array([numbers[site] for site in event["sites"]], np.intp), turnout.charged,
                         bool(event["released"]), int(event["bytes_up"]), float(event["seconds"]),
                         turnout.problems | problems,
                     )  # fmt: skip
+
+    def at_sites(self, simulation: Simulation) -> Callable[[str], Values]:
+        """Return a function that reads from a site's folder, by the site's name, what stays there; nothing before."""
+        federation, local = Federation(simulation.folder, simulation.sites), simulation.start().layout.local
+        run = read_run(federation.manifest, read_consortium(federation.server).roster()).digest
+        return lambda site: LocalParameters(federation.paths[site] / FOLDER).load(run, local) or {}
 
     def _terms(self, settings: RunSettings) -> SiteTerms:
         """Return the settings of each site."""

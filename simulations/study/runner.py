@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from client.data.fitness import Fitness
-from client.data.inputs import call
 from client.state.model_parts import set_tensors
 from client.task.guard import check_task
 from client.task.probe import Example, make_model
 from client.task.task import Task, import_task
-from privacy.errors import ConfigError, DataError, TaskError
+from privacy.errors import ConfigError, TaskError
 from privacy.run.new_manifest import make_manifest
+from simulations.engine.federation import personal_tables
 from simulations.engine.ray_cluster import cluster_of
-from simulations.partitions import FeatureShift, divide, read_partition
-from simulations.pools import Division, Pool, read_pool
 from simulations.study.checkpoints import Checkpoint
 from simulations.study.engines import choose, processes_here
 from simulations.study.participation import read_participation
 from simulations.study.population import Population, read_seconds
-from simulations.study.run_settings import as_toml, checked_names, named_sites, read_run_settings
-from simulations.study.scoring import score
+from simulations.study.run_settings import as_toml, read_run_settings
+from simulations.study.scoring import mean_of_sites, score
 from simulations.study.simulation import Simulation, Spent
+from simulations.study.site_models import SiteModels, check_personal, read_personal
+from simulations.study.site_records import Reader, deal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import nn
 
+    from client.settings import Personal
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
     from simulations.partitions import Partition
+    from simulations.pools import Division, Pool
     from simulations.study.checkpoints import Checkpoints
     from simulations.study.run_settings import SimulatedRun
     from simulations.study.simulation import Engine
@@ -58,11 +57,18 @@ class Study:
     manifest: Manifest
     engine: Engine
     test: Pool
+    held_out: Division | None  # the test records by site, if it is known whose they are
+    personal: Personal | None  # what each site trains for itself
 
     @property
     def toml(self) -> str:
         """The run's settings as run.toml has them, for real sites."""
         return as_toml(self.given.deployed(self.simulation.settings))
+
+    @property
+    def personal_toml(self) -> str:
+        """`[personal]` as each site has it in its site.toml; empty if sites train nothing for themselves."""
+        return personal_tables(self.personal)
 
 
 @dataclass
@@ -71,9 +77,11 @@ class Outcome:
 
     study: Study
     spent: Spent
+    own: SiteModels
     rows: list[dict[str, Any]] = field(default_factory=list)
     models: list[Model] = field(default_factory=list)  # after each round, if they are kept; else the last
     stopped: str = ""  # why it ended before its last round
+    personal: dict[str, dict[str, Any]] = field(default_factory=dict)  # what that is worth, by site: see `finish`
 
     @property
     def model(self) -> Model:
@@ -110,6 +118,26 @@ class Outcome:
         else:
             self.models[-1] = model
 
+    def finish(self) -> Iterator[str]:
+        """Train or collect, once the last round is over, what sites have of their own; yield each site once it is done.
+
+        Raises:
+            TaskError: if training fails.
+        """
+        for site, worth in self.own.finish(len(self.rows), self.model):
+            if worth:
+                self.personal[site] = worth
+            yield site
+
+    @property
+    def personal_metrics(self) -> dict[str, dict[str, float]]:
+        """The means over all held-out records of `shared` and `personal`; empty if sites have nothing of their own."""
+        return {
+            kind: mean_of_sites((worth["records"], worth[kind]) for worth in self.personal.values())
+            for kind in ("shared", "personal")
+            if self.personal
+        }
+
     def modules(self) -> list[nn.Module]:
         """Return the kept models, in evaluation mode."""
         return [self.study.simulation.loaded(model).eval() for model in self.models]
@@ -132,6 +160,7 @@ def prepare(
     deadline: float | None = None,
     site_privacy: SitePrivacy | None = None,
     test: Any = _TEST,  # noqa: ANN401 - a fraction, or records
+    personal: object = None,
     engine: str = "auto",
     seed: int = 0,
     device: str = "cpu",
@@ -159,20 +188,11 @@ def prepare(
         raise ConfigError(msg)
     own, name = named_task(task)
     wanted = read_run_settings(run)
-    example = _examined(own, name)
-    pools, tested = _pools(_Reader(own, name, example), records, test, seed)
-    if isinstance(pools, Division):
-        divided = pools
-    elif "" in pools:
-        known = list(wanted.cohort.sizes) if wanted.cohort else []
-        count = sites or len(known) or 10
-        names = known if len(known) == count else named_sites(count)
-        divided = _divided(pools[""], names, partition, seed)
-    elif sites in {None, len(pools)}:
-        divided = Division.of(pools)
-    else:
-        msg = f"the records name {len(pools)} sites; leave sites = {sites} out"
-        raise ConfigError(msg)
+    alone = read_personal(personal)
+    known = list(wanted.cohort.sizes) if wanted.cohort else []
+    reader = Reader(own, name, _examined(own, name))
+    dealt = deal(reader, records, test, sites=sites, known=known, partition=partition, seed=seed)
+    divided = dealt.training
     settings = wanted.completed(name, divided.sizes)
     manifest = make_manifest(settings, roster_version=1)
     seconds = settings.cohort.round_deadline_seconds if deadline is None else deadline
@@ -184,7 +204,8 @@ def prepare(
         own, name, settings, divided, population, noise, place, folder, resumable, processes or processes_here()
     )
     chosen = choose(engine, simulation, manifest, cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site))
-    return Study(simulation, wanted, manifest, chosen, tested)
+    check_personal(alone, simulation, dealt.held_out)
+    return Study(simulation, wanted, manifest, chosen, dealt.test, dealt.held_out, alone)
 
 
 def play(
@@ -201,8 +222,10 @@ def play(
     """
     simulation, spent = study.simulation, Spent(study.manifest)
     module, records = simulation.module().to(simulation.device), study.test.records.to(simulation.device)
-    outcome = Outcome(study, spent, models=[simulation.start()])
+    own = SiteModels(simulation, study.engine, study.held_out, study.personal)
+    outcome = Outcome(study, spent, own, models=[simulation.start()])
     begun = checkpoints.last() if checkpoints else Checkpoint(0, [])
+    own.restore(begun)
     for row in begun.rows:
         model = begun.model(outcome.models[0])
         if keep_models and checkpoints:
@@ -218,22 +241,25 @@ def play(
         for played in rounds:
             spent.add(played.charged)
             bytes_up, seconds = bytes_up + played.bytes_up, seconds + played.seconds
-            metrics = {}
+            metrics = None
             if played.number % every == 0 or played.number == simulation.settings.rounds:
-                set_tensors(module.cpu(), played.model)
-                metrics = score(simulation.task, simulation.task_name, module.to(simulation.device), records)
+                metrics = own.measured(played.model)
+                if metrics is None:
+                    set_tensors(module.cpu(), played.model)
+                    metrics = score(simulation.task, simulation.task_name, module.to(simulation.device), records)
+            own.follow(played)
             noise = simulation.site_noise
             row = {
-                "round": played.number, "sites": len(played.sites), **metrics, "epsilon": spent.highest,
+                "round": played.number, "sites": len(played.sites), **(metrics or {}), "epsilon": spent.highest,
                 **({"site_epsilon": noise.spent(played.number)} if noise else {}),
                 "bytes": bytes_up, "seconds": seconds, "released": played.released,
                 "problems": "; ".join(f"{site}: {why}" for site, why in played.problems.items()),
             }  # fmt: skip
             outcome.add(row, played.model, keep_models=keep_models)
             if checkpoints:
-                own = {f"local.{name}": values for name, values in played.model.local.items()}
-                arrays = {**played.arrays, **own, "model": played.model.vector, "rounds": spent.rounds}
-                checkpoints.write(row, arrays, played.parts, keep_model=keep_models)
+                arrays = {**played.arrays, **own.arrays, "model": played.model.vector, "rounds": spent.rounds}
+
+                checkpoints.write(row, arrays, {**played.parts, **own.parts}, keep_model=keep_models)
             yield outcome, row
 
 
@@ -295,93 +321,3 @@ def _examined(task: Task, name: str) -> Example:
         example = check_task(task, name)
     _PASSED[kind] = looks
     return example
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads records as a task has them, and tries its loss on each."""
-
-    task: Task
-    name: str
-    example: Example
-
-    def read(self, records: Any, whose: str = "the records") -> Pool:  # noqa: ANN401 - see `read_pool`
-        """Return records as a pool.
-
-        Raises:
-            DataError: if the task cannot use them.
-        """
-        pool = read_pool(self.task, self.name, self.example, records)
-        path = Path(records) if isinstance(records, str | Path) else Path(whose)
-        with torch.random.fork_rng(devices=[]):
-            module = make_model(self.task, 0)
-        try:
-            Fitness(self.task, self.name, module).check(pool.records, range(1, len(pool) + 1), path)
-        except DataError as error:
-            if problem := _of_labels(module, pool):
-                msg = f"{path}: {problem}"
-                raise DataError(msg) from error
-            raise
-        return pool
-
-
-def _of_labels(module: nn.Module, pool: Pool) -> str | None:
-    """Return what is wrong with labels of which the model has no output, or None."""
-    with torch.no_grad():
-        outputs = call(module.eval(), pool.subset(np.arange(1)).inputs)
-    targets = pool.targets
-    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():  # noqa: PLR2004 - one row a record
-        return None
-    least, most, count = int(targets.min()), int(targets.max()), outputs.shape[1]
-    wrong = ((targets < 0) | (targets >= count)).nonzero()[:, 0]
-    if not len(wrong):
-        return None
-    outputs_for = f"but the model has {count} outputs, for 0 to {count - 1}"
-    if len(wrong) <= len(targets) // 100:
-        place = int(wrong[0])
-        return f"the target of record {place + 1} is {int(targets[place])}, {outputs_for}; correct the record"
-    if least < 0:
-        mend = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
-    else:
-        mend = f"subtract {least} from them" if most - least < count else f"give the model {most + 1} outputs"
-    return f"labels are {least} to {most}, {outputs_for}; {mend}"
-
-
-def _pools(
-    reader: _Reader,
-    records: Any,  # noqa: ANN401 - see `prepare`
-    test: Any,  # noqa: ANN401
-    seed: int,
-) -> tuple[Mapping[str, Pool], Pool]:
-    """Return the records of each site, or of all under no name; and those to test on."""
-    if isinstance(records, Division) and not isinstance(test, int | float):
-        return records, reader.read(test, "the test records")
-    if isinstance(records, Mapping) and not isinstance(reader.example.inputs, dict):
-        checked_names(list(records))
-        named = {site: reader.read(own, f"the records of {site}") for site, own in records.items()}
-    else:
-        named = {"": reader.read(records)}
-    if not isinstance(test, int | float):
-        return named, reader.read(test, "the test records")
-    if not 0 < test < 1:
-        msg = f"test = {test:g} must be between 0 and 1: the fraction of records on which models are measured"
-        raise ConfigError(msg)
-    draw, kept, tested = np.random.default_rng(seed), dict[str, Pool](), list[Pool]()
-    for site, pool in named.items():
-        order = draw.permutation(len(pool))
-        some = max(1, round(test * len(pool)))
-        if some == len(pool):
-            whose = f" of {site}" if site else ""
-            msg = f"{len(pool)} records{whose} are too few to test on some; add records, or give test records"
-            raise ConfigError(msg)
-        tested.append(pool.subset(np.sort(order[:some])))
-        kept[site] = pool.subset(np.sort(order[some:]))
-    return kept, Pool.joined(tested)
-
-
-def _divided(pool: Pool, names: list[str], partition: str | Partition, seed: int) -> Division:
-    chosen = read_partition(partition)
-    parts = divide(chosen, pool.described, len(names), seed)
-    if isinstance(chosen, FeatureShift):
-        pool = pool.shifted(parts, chosen.sigma, seed)
-    return Division(pool, dict(zip(names, parts, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,8 @@ from client.task.user_code import foreign
 from client.work.scored import Scores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from torch import Tensor, nn
 
     from client.data.site_records import Records
@@ -53,3 +56,20 @@ def _of_batch(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
     metrics = one_a_record(task.metrics(outputs, targets), len(targets))
     loss = float(task.loss(outputs, targets)) * len(targets)
     return {"loss": loss} | {name: float(metric.sum()) for name, metric in metrics.items()}
+
+
+def mean_of_sites(sites: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return means over all records of sites, given how many records each has, and its means.
+
+    A metric counts at the sites where it is defined.
+
+    >>> mean_of_sites([(3, {"loss": 1.0}), (1, {"loss": 2.0}), (9, {"loss": math.nan})])
+    {'loss': 1.25}
+    """
+    sums, counts = dict[str, float](), dict[str, int]()
+    for count, means in sites:
+        for name, value in means.items():
+            known = not math.isnan(value)
+            sums[name] = sums.get(name, 0.0) + (count * value if known else 0.0)
+            counts[name] = counts.get(name, 0) + count * known
+    return {name: value / counts[name] if counts[name] else math.nan for name, value in sums.items()}

@@ -14,13 +14,14 @@ from privacy.accounting.accounting import epsilon
 from privacy.codec.update import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import torch
     from numpy.typing import NDArray
     from torch import nn
 
+    from client.state.personal_models import Values
     from client.task.task import Task
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings
@@ -72,7 +73,7 @@ class Played:
     """A round, once it is over."""
 
     number: int
-    model: Model  # that the sites have now
+    model: Model  # that the sites have now, without what stays at each
     sites: NDArray[np.intp]  # the numbers of those that took part
     charged: NDArray[np.intp]  # and of those that charged the round to their ledgers
     released: bool  # whether their sum was; otherwise the model is the one before
@@ -94,6 +95,13 @@ class Engine(Protocol):
 
         Raises:
             CloisterError: if the run fails.
+        """
+        ...
+
+    def at_sites(self, simulation: Simulation) -> Callable[[str], Values]:
+        """Return a function that reads, by a site's name, the parameters that stay there after its last round.
+
+        They are empty before its first, and can be read while the simulation's folder is there.
         """
         ...
 

@@ -11,8 +11,9 @@ from simulations.vectorised.batches import SiteRecords
 from simulations.vectorised.sites import VectorisedSites
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from client.state.personal_models import Values
     from privacy.run.manifest import Manifest
     from simulations.study.checkpoints import Checkpoint
     from simulations.study.population import Turnout
@@ -59,6 +60,11 @@ class Vectorised:
                 )  # fmt: skip
         finally:
             sites.close()
+
+    def at_sites(self, simulation: Simulation) -> Callable[[str], Values]:
+        """Return a function that reads, by a site's name, what stays there: nothing."""
+        del simulation
+        return lambda _: {}
 
 
 def _problems(turnout: Turnout, minimum: int, *, released: bool) -> dict[str, str]:

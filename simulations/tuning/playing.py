@@ -39,7 +39,7 @@ class Objective:
     task: str  # its name
     base: Mapping[str, Any]
     records: Division
-    test: Pool
+    test: Pool | Division
     metric: str
     options: Mapping[str, Any]
 

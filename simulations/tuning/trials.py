@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from simulations.tuning.space import Space, Value
 
 PRUNERS = ("median", "hyperband", "none")
-_NAME, _AGAIN, _IDENTITY, _WHY = "tune", "again", "identity", "why"
+_NAME, _AGAIN, _IDENTITY, _WHY, _MEASURED = "tune", "again", "identity", "why", "measured"
 _RUNNING, _FAILED = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL
 _STARTS = 5  # trials, and rounds of each, before any is pruned
 
@@ -127,6 +127,19 @@ class Trials:
                 if trial.state.is_finished() and (trial.state != _FAILED or _WHY in trial.user_attrs)
             )
         ]  # fmt: skip
+
+    @property
+    def interrupted(self) -> list[dict[str, Value]]:
+        """The settings of attempts that ended with their process; they may have read records."""
+        return [
+            dict(trial.params) for trial in self.study.trials if trial.state == _FAILED and _WHY not in trial.user_attrs
+        ]
+
+    def note_measured(self, cost: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Note, before it begins, that the best settings are measured in one more run; return the costs of all such."""
+        costs: list[dict[str, Any]] = [*self.study.user_attrs.get(_MEASURED, []), dict(cost)]
+        self.study.set_user_attr(_MEASURED, costs)
+        return costs
 
     def importances(self) -> dict[str, float]:
         """Return how much each setting has decided, adding up to 1 (PED-ANOVA: Watanabe et al., 2023, 2304.10255)."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -65,10 +64,6 @@ class Scores(Task):
     @override
     def model(self) -> nn.Module:
         return SPECIMENS[self._name].model()
-
-    @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from client.flower import open_site
 from client.task.probe import MADE_UP, OWN, Probe
+from client.task.task import Task
 from client.work.survey import Survey
 from privacy.errors import CloisterError, DataError, TaskError
 from simulations.engine.federation import SiteTerms
@@ -84,6 +85,17 @@ def test_a_bad_load_is_reported_in_one_sentence_without_its_own_text(
     assert "\n" not in str(caught.value)
 
 
+class Simulated(Tiny):
+    """A task that was only simulated, over arrays."""
+
+    load = Task.load  # type: ignore[assignment]  # what a task without one has
+
+
+def test_a_site_says_that_a_task_does_not_say_how_it_reads_records(make_federation: FederationMaker) -> None:
+    with pytest.raises(TaskError, match=r"Simulated does not say .*: write load\(self, path\), which returns inputs"):
+        site_with(make_federation, task_name(Simulated)).check_records()
+
+
 def test_records_that_carry_a_gradient_are_taken_without_it(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +123,7 @@ MODULES = {
     "X = 1": "has no 'Study'",
     "Study = 1": "is not a class",
     "class Study: pass": "is not a cloister.Task",
-    "from cloister import Task\nclass Study(Task): pass": "lacks example, load, loss, model; write what is missing",
+    "from cloister import Task\nclass Study(Task): pass": "lacks example, loss, model; write what is missing",
 }
 STUDY = """
 from tests.studies import Tiny

@@ -70,6 +70,8 @@ def test_records_of_ones_own_are_divided_among_any_number_of_sites(folder: Path,
     assert "20 sites, 2 rounds · engine vectorised" in done.stdout
     assert "✓ 2 rounds" in done.stdout
     assert (folder / "kept" / "report.html").exists()
+    own = cloister(*command, "--personal", "own.toml", cwd=folder)
+    assert "sites (trained by ditto without noise, not private), each on its site" in own.stdout, own.stderr
     options = "--dropout", "0.1", "--site-seconds", "exponential:30", "--deadline", "90", "--checkpoint", "checkpoint"
     private = "--participation", "poisson:0.5", "--site-epsilon", "8", "--max-update-norm", "0.5"
     whose = cloister(*command, *options, *private, cwd=folder)

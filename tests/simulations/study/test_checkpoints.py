@@ -33,6 +33,7 @@ class StopError(Exception):
 
 
 def play(folder: Path | None, /, **changed: Any) -> Result:  # noqa: ANN401 - whatever `simulate` takes
+    """Simulate, with some arguments changed."""
     given: dict[str, Any] = {"task": Sign, "records": (INPUTS, TARGETS), "run": PLAIN} | CALL | changed
     task, records, run = (given.pop(name) for name in ("task", "records", "run"))
     return simulate(task, records, run, checkpoint=folder, **given)
@@ -48,7 +49,9 @@ def _until_killed(folder: Path, engine: str) -> None:
     play(folder, engine=engine, callbacks=[kill])
 
 
-def _interrupted(folder: Path, **changed: Any) -> None:  # noqa: ANN401 - as for `play`
+def interrupted(folder: Path, **changed: Any) -> None:  # noqa: ANN401 - as for `play`
+    """Simulate until an exception after the second round."""
+
     def stop(row: Mapping[str, Any]) -> None:
         if row["round"] == 2:
             raise StopError
@@ -86,7 +89,7 @@ def test_what_algorithms_keep_is_in_the_checkpoint(
 ) -> None:
     monkeypatch.setattr("simulations.vectorised.kept_vectors._AT_ONCE", 50)  # bytes: some sites to a part
     run = PLAIN | {"strategy": {"name": strategy}}
-    _interrupted(tmp_path / "here", engine="vectorised", run=run)
+    interrupted(tmp_path / "here", engine="vectorised", run=run)
     assert (
         play(tmp_path / "here", engine="vectorised", run=run).digest == play(None, engine="vectorised", run=run).digest
     )
@@ -98,7 +101,7 @@ def test_stateful_callbacks_see_the_earlier_rows(tmp_path: Path) -> None:
 
     run = PLAIN | {"rounds": 9}
     whole = play(None, engine="vectorised", run=run, callbacks=[stop()])
-    _interrupted(tmp_path / "here", engine="vectorised", run=run)
+    interrupted(tmp_path / "here", engine="vectorised", run=run)
     resumed = play(tmp_path / "here", engine="vectorised", run=run, callbacks=[stop()])
     assert resumed.stopped == whole.stopped != ""
     assert _told(resumed) == _told(whole)
@@ -109,7 +112,7 @@ def test_private_simulations_go_on_with_their_noise_and_spending(tmp_path: Path)
         "run": {"rounds": 4}, "sites": 40, "participation": "poisson:0.2", "engine": "vectorised",
         "site_privacy": SitePrivacy(1.0, noise_multiplier=1.0),
     }  # fmt: skip
-    _interrupted(tmp_path / "here", **changed)
+    interrupted(tmp_path / "here", **changed)
     resumed = play(tmp_path / "here", **changed)
     assert len(resumed.rows) == 4
     assert resumed.site_epsilon == play(None, **changed).site_epsilon
@@ -153,7 +156,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
         play(tmp_path / "here", folder=tmp_path / "there")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / ".study.json.1.new").touch()  # of a process that was killed as it began
-    _interrupted(tmp_path / "here", engine="vectorised")
+    interrupted(tmp_path / "here", engine="vectorised")
     with folder_alone(tmp_path / "here"), pytest.raises(CloisterError, match="another process"):
         play(tmp_path / "here", engine="vectorised")
     (tmp_path / "here" / "new").mkdir()  # of a process that was killed while it wrote
@@ -183,7 +186,7 @@ def _with_odd_rows(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_without_a_part, _of_another_model, _with_nothing, _with_odd_rows])
 def test_a_checkpoint_of_which_something_is_missing_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    _interrupted(tmp_path / "here", engine="vectorised")
+    interrupted(tmp_path / "here", engine="vectorised")
     damage(tmp_path / "here")
     with pytest.raises(CloisterError, match="is damaged"):
         play(tmp_path / "here", engine="vectorised")

@@ -232,7 +232,7 @@ def test_flower_s_partitioners_divide_records() -> None:
         flower.LinearPartitioner(4),
         flower.SquarePartitioner(4),
         flower.ExponentialPartitioner(4),
-        flower.SizePartitioner([60, 60, 60, 60]),
+        flower.SizePartitioner([75, 75, 75, 75]),
         flower.NaturalIdPartitioner("ward"),
         flower.GroupedNaturalIdPartitioner("ward", 1),
         flower.ContinuousPartitioner(4, "a", strictness=0.5),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -39,11 +39,19 @@ RUN = {
 }
 
 
+def named() -> dict[str, Any]:
+    """The sites' records."""
+    return {site: (PIXELS[part] / LARGEST, LABELS[part]) for site, part in PARTS.items()}
+
+
+def of_no_site() -> tuple[Any, Any]:
+    """Records of no site."""
+    return PIXELS[240:300] / LARGEST, LABELS[240:300]
+
+
 def deployed(tmp_path: Path, engine: str) -> tuple[Result, Federation, SiteTerms]:
     """Simulate a run, found a consortium whose sites have the same records in files, and sign the exported run."""
-    named = {site: (PIXELS[part] / LARGEST, LABELS[part]) for site, part in PARTS.items()}
-    tested = np.arange(240, 300)
-    result = simulate(Digits, named, RUN, engine=engine, test=(PIXELS[tested] / LARGEST, LABELS[tested]), processes=2)
+    result = simulate(Digits, named(), RUN, engine=engine, test=of_no_site(), processes=2)
     exported = result.to_run(tmp_path / "run.toml")
     federation = Federation.create(tmp_path / "real", tuple(PARTS))
     for site, part in PARTS.items():
@@ -84,10 +92,10 @@ def test_real_agents_arrive_at_the_simulated_model(engine: str, tmp_path: Path) 
 
 
 def test_a_division_is_the_pools_of_its_sites() -> None:
-    named = {site: pool_of(part) for site, part in PARTS.items()}
-    division = Division.of(named)
+    pools = {site: pool_of(part) for site, part in PARTS.items()}
+    division = Division.of(pools)
     assert division.sizes == {"north": 80, "south": 80, "east": 80}
-    for site, pool in named.items():
+    for site, pool in pools.items():
         assert (division[site].targets == pool.targets).all()
 
 

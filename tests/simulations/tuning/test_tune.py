@@ -11,12 +11,16 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cloister import CloisterError, Tuning, tune
+from privacy.accounting.accounting import RDP, epsilon
+from simulations.tuning import playing
 from simulations.tuning.playing import reported
 from simulations.tuning.space import Space
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
@@ -115,6 +119,46 @@ def test_a_search_with_noise_says_what_all_trials_cost() -> None:
     assert all(row["epsilon"] == pytest.approx(1.0, rel=0.05) for row in tuned.trials)
     assert 1.5 < tuned.epsilon < 4.5
     assert tuned.result.epsilon < tuned.epsilon
+
+
+@pytest.mark.slow
+def test_epsilon_counts_every_attempt_and_every_last_run(tmp_path: Path) -> None:
+    child = get_context("fork").Process(target=_until_killed, args=(tmp_path,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert _states(tmp_path) == Counter(COMPLETE=1, RUNNING=1)
+    tuned = _private(tmp_path, trials=3)
+    cost = tuned.result._outcome.study.manifest.run_cost
+    assert tuned.epsilon == pytest.approx(
+        epsilon([cost] * 5, tuned.delta, accountant=RDP)
+    )  # three, one cut off, the last
+    again = _private(tmp_path, trials=3)
+    assert again.epsilon == pytest.approx(epsilon([cost] * 6, tuned.delta, accountant=RDP))
+
+
+def _private(folder: Path, trials: int) -> Tuning:
+    run = {"rounds": 2, "privacy": {"epsilon": 1.0, "max_grad_norm": 1.0}}
+    return tune(
+        Sign, (INPUTS, TARGETS), run, space=SPACE, trials=trials, sites=3, engine="vectorised", pruner="none",
+        folder=folder, progress=False,
+    )  # fmt: skip
+
+
+def _until_killed(folder: Path) -> None:
+    """Search until a kill after the first round of the second trial."""
+    torch.set_num_threads(1)  # those of the parent do not exist in a forked process
+    rounds = 0
+
+    def kill(trial: Any, step: int, value: float) -> bool:  # noqa: ANN401 - Optuna's
+        nonlocal rounds
+        rounds += 1
+        if rounds == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reported(trial, step, value)
+
+    playing.reported = kill
+    _private(folder, trials=3)
 
 
 def test_a_trial_that_fails_says_why_and_the_others_go_on() -> None:

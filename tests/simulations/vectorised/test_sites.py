@@ -31,8 +31,6 @@ from simulations.vectorised.sites import VectorisedSites, unsuitable
 from strategies.registry import completed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from privacy.codec.update import Layout
     from strategies.algorithm import LocalSolver
 
@@ -45,9 +43,6 @@ class Chain(Task):
 
     def model(self) -> nn.Module:
         return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Sequential(nn.Linear(8, CLASSES, bias=False)))
-
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
     def example(self) -> tuple[Tensor, Tensor]:
         return torch.randn(6, FEATURES), torch.arange(6) % CLASSES

@@ -1,0 +1,165 @@
+"""Read the records of a simulation, divide them among its sites, and hold some of each site's out to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from client.data.fitness import Fitness
+from client.data.inputs import call
+from client.task.probe import make_model
+from privacy.errors import ConfigError, DataError
+from simulations.partitions import FeatureShift, divide, read_partition
+from simulations.pools import Division, Pool, read_pool
+from simulations.study.run_settings import checked_names, named_sites
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from client.task.probe import Example
+    from client.task.task import Task
+    from simulations.partitions import Partition
+
+_USUAL = 10  # sites
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """The records of a simulation."""
+
+    training: Division
+    test: Pool  # no site trains on them
+    held_out: Division | None  # those to test on by their sites; None if it was not said whose they are
+
+
+def deal(
+    reader: Reader,
+    records: Any,  # noqa: ANN401 - see `read_pool`; or a mapping by site
+    test: Any,  # noqa: ANN401 - a fraction, or records; or a mapping by site
+    *,
+    sites: int | None,
+    known: Sequence[str],
+    partition: str | Partition,
+    seed: int,
+) -> Dealt:
+    """Read records and divide them.
+
+    Args:
+        reader: reads them.
+        records: of all sites together, or of each by its name.
+        test: records to test on, likewise; or the fraction of each site's that is held out for it.
+        sites: how many, if the records do not name them.
+        known: names of sites, taken if they are as many.
+        partition: divides records of all sites together.
+        seed: decides who has which, and which are held out.
+
+    Raises:
+        ConfigError: if they cannot be divided so.
+        DataError: if the task cannot use them.
+    """
+    if isinstance(test, int | float) and not 0 < test < 1:
+        msg = f"test = {test:g} must be between 0 and 1: the fraction of records on which models are measured"
+        raise ConfigError(msg)
+    if isinstance(records, Mapping):
+        if sites not in {None, len(records)}:
+            msg = f"the records name {len(records)} sites; leave sites = {sites} out"
+            raise ConfigError(msg)
+        everything = reader.named(records, "the records of")
+    else:
+        count = sites or len(known) or _USUAL
+        names = known if len(known) == count else named_sites(count)
+        everything = _divided(reader.read(records), names, partition, seed)
+    if isinstance(test, int | float):
+        training, held_out = everything.split(test, seed)
+        if not any(held_out.sizes.values()):
+            count = len(everything.whole)
+            msg = f"{count} records of {len(everything)} sites are too few to test on; add some, or give test records"
+            raise ConfigError(msg)
+        return Dealt(training, held_out.whole, held_out)
+    if not isinstance(test, Mapping):
+        return Dealt(everything, reader.read(test, "the test records"), None)
+    if unknown := [str(site) for site in test if site not in everything.parts]:
+        msg = f"the test records name {unknown[0]!a}, which is no site of this simulation"
+        raise ConfigError(msg)
+    held_out = reader.named(test, "the test records of")
+    return Dealt(everything, held_out.whole, held_out)
+
+
+def _divided(pool: Pool, names: Sequence[str], partition: str | Partition, seed: int) -> Division:
+    chosen = read_partition(partition)
+    parts = divide(chosen, pool.described, len(names), seed)
+    if isinstance(chosen, FeatureShift):
+        pool = pool.shifted(parts, chosen.sigma, seed)
+    return Division(pool, dict(zip(names, parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads records as a task has them, and tries its loss on each."""
+
+    task: Task
+    name: str
+    example: Example
+
+    def read(self, records: Any, whose: str = "the records") -> Pool:  # noqa: ANN401 - see `read_pool`
+        """Return records as a pool.
+
+        Raises:
+            DataError: if the task cannot use them.
+        """
+        pool = read_pool(self.task, self.name, self.example, records)
+        path = Path(records) if isinstance(records, str | Path) else Path(whose)
+        with torch.random.fork_rng(devices=[]):
+            module = make_model(self.task, 0)
+        try:
+            Fitness(self.task, self.name, module).check(pool.records, range(1, len(pool) + 1), path)
+        except DataError as error:
+            if problem := _of_labels(module, pool):
+                msg = f"{path}: {problem}"
+                raise DataError(msg) from error
+            raise
+        return pool
+
+    def named(self, records: Mapping[str, Any], whose: str) -> Division:
+        """Return the records of sites, each given by its name.
+
+        Raises:
+            ConfigError: if there are none, or a name cannot be a site's.
+            DataError: if the task cannot use them.
+        """
+        if isinstance(records, Division):
+            return records
+        if not records:
+            msg = f"{whose} no site are given: name at least one, with its records"
+            raise ConfigError(msg)
+        checked_names(list(records))
+        return Division.of({site: self.read(own, f"{whose} {site}") for site, own in records.items()})
+
+
+def _of_labels(module: nn.Module, pool: Pool) -> str | None:
+    """Return what is wrong with labels of which the model has no output, or None."""
+    with torch.no_grad():
+        outputs = call(module.eval(), pool.subset(np.arange(1)).inputs)
+    targets = pool.targets
+    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():  # noqa: PLR2004 - one row a record
+        return None
+    least, most, count = int(targets.min()), int(targets.max()), outputs.shape[1]
+    wrong = ((targets < 0) | (targets >= count)).nonzero()[:, 0]
+    if not len(wrong):
+        return None
+    outputs_for = f"but the model has {count} outputs, for 0 to {count - 1}"
+    if len(wrong) <= len(targets) // 100:
+        place = int(wrong[0])
+        return f"the target of record {place + 1} is {int(targets[place])}, {outputs_for}; correct the record"
+    if least < 0:
+        mend = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
+    else:
+        mend = f"subtract {least} from them" if most - least < count else f"give the model {most + 1} outputs"
+    return f"labels are {least} to {most}, {outputs_for}; {mend}"
