@@ -75,6 +75,9 @@ class LightMode(TorchDispatchMode):
     torch loads it to keep it from compiling what a mode does. Here it is loaded only if a task compiles something.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+
     @classmethod
     @override
     def _should_skip_dynamo(cls) -> bool:
