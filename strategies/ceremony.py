@@ -89,7 +89,8 @@ class Ceremony:
                 with self._turn.alone() as known:
                     held = self._bring(grid, sites, minimum) if known else (0, "", [])
             if held[2] and self._turn.begin():
-                return *held[:2], begin_round(self._members, grid, held[2], minimum)
+                epoch, keys, holders = held
+                return epoch, keys, begin_round(self._members, grid, holders, minimum)
             sites = self._ask_again(grid, sites, minimum)  # another run has had keys made since
         return 0, "", []
 
