@@ -201,7 +201,10 @@ def test_a_folder_must_have_one_series(tmp_path: Path) -> None:
 def scan_of(folder: Path, **changes: dict[str, Any]) -> str:
     """The problem with a series of three slices, some of which are changed, by name."""
     for number, name in enumerate("abc"):
-        elements = {"ImagePositionPatient": [0, 0, 2.5 * number], "InstanceNumber": number} | changes.get(name, {})
+        elements: dict[str, Any] = {
+            "ImagePositionPatient": [0, 0, 2.5 * number],
+            "InstanceNumber": number,
+        } | changes.get(name, {})
         save(folder, dicom(**elements), f"series/{name}")
     return problem_of(labels(folder, "series,benign"), Volume())
 

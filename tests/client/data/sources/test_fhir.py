@@ -158,7 +158,7 @@ def test_files_that_are_not_bundles_are_refused(tmp_path: Path, data: str, messa
 
 
 def test_an_observation_without_a_value_leaves_the_one_before(tmp_path: Path) -> None:
-    absent = {"dataAbsentReason": concept("x", "not-performed")}
+    absent: dict[str, Any] = {"dataAbsentReason": concept("x", "not-performed")}
     pressure, unknown = ([{"code": concept(LOINC, "8480-6"), **value}] for value in (quantity(150, None), absent))
     assert row(
         tmp_path, patient(), observation("2339-0", **quantity(15)),
