@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.service")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds until sites are asked again that did not answer
+_FIRST_PAUSE, _DOUBLED = 10.0, 8  # seconds until sites are asked again that did not answer
 _AT_ONCE = 2  # deliveries
 
 
@@ -86,7 +86,7 @@ class LateSites:
         if (tried := self._tried.get(digest)) is None or there - tried.online:
             return True
         tried.online &= there  # one that comes back is asked at once
-        return time.monotonic() - tried.moment > min(_FIRST_PAUSE * 2**tried.times, _LONGEST_PAUSE)
+        return time.monotonic() - tried.moment > _FIRST_PAUSE * (1 << min(tried.times, _DOUBLED))
 
     def _deliver(self, one: Running) -> None:
         grid = None
