@@ -263,7 +263,7 @@ def answer_all(
     Raises:
         CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
     """
-    wait = 0.0  # the first answer comes at once, and shows that gRPC gets through
+    wait, worked = 0.0, False  # the first answer comes at once, and shows that gRPC gets through
     look()
     while not stop.is_set():
         data = exchange.pull(wait)
@@ -271,6 +271,9 @@ def answer_all(
             line.stands()
         if data is None:
             look()
+            if worked:  # in mid-round, the next message needs what this one took
+                trim()
+                worked = False
         else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
             failpoint("agent-asked")
@@ -279,7 +282,7 @@ def answer_all(
             failpoint("agent-answers")
             _deliver(exchange, reply, message.metadata.message_id, stop)
             del message, reply
-            trim()
+            worked = True
         while waiting and not stop.is_set():
             with turns:
                 waiting.pop(0)()

@@ -1,7 +1,7 @@
 """Make glibc return freed memory to the system: by default it keeps that of large arrays, up to a model's size.
 
 A server returns each array when it is freed. A site that trains frees and takes the same arrays in every step, and
-would spend more time on getting new pages than on computing: it keeps them until its round ends, in pages of 2 MB.
+would spend more time on getting new pages than on computing: it keeps them until no message waits, in pages of 2 MB.
 """
 
 from __future__ import annotations

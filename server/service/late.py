@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.service")
 
-_FIRST_PAUSE, _DOUBLED = 10.0, 8  # seconds until sites are asked again that did not answer
+_FIRST_PAUSE, _DOUBLED = 10.0, 8  # seconds until sites that did not answer are asked again; how often it doubles
 _AT_ONCE = 2  # deliveries
 
 
