@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
+_LARGE = 64 << 10  # bytes that do not wait for more
 HEAD_SECONDS = 10.0
 """From TLS, or from the last answer, to the end of a request's head; also for a body that nobody reads any more."""
 
@@ -75,6 +76,38 @@ class _Counted(socket.socket):
                 del counts[self._network]
 
 
+class _Together:
+    """A transport that sends at once what is written in a turn of the event loop: the head and body of an answer.
+
+    Each record of TLS and each call of the system that it saves leaves time to the threads of rounds.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._waiting = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Send data, at the latest when the loop turns."""
+        if not self._waiting:
+            self._loop.call_soon(self._send)
+        self._waiting += data
+        if len(self._waiting) > _LARGE:
+            self._send()
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._waiting:
+            waiting, self._waiting = bytes(self._waiting), bytearray()
+            self._transport.write(waiting)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a transport has
+        return getattr(self._transport, name)
+
+
 class PunctualConnection(H11Protocol):
     """A connection with a deadline for each request's head, and for what is left of a body once it was answered."""
 
@@ -82,7 +115,7 @@ class PunctualConnection(H11Protocol):
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Together(transport, self.loop)))
         self._await_head()
 
     @override

@@ -60,6 +60,15 @@ def test_it_answers_nothing_else_and_does_not_name_its_server(port: Listener) ->
     assert "server" not in get(port, "/livez").headers
 
 
+def test_head_and_body_of_each_answer_come_together(port: Listener) -> None:
+    with socket.create_connection(("localhost", port.port), timeout=20) as line:
+        for _ in range(3):
+            line.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = line.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"\r\n\r\nok\n")
+
+
 def test_connections_that_say_nothing_do_not_make_it_look_ill(port: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connections, "HEAD_SECONDS", 0.3)
     with ExitStack() as lines:
