@@ -232,13 +232,14 @@ def test_slices_whose_order_or_distance_is_not_known_are_refused(
 
 def test_what_a_scan_need_not_say_and_unused_bits_change_nothing(tmp_path: Path) -> None:
     expected, _ = read(save(tmp_path, dicom()), Dicom(), Scan())
-    for changes in (
+    others: tuple[dict[str, Any], ...] = (
         {"PatientName": None, "InstanceNumber": None, "SeriesInstanceUID": None},
         {"ImagePositionPatient": None, "ImageOrientationPatient": None},
         {"BitsStored": 12, "HighBit": 11},
         {"WindowCenter": 40, "WindowWidth": 400, "PixelSpacing": [0.5, 0.5]},
         {"NumberOfFrames": 1, "PlanarConfiguration": 0},
-    ):
+    )
+    for changes in others:
         torch.testing.assert_close(read(save(tmp_path, dicom(**changes)), Dicom(), Scan())[0], expected)
     negative = dicom(STORED - 12)
     twelve = dicom((STORED - 12) & 0x0FFF, BitsStored=12, HighBit=11)
