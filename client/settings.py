@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from client.data.sources.options import SourceOptions
@@ -107,6 +107,10 @@ class Computing:
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # after how many steps a round's are kept on disk; 0: never
 
 
+def _as_tuple(given: object) -> object:
+    return tuple(given) if isinstance(given, list) else given
+
+
 @explained
 @dataclass(frozen=True, config=STRICT)
 class Personal:
@@ -120,7 +124,7 @@ class Personal:
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0  # over as many records as the site declares
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # Ditto's λ
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)  # patterns of the parameters that are trained
+    layers: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("*",)  # patterns
     batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 32
     optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each time
 

@@ -100,7 +100,7 @@ class _Search:
     """A run, and the space from which its settings are drawn."""
 
     def __init__(self, run: Path, space: Path | None) -> None:
-        from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
+        from client.task.installed import find_for_run  # noqa: PLC0415 - loads torch
         from privacy.config import read_toml  # noqa: PLC0415
         from privacy.run.settings import RunSettings  # noqa: PLC0415
         from simulations.tuning.space import read_space, settings_map, usual  # noqa: PLC0415
@@ -110,7 +110,7 @@ class _Search:
         if settings.training is None:
             msg = f"{run}: a search is for a run with [training]"
             raise ConfigError(msg)
-        find_beside(run.absolute().parent, [settings.task])
+        find_for_run(run, settings.task)
         self.settings, self.base = settings, settings_map(settings)
         self.space = usual(self.base, charged=False) if space is None else read_space(space, self.base)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -16,8 +17,6 @@ from privacy.errors import ConfigError
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from simulations.study.runner import Outcome
 
 
@@ -98,6 +97,19 @@ class Result:
     def models(self) -> list[Any]:
         """The untrained model and those after each round, if `keep_models` was set; otherwise only the last one."""
         return self._outcome.modules()
+
+    @property
+    def released(self) -> int:
+        """How many rounds released their sum; after none of them, the model is the untrained one."""
+        return sum(bool(row["released"]) for row in self.rows)
+
+    @property
+    def rounds_line(self) -> str:
+        """How many rounds there were, and how many of them released a model, if not all did."""
+        count = f"{len(self.rows)} rounds"
+        if self.released == len(self.rows):
+            return count
+        return f"{self.released or 'none'} of {count} released a model" + ("" if self.released else ": it is untrained")
 
     @property
     def site_models(self) -> Mapping[str, Any]:
@@ -188,7 +200,7 @@ class Result:
         )
         ended = f" It ended early: {self.stopped}." if self.stopped else ""
         lead = [
-            f"After {len(self.rows)} rounds: {figures}; {cost}.{ended}",
+            f"After {self.rounds_line}: {figures}; {cost}.{ended}",
             f"Engine {self.engine}: {self.why}. Model {self.digest[:16]}…",
         ]
         if own := self.personal_line:
@@ -203,6 +215,7 @@ class Result:
         return {
             "engine": self.engine,
             "why": self.why,
+            "released": self.released,
             "stopped": self.stopped,
             "rounds": len(self.rows),
             **self.metrics,
@@ -249,7 +262,7 @@ class Result:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         cost = f"ε {self.epsilon:.2f}" if math.isfinite(self.epsilon) else "no privacy"
         cost += f", site ε {self.site_epsilon:.2f}" if self.site_epsilon is not None else ""
-        return f"<Result: {len(self.rows)} rounds, {figures}, {cost}; engine {self.engine}>"
+        return f"<Result: {self.rounds_line}, {figures}, {cost}; engine {self.engine}>"
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,5 +290,8 @@ def compare(
     """
     from cloister.views.plots import draw_comparison  # noqa: PLC0415 - loads matplotlib
 
+    if not isinstance(results, Mapping):
+        msg = "compare takes results by name: compare({'FedAvg': one, 'FedProx': other})"
+        raise ConfigError(msg)
     rows = {name: result.rows for name, result in results.items()}
     return draw_comparison(rows, metric, title, Path(path) if path else None)

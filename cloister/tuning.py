@@ -205,8 +205,12 @@ def search(
     advance: Callable[[Sequence[Mapping[str, Any]], str], None], *, space: Any, trials: int, metric: str | None,  # noqa: ANN401
     larger_is_better: bool | None, pruner: str, processes: int, folder: Path | str | None,
 ) -> Tuning:  # fmt: skip
-    """Search as `tune` does, whose other arguments are in `dealt` and `options`; `advance` is told of each trial."""
-    from simulations.study.runner import prepare  # noqa: PLC0415 - loads torch
+    """Search as `tune` does, whose other arguments are in `dealt` and `options`.
+
+    `advance` is told of each trial, and how to say how far the search is.
+    """
+    from simulations.study.digest import digest_of  # noqa: PLC0415 - loads torch
+    from simulations.study.runner import prepare  # noqa: PLC0415
     from simulations.tuning.playing import ManyProcesses, Objective, ThisProcess  # noqa: PLC0415
     from simulations.tuning.space import applied, read_space, settings_map  # noqa: PLC0415
     from simulations.tuning.trials import Trials  # noqa: PLC0415
@@ -224,16 +228,24 @@ def search(
         judged, kept = _halved(study, int(options["seed"]))
         share = {"processes": max(1, simulation.processes // processes)}  # of this machine's, for a trial
         objective = Objective(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
-        identity = {"space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options}
-        advance((), chosen)
+        identity = {
+            "space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options,
+            "pruner": pruner, "study": digest_of(study),
+        }  # fmt: skip
+
+        def told() -> None:
+            rows = kept_trials.ended
+            values = [row["value"] for row in rows if row["state"] == "complete"]
+            advance(rows, f"best {chosen} {(max if larger else min)(values):.3f}" if values else "trials")
+
+        advance((), "trials")
         players = ThisProcess(objective) if processes == 1 else ManyProcesses(objective, min(processes, trials))
         with players, Trials.opened(
             Path(folder or Path(temporary, "trials")), identity, larger_is_better=larger, pruner=pruner,
             rounds=simulation.settings.rounds, seed=int(options["seed"]),
         ) as kept_trials:  # fmt: skip
-            players.search(
-                searched, kept_trials, trials - len(kept_trials.ended), lambda: advance(kept_trials.ended, chosen)
-            )
+            told()
+            players.search(searched, kept_trials, trials - len(kept_trials.ended), told)
             rows, importances = kept_trials.ended, kept_trials.importances()
             params = best_of(rows, larger_is_better=larger)["params"]
             cut_off = _cut_off(kept_trials.interrupted, base, simulation)
@@ -315,8 +327,7 @@ def _shown(total: int, *, visible: bool | None) -> Iterator[Callable[[Sequence[M
     with progress_bar(visible=visible) as bar:
         shown = bar.add_task("reading records", total=total)
 
-        def advance(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-            values = [row["value"] for row in rows if row["state"] == "complete"]
-            bar.update(shown, completed=len(rows), description=f"{metric} {values[-1]:.3f}" if values else "trials")
+        def advance(rows: Sequence[Mapping[str, Any]], said: str) -> None:
+            bar.update(shown, completed=len(rows), description=said)
 
         yield advance

@@ -42,16 +42,16 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 @contextmanager
-def in_double(probe: Probe, noise: float = 0.0) -> Iterator[Probe]:
+def in_double(probe: Probe, noise: float = 0.0, seed: int = 0) -> Iterator[Probe]:
     """Compute in double precision within this context, with the probe that it yields; the model gets its weights back.
 
-    With `noise`, everything that an operation reads is multiplied by a number drawn from [1 - noise, 1 + noise]. What
-    cannot be computed so fails with the probe's `TaskError`.
+    With `noise`, everything that an operation reads is multiplied by a number from [1 - noise, 1 + noise], which `seed`
+    decides. What cannot be computed so fails with the probe's `TaskError`.
     """
     kept = {name: tensor.data for name, tensor in tensors_of(probe.module).items() if tensor.dtype in _WIDER}
     try:
         _set(probe, {name: data.to(_WIDER[data.dtype]) for name, data in kept.items()})
-        with _Double(noise):
+        with _Double(noise, seed):
             yield replace(probe, number=torch.float64)
     finally:
         _set(probe, kept)
@@ -66,9 +66,9 @@ def _set(probe: Probe, values: dict[str, Tensor]) -> None:
 class _Double(LightMode):
     """A context in which operations compute with float64 in place of float32."""
 
-    def __init__(self, noise: float) -> None:
+    def __init__(self, noise: float, seed: int) -> None:
         super().__init__()
-        self._noise, self._draw = noise, torch.Generator().manual_seed(0)
+        self._noise, self._draw = noise, torch.Generator().manual_seed(seed)
 
     @override
     def __torch_dispatch__(

@@ -29,6 +29,12 @@ def find_beside(folder: Path, tasks: Iterable[str]) -> None:
             return
 
 
+def find_for_run(run: Path, task: str) -> None:
+    """Let Python find the task of a run that is simulated here: beside the run's file, or in the current folder."""
+    for folder in (run.absolute().parent, Path.cwd()):
+        find_beside(folder, [task])
+
+
 def package_digest(module: str, name: str) -> str | None:
     """Return the SHA-256, in hex, of a class's name and all Python files in the top package of its module.
 

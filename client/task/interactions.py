@@ -52,6 +52,7 @@ ALONE = (
 _SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # tolerance relative to the gradients' norms, in float32
 _ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # tolerance in units of a coarser type's rounding error
 _AMPLIFIED = 64  # roundings of float32, by which batches have to differ if rounding is why they do
+_TRIES = 8  # at such roundings: what is amplified most varies much from one to the next
 _CANCELLED = 1e-5  # relative to the gradients of outputs: where they cancel out, a smaller remainder is rounding
 _DISTINCT = 16  # records whose gradients are computed one by one
 _SMALL, _SIZES, _HUGE = 7, (64, 32, 16), 257  # records in a batch
@@ -264,14 +265,18 @@ class _Check:
         They do if they differ in double precision, or cannot be computed in it; or if rounding has no such effect.
         """
         kept = self._probe, self._coarse, self._strict, self._norm
+
+        def amplified(seed: int) -> bool:
+            self._probe, self._coarse, self._strict, self._norm = kept
+            with in_double(self._probe, _AMPLIFIED * torch.finfo(torch.float32).eps, seed) as self._probe:
+                return apart()
+
         try:
             with in_double(self._probe) as self._probe:
                 self._coarse, self._strict = torch.finfo(torch.float64).eps, STRICTER
                 if apart():
                     return True
-            self._probe, self._coarse, self._strict, self._norm = kept
-            with in_double(self._probe, _AMPLIFIED * torch.finfo(torch.float32).eps) as self._probe:
-                return not apart()
+            return not any(map(amplified, range(_TRIES)))
         except TaskError:
             return True
         finally:

@@ -115,8 +115,8 @@ class Task(NamedMetrics, Subgrouped, ABC):
 
 
 _INSTALL = (
-    "install its package, or put its file beside site.toml (of a run to simulate, beside the run's file); or correct "
-    "its name"
+    "install its package, or put its file beside site.toml (of a run to simulate, beside the run's file or in the "
+    "current folder); or correct its name"
 )
 
 

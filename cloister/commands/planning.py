@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,6 +101,7 @@ def measured_plan(
     from simulations.planning.records import records_like  # noqa: PLC0415
 
     find_beside(beside, [settings.task])
+    find_beside(Path.cwd(), [settings.task])
     task = import_task(settings.task)
     pool = records_like(task, settings.task, records)
     chosen = cohorts(settings.cohort.sizes, settings.colluding_sites)

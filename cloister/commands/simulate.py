@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from client.settings import PersonalAlone
-from client.task.installed import find_beside
+from client.task.installed import find_for_run
 from client.task.task import import_class
 from cloister.views.observers import against_whom, cost_of_votes
 from cloister.views.run import RoundTable, listening
@@ -50,7 +50,7 @@ def simulate(run: Path | None, folder: Path, console: Console, personal: Path | 
         raise ConfigError(msg)
     own = read_toml(personal, PersonalAlone).personal if personal else None
     if run and settings:
-        find_beside(run.absolute().parent, [settings.task])
+        find_for_run(run, settings.task)
         import_class(settings.task)  # fail before any folder is made
     study = prepare_study(folder, run, limits=False, personal=own)
     results = run_here(study, console)

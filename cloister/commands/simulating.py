@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.commands import Json
+from cloister.commands import Json, going_on
 from cloister.views.run import make_console
-from privacy.errors import ConfigError
+from privacy.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,30 +115,45 @@ def simulate(
         "gpus_per_site": gpus_per_site,
     }  # fmt: skip
     rest = {"folder": folder, "checkpoint": checkpoint, "log": log}
-    result = _of_records(run, records, options, rest, console)
+    with going_on(checkpoint):
+        result = _of_records(run, records, options, rest, console)
     if save:
         result.save(save)
     if as_json:
         typer.echo(json.dumps(result.summary()))
+        _check_trained(result)
         return
     figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     cost = f"; ε {result.epsilon:.2f}, δ {result.delta:g}" if math.isfinite(result.epsilon) else "; no privacy"
     if result.site_epsilon is not None:
         cost += f"; of a site, to who sees only models: ε {result.site_epsilon:.2f}, δ {result.site_delta:g}"
-    typer.echo(f"✓ {len(result.rows)} rounds: {figures}{cost}")
+    _check_trained(result)
+    typer.echo(f"✓ {result.rounds_line}: {figures}{cost}")
     if result.personal_line:
         typer.echo(result.personal_line)
-    typer.echo(f"next: open {save / 'report.html'}" if save else "next: the same with --save FOLDER, to keep the model")
+    typer.echo(f"next: open {save / 'report.html'}" if save else "nothing is kept; --save FOLDER writes a run's model")
+
+
+def _check_trained(result: Result) -> None:
+    """Check that a round released a model.
+
+    Raises:
+        RunError: if none did.
+    """
+    if not result.released:
+        last = next((row["problems"] for row in reversed(result.rows) if row["problems"]), "too few sites took part")
+        msg = f"{result.rounds_line}; in the last one, {last}"
+        raise RunError(msg)
 
 
 def _of_records(run: Path, records: Path, options: dict[str, Any], rest: dict[str, Any], console: Console) -> Result:
-    from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
+    from client.task.installed import find_for_run  # noqa: PLC0415 - loads torch
     from cloister.simulating import play_study  # noqa: PLC0415 - loads torch
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
     from simulations.study.run_settings import read_with_task  # noqa: PLC0415 - loads torch
 
     settings, task = read_with_task(run)
-    find_beside(run.absolute().parent, [task])
+    find_for_run(run, task)
     with SimulationTable(console) as table:
         return play_study(task, records, settings, options, table, **rest)
 

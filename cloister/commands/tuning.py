@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.commands import Json
+from cloister.commands import Json, going_on
 from cloister.views.patience import patience
 from cloister.views.run import make_console
 from privacy.errors import ConfigError
@@ -58,17 +58,18 @@ def tune(
     if records is None:
         msg = "name public or made-up records with --records FILE; for a consortium's own records, see --private"
         raise ConfigError(msg)
-    from client.task.installed import find_beside  # noqa: PLC0415 - loads torch
+    from client.task.installed import find_for_run  # noqa: PLC0415 - loads torch
     from cloister.tuning import tune as search  # noqa: PLC0415
     from simulations.study.run_settings import read_with_task  # noqa: PLC0415
 
     settings, task = read_with_task(run)
-    find_beside(run.absolute().parent, [task])
-    tuned = search(
-        task, records, settings, space=space, trials=trials, metric=metric, pruner=pruner,
-        larger_is_better=False if minimise else None, processes=processes, folder=folder, sites=sites,
-        partition=partition, participation=participation, test=test, engine=engine, seed=seed, device=device,
-    )  # fmt: skip
+    find_for_run(run, task)
+    with going_on(folder):
+        tuned = search(
+            task, records, settings, space=space, trials=trials, metric=metric, pruner=pruner,
+            larger_is_better=False if minimise else None, processes=processes, folder=folder, sites=sites,
+            partition=partition, participation=participation, test=test, engine=engine, seed=seed, device=device,
+        )  # fmt: skip
     tuned.save(folder)
     if as_json:
         typer.echo(json.dumps(tuned.summary()))

@@ -134,8 +134,9 @@ def measure(
 
 
 def _environment(beside: Path) -> dict[str, str]:
-    """Return what lets a process find a task that lies beside its run."""
-    return {"PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(beside.absolute())])}
+    """Return what lets a process find a task that lies beside its run, or in the current folder."""
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join([*given, str(beside.absolute()), str(Path.cwd())])}
 
 
 def _summarise(measured: Measured, watch: Watch) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from simulations.study.checkpoints import Checkpoint
     from simulations.study.simulation import Engine, Played, Simulation
 
+_LISTED = 5  # sites in a message
 _KEPT, _TRAINED = "personal", "personal_trained"  # in a checkpoint
 
 
@@ -102,6 +103,10 @@ class SiteModels(Mapping[str, "nn.Module"]):
 
     @override
     def __getitem__(self, site: str) -> nn.Module:
+        if site not in self._places:
+            known = f"{', '.join([*self._places][:_LISTED])}…" if self._places else "none; give personal=…"
+            msg = f"no site {site!a} has a model of its own; those that have one: {known}"
+            raise KeyError(msg)
         return self._simulation.loaded(self._own(self._places[site], self._shared)).eval()
 
     @override

@@ -76,7 +76,10 @@ class Trials:
                 study.sampler = optuna.samplers.TPESampler(seed=seed + len(done), constant_liar=True)
                 text = json.dumps(identity, sort_keys=True, default=str)
                 if study.user_attrs.setdefault(_IDENTITY, text) != text:
-                    msg = f"{path} has trials of another run, space or metric; name another folder, or remove this one"
+                    msg = (
+                        f"{path} has trials of another search: its run, task, records, sites, space, metric or options "
+                        "differ; name another folder, or remove this one"
+                    )
                     raise ConfigError(msg)
                 study.set_user_attr(_IDENTITY, text)
                 trials = cls(study)

@@ -74,6 +74,9 @@ def contents(folder: Path, clear: set[str] = OPEN) -> dict[str, bytes]:
     return {name: read_log(folder / name) if is_log(name) else read_file(folder / name) for name in sorted(names)}
 
 
+WORDS = re.compile(rb"[\sa-z_{}\[\]\":,.-]+")  # of JSON, which are nobody's
+
+
 def canaries_in(kept: dict[str, bytes]) -> set[bytes]:
     """Pieces of what is in files, many of each kind; bytes that repeat (zeros, JSON's words) are none."""
     random, canaries = Random(7), set[bytes]()  # noqa: S311 - chooses what to look for
@@ -82,7 +85,7 @@ def canaries_in(kept: dict[str, bytes]) -> set[bytes]:
         for _ in range(CANARIES // 2):
             start = random.randrange(max(1, len(own) - BYTES))
             canaries.add(own[start : start + BYTES])
-    canaries = {each for each in canaries if len(set(each)) >= BYTES - 4}
+    canaries = {each for each in canaries if len(set(each)) >= BYTES - 4 and not WORDS.fullmatch(each)}
     assert len(canaries) >= CANARIES
     return canaries
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
+from threading import enumerate as enumerate_threads
 
 import pytest
 
@@ -40,6 +41,9 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     listening = Manager(name)
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     yield listening
+    for thread in enumerate_threads():
+        if thread.name == "watchdog":  # otherwise its last sign would be the next test's
+            thread.join(LONG)
     listening.close()
 
 

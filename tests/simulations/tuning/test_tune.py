@@ -55,15 +55,18 @@ def test_a_search_that_was_killed_goes_on_with_every_trial_once(count: int, tmp_
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(count)], env=environment, cwd=ROOT)
     deadline = time.monotonic() + 100
-    while sum(_states(tmp_path)[state] for state in ("COMPLETE", "PRUNED")) < count // 4:
+    before, done = Counter[str](), 0
+    while done < count // 4 or not before["RUNNING"]:
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        before = _states(tmp_path)
+        done = before["COMPLETE"] + before["PRUNED"]
     process.send_signal(signal.SIGKILL)
     process.wait(10)
-    before = _states(tmp_path)
     assert before["RUNNING"] in {1, 2}
-    done = before["COMPLETE"] + before["PRUNED"]
     assert done < count
 
     tuned = search(tmp_path, trials=count)
@@ -92,8 +95,12 @@ def test_a_search_finds_the_better_settings_and_writes_them(tmp_path: Path) -> N
     }
     assert f"learning_rate = {tuned.best_params['training.learning_rate']!r}" in (folder / "run.toml").read_text()
     assert json.loads((folder / "tuning.json").read_text())["trials"] == 12
-    with pytest.raises(CloisterError, match="another run, space or metric"):
-        search(tmp_path / "trials", trials=12, processes=1, metric="loss")
+    others: tuple[dict[str, Any], ...] = (
+        {"metric": "loss"}, {"sites": 5}, {"partition": "dirichlet:0.5"}, {"test": 0.3}, {"pruner": "none"},
+    )  # fmt: skip
+    for other in others:
+        with pytest.raises(CloisterError, match="of another search: its run, task, records"):
+            search(tmp_path / "trials", trials=12, processes=1, **other)
 
 
 def test_a_trial_that_promises_little_ends_early(tmp_path: Path) -> None:
