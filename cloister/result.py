@@ -290,7 +290,8 @@ def compare(
     """
     from cloister.views.plots import draw_comparison  # noqa: PLC0415 - loads matplotlib
 
-    if not isinstance(results, Mapping):
+    given: Any = results
+    if not isinstance(given, Mapping):
         msg = "compare takes results by name: compare({'FedAvg': one, 'FedProx': other})"
         raise ConfigError(msg)
     rows = {name: result.rows for name, result in results.items()}

@@ -52,10 +52,15 @@ def test_systemd_gets_signs_of_life_until_the_process_stops(manager: Manager, mo
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     with service_manager.watched():
         service_manager.ready()
-        assert {manager.hear() for _ in range(5)} == {"READY=1", "WATCHDOG=1"}
-    while (heard := manager.hear()) == "WATCHDOG=1":
+        heard = set[str]()
+        for _ in range(1000):  # signs of life may come first
+            heard.add(manager.hear())
+            if len(heard) > 1:
+                break
+        assert heard == {"READY=1", "WATCHDOG=1"}
+    while (last := manager.hear()) == "WATCHDOG=1":
         pass
-    assert heard == "STOPPING=1"
+    assert last == "STOPPING=1"
 
 
 def test_a_process_that_hangs_gives_no_sign(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,5 +114,5 @@ def test_server_and_agent_tell_systemd_when_they_are_ready_and_when_they_stop(
         while (heard := manager.hear()) == "READY=1":
             pass
         assert heard == "STOPPING=1"
-        assert child.wait(LONG) == 130
+        assert child.wait(LONG) == 130, processes.tail(name)
     manager.close()
