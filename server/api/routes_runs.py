@@ -100,9 +100,16 @@ async def list_events(
     return await api.answers.to(("events", run, after, limit), look)
 
 
+_SENT = {  # of each event
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "required": ["data"],
+}
+
+
 @router.get("/{run}/follow", response_class=EventSourceResponse, responses={200: {
     "description": "events, each with its number as id; at last `end`, with the run's status and the reason",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": _SENT}},
 }})  # fmt: skip
 async def follow(
     api: Here,

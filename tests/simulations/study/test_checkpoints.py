@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from multiprocessing import get_context
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load, save
 
 from cloister import CloisterError, EarlyStop, SitePrivacy, simulate
@@ -18,10 +19,16 @@ from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from cloister import Result
 
+ROOT = Path(__file__).parents[3]
+KILLED = """
+import sys
+from pathlib import Path
+from tests.simulations.study.test_checkpoints import until_killed
+until_killed(Path(sys.argv[1]), sys.argv[2])
+"""
 CALL: dict[str, Any] = {
     "sites": 5, "dropout": 0.1, "site_seconds": "exponential:30", "deadline": 90.0, "processes": 2, "progress": False,
     "keep_models": True,
@@ -39,8 +46,8 @@ def play(folder: Path | None, /, **changed: Any) -> Result:  # noqa: ANN401 - wh
     return simulate(task, records, run, checkpoint=folder, **given)
 
 
-def _until_killed(folder: Path, engine: str) -> None:
-    torch.set_num_threads(1)  # those of the parent do not exist in a forked process
+def until_killed(folder: Path, engine: str) -> None:
+    """Simulate until this process is killed, after the second round."""
 
     def kill(row: Mapping[str, Any]) -> None:
         if row["round"] == 2:
@@ -66,10 +73,9 @@ def _told(result: Result) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("engine", ["vectorised", "inline", "processes"])
 def test_a_killed_simulation_goes_on_and_gives_the_same_result(engine: str, tmp_path: Path) -> None:
-    child = get_context("fork").Process(target=_until_killed, args=(tmp_path / "here", engine))
-    child.start()
-    child.join(120)
-    assert child.exitcode == -signal.SIGKILL
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # a process of its own: gRPC's threads must not be forked
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "here"), engine]
+    assert subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=100).returncode == -signal.SIGKILL
     rows: list[Any] = []
     resumed, whole = play(tmp_path / "here", engine=engine, callbacks=[rows.append]), play(None, engine=engine)
     assert resumed.digest == whole.digest

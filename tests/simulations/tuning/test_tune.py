@@ -11,12 +11,10 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cloister import CloisterError, Tuning, tune
 from privacy.accounting.accounting import RDP, epsilon
@@ -35,6 +33,12 @@ import sys
 from pathlib import Path
 from tests.simulations.tuning.test_tune import search
 search(Path(sys.argv[1]), trials=int(sys.argv[2]))
+"""
+KILLED_IN_TRIAL = """
+import sys
+from pathlib import Path
+from tests.simulations.tuning.test_tune import until_killed
+until_killed(Path(sys.argv[1]))
 """
 
 
@@ -130,10 +134,9 @@ def test_a_search_with_noise_says_what_all_trials_cost() -> None:
 
 @pytest.mark.slow
 def test_epsilon_counts_every_attempt_and_every_last_run(tmp_path: Path) -> None:
-    child = get_context("fork").Process(target=_until_killed, args=(tmp_path,))
-    child.start()
-    child.join(120)
-    assert child.exitcode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED_IN_TRIAL, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=100).returncode == -signal.SIGKILL
     assert _states(tmp_path) == Counter(COMPLETE=1, RUNNING=1)
     tuned = _private(tmp_path, trials=3)
     cost = tuned.result._outcome.study.manifest.run_cost
@@ -152,9 +155,8 @@ def _private(folder: Path, trials: int) -> Tuning:
     )  # fmt: skip
 
 
-def _until_killed(folder: Path) -> None:
+def until_killed(folder: Path) -> None:
     """Search until a kill after the first round of the second trial."""
-    torch.set_num_threads(1)  # those of the parent do not exist in a forked process
     rounds = 0
 
     def kill(trial: Any, step: int, value: float) -> bool:  # noqa: ANN401 - Optuna's
