@@ -37,15 +37,21 @@ def open_server(consortium: Consortium) -> Iterator[Server]:
             yield server
 
 
+def described_by(server: Server) -> Any:  # noqa: ANN401 - schemathesis has several types of schemas
+    """What the server's document says."""
+    with server.http() as http:
+        described = schemathesis.openapi.from_dict(http.get("/v1/openapi.json").json())
+    described.config.update(base_url=f"https://{server.address}")
+    return described
+
+
 def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
     """Send requests to every endpoint, fitting ones and others, as the coordinator, and compare answer and document.
 
     Returns:
         How many were sent.
     """
-    with server.http() as http:
-        described = schemathesis.openapi.from_dict(http.get("/v1/openapi.json").json())
-    described.config.update(base_url=f"https://{server.address}")
+    described = described_by(server)
     authority, sent = str(server.consortium.server / "authority.pem"), 0
     usual = settings(
         max_examples=requests,
@@ -76,6 +82,16 @@ def try_all(server: Server, requests: int, *, derandomize: bool) -> int:
 
 def test_every_endpoint_answers_as_it_says(open_server: Server) -> None:
     assert try_all(open_server, FEW, derandomize=True) > 50
+
+
+@pytest.mark.parametrize("path", ["", "/events", "/follow"])
+def test_a_run_is_shown_as_the_document_says(open_server: Server, path: str) -> None:
+    case = described_by(open_server)[f"/v1/runs/{{run}}{path}"]["GET"].Case(path_parameters={"run": "described"})
+    authority = str(open_server.consortium.server / "authority.pem")
+    answer = case.call_and_validate(
+        headers={"Authorization": f"Bearer {open_server.token('founder')}"}, verify=authority
+    )
+    assert answer.status_code == 200
 
 
 @pytest.mark.soak
