@@ -125,9 +125,7 @@ class Cluster:
                 f"{_amount(node['Resources'].get('CPU', 0), node['Resources'].get('GPU', 0))}"
                 for node in machines
             )
-            msg = (
-                f"none of Ray's machines has {self.cpus:g} CPUs and {self.gpus:g} GPUs for a site: {have}; ask for less"
-            )
+            msg = f"none of Ray's machines has {_amount(self.cpus, self.gpus)} for a site: {have}; ask for less"
             raise ConfigError(msg)
         if self.address is None:
             return  # this machine has what this process has
