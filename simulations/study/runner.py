@@ -258,7 +258,6 @@ def play(
             outcome.add(row, played.model, keep_models=keep_models)
             if checkpoints:
                 arrays = {**played.arrays, **own.arrays, "model": played.model.vector, "rounds": spent.rounds}
-
                 checkpoints.write(row, arrays, {**played.parts, **own.parts}, keep_model=keep_models)
             yield outcome, row
 
