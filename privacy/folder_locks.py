@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_held: set[int] = set()
+"""The descriptors of this process's locks."""
+
+
 @contextmanager
 def folder_alone(folder: Path) -> Iterator[None]:
     """Use a server's or a coordinator's folder while no other process does.
@@ -44,10 +48,22 @@ def folder_in_use(folder: Path) -> Iterator[None]:
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
         yield descriptor
     finally:
-        os.close(descriptor)  # which ends the lock
+        if descriptor in _held:  # else this is a forked process
+            _held.remove(descriptor)
+            os.close(descriptor)  # which ends the lock
+
+
+def _let_go() -> None:
+    """Leave the locks to the parent, in a forked process: a child that outlives it must not keep them."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(descriptor: int, kind: int, taken: str) -> None:

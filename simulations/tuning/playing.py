@@ -129,7 +129,7 @@ def _tell(trials: Trials, trial: Any, answer: Mapping[str, Any]) -> None:  # noq
 class ManyProcesses:
     """Processes that play trials. A context manager: they end with it.
 
-    They start before the trials' database is opened and locked, so that none keeps it locked if this process is killed.
+    They start before the trials' database is opened, which processes cannot share.
     """
 
     def __init__(self, objective: Objective, count: int) -> None:

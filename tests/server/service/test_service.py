@@ -174,6 +174,7 @@ def test_a_run_with_a_short_deadline_loses_no_round_beside_one_with_a_long_deadl
         await_condition(lambda: service.store.run(quick.digest).released > 0, LONG)
         slow = service.submit(consortium.signed(name="slow", rounds=2), "ana")  # whose first round is held
         consortium.await_training("north")
+        await_condition(lambda: "waiting" in [event["event"] for _, event in service.store.events(quick.digest)], LONG)
         released = service.store.run(quick.digest).released
         assert released < 40
         late = service.submit(consortium.signed(short, name="late", rounds=2), "ana")
