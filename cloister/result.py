@@ -17,6 +17,8 @@ from privacy.errors import ConfigError
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from simulations.study.runner import Outcome
 
 
@@ -206,7 +208,7 @@ class Result:
         if own := self.personal_line:
             lead.insert(1, own)
         out = Path(path)
-        write_atomically(out, page(self._title, lead, picture, self.rows, self.toml).encode())
+        write_atomically(out, page(self._title, lead, picture, self.rows, self.personal, self.toml).encode())
         return out
 
     def summary(self) -> dict[str, Any]:
@@ -275,12 +277,17 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    results: Mapping[str, Result], metric: str | None = None, *, title: str = "", path: Path | str | None = None
+    results: Mapping[str, Result | Sequence[Result]],
+    metric: str | None = None,
+    *,
+    title: str = "",
+    path: Path | str | None = None,
 ) -> Any:  # noqa: ANN401 - a matplotlib figure
     """Draw one metric of several simulations in one figure: by round, against ε, and against bytes.
 
     Args:
-        results: by the names that the legend shows.
+        results: by the names that the legend shows. Where one run was repeated, with several seeds, give the results
+            in a list: their mean is drawn, in a band from the least to the greatest.
         metric: which; by default, the first that all have, apart from the loss.
         title: above the figure.
         path: a file to write it to, besides.
@@ -291,8 +298,10 @@ def compare(
     from cloister.views.plots import draw_comparison  # noqa: PLC0415 - loads matplotlib
 
     given: Any = results
-    if not isinstance(given, Mapping):
-        msg = "compare takes results by name: compare({'FedAvg': one, 'FedProx': other})"
+    named: Any = given.items() if isinstance(given, Mapping) else [("", None)]
+    lists: dict[str, Any] = {name: some if isinstance(some, list | tuple) else [some] for name, some in named}
+    if not all(isinstance(one, Result) for some in lists.values() for one in some):
+        msg = "compare takes results by name: compare({'FedAvg': one, 'FedProx': other}); each may be a list of results"
         raise ConfigError(msg)
-    rows = {name: result.rows for name, result in results.items()}
+    rows = {name: [one.rows for one in some] for name, some in lists.items()}
     return draw_comparison(rows, metric, title, Path(path) if path else None)

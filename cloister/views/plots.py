@@ -8,7 +8,9 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -142,39 +144,42 @@ def draw_history(rows: Sequence[Mapping[str, Any]], title: str, path: Path | Non
 
 
 def draw_comparison(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str | None, title: str, path: Path | None
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: str | None, title: str, path: Path | None
 ) -> Figure:
     """Draw one metric of several simulations by round, and against ε, if all have noise, and bytes, if they differ.
+
+    Each may have been repeated: then the mean is drawn, in a band from the least to the greatest.
 
     Raises:
         ConfigError: if there is nothing to draw, or a run has no such metric.
     """
-    measured = {name: _measured(rows) for name, rows in runs.items()}
-    if not measured:
+    measured = {name: [_measured(rows) for rows in repeated] for name, repeated in runs.items()}
+    every = [rows for repeated in measured.values() for rows in repeated]
+    if not every or not all(measured.values()):
         msg = "there is no result to compare; give some by name"
         raise ConfigError(msg)
-    common = [
-        name for name in next(iter(measured.values()))[0]
-        if name not in NOT_METRICS and all(name in rows[0] for rows in measured.values())
-    ]  # fmt: skip
+    common = [name for name in every[0][0] if name not in NOT_METRICS and all(name in rows[0] for rows in every)]
     chosen = metric or next((name for name in common if name != "loss"), "loss")
     if chosen not in common:
         hint = did_you_mean(chosen, common) or f"they have {', '.join(common)}"
         msg = f"not all of these results have the metric {chosen!r}; {hint}"
         raise ConfigError(msg)
-    ways = [key for key in _AXES if all(_finite(rows, key) for rows in measured.values())]
-    if len({rows[-1]["bytes"] / rows[-1]["round"] for rows in measured.values()}) == 1:
+    ways = [key for key in _AXES if all(_finite(rows, key) for rows in every)]
+    if len({rows[-1]["bytes"] / rows[-1]["round"] for rows in every}) == 1:
         ways.remove("bytes")  # it would be the first panel again
     figure, all_axes = _panels(len(ways), title)
     for axes, key in zip(all_axes, ways, strict=True):
-        for name, rows in measured.items():
-            _line(axes, rows, key, chosen, name)
+        axes.set_prop_cycle(_MANY_LINES)
+        for name, repeated in measured.items():
+            _band(axes, repeated, key, chosen, name)
         axes.set_ylabel(chosen)
     all_axes[0].legend(frameon=False, fontsize="small")
     return _finished(figure, path)
 
 
 _AXES = {"round": "round", "epsilon": "ε spent", "bytes": "MB sent by all sites"}
+_UNITS = {"bytes": 1e6}
+_MANY_LINES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=TABLEAU_COLORS.values())
 
 
 def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -202,12 +207,28 @@ def _panels(count: int, title: str) -> tuple[Drawing, list[Axes]]:
     return figure, panels
 
 
-def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, metric: str, label: str) -> None:
-    across = [row[key] / (1e6 if key == "bytes" else 1) for row in rows]
-    axes.plot(across, [row[metric] for row in rows], marker="o", markersize=3, label=label)
+def _band(axes: Axes, repeated: Sequence[Sequence[Mapping[str, Any]]], key: str, metric: str, label: str) -> None:
+    """Draw the mean of repeated runs over the rounds that all of them measured, and the band in which they are."""
+    by_round = [{row["round"]: row for row in rows} for rows in repeated]
+    rounds = [number for number in by_round[0] if all(number in rows for rows in by_round)]
+    figures = np.array([[[rows[number][name] for name in (key, metric)] for rows in by_round] for number in rounds])
+    means = figures.reshape(len(rounds), len(repeated), 2).mean(1)
+    rows = [dict(zip((key, metric), mean, strict=True)) for mean in means]
+    colour = _line(axes, rows, key, metric, label)
+    if len(repeated) > 1:
+        across = [row[key] / _UNITS.get(key, 1) for row in rows]
+        axes.fill_between(
+            across, figures[:, :, 1].min(1), figures[:, :, 1].max(1), color=colour, alpha=0.2, linewidth=0
+        )
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, metric: str, label: str) -> Any:  # noqa: ANN401 - a colour
+    across = [row[key] / _UNITS.get(key, 1) for row in rows]
+    (line,) = axes.plot(across, [row[metric] for row in rows], marker="o", markersize=3, label=label)
     axes.set_xlabel(_AXES[key])
     if key == "round":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return line.get_color()
 
 
 def _finished(figure: Drawing, path: Path | None) -> Figure:

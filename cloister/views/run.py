@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-_KIB = 1024
 _ONE_SECOND, _ONE_MINUTE = 0.9995, 59.95  # less is written as less
 _ROW = "{:>5}  {:>5}  {:<6}  {:<8}  {:<16}  {:>9}  {:>7}"
-_LARGE = 1000  # figures from here on have an exponent
+_LARGE = 1000  # figures from here on have an exponent, or the next unit
 _WIDE = 1000  # columns of output that is not a terminal, so that lines are never broken
 
 
@@ -40,11 +39,15 @@ def make_console(*, json: bool) -> Console:
 
 
 def size(count: float) -> str:
-    """Format a number of bytes."""
+    """Format a number of bytes.
+
+    >>> size(999), size(4096), size(93_000)
+    ('999 B', '4.1 kB', '93 kB')
+    """
     for unit in ("B", "kB", "MB", "GB"):
-        if count < _KIB or unit == "GB":
+        if count < _LARGE or unit == "GB":
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"  # noqa: PLR2004
-        count /= _KIB
+        count /= _LARGE
     raise AssertionError
 
 

@@ -142,7 +142,7 @@ def test_one_run_is_shown_in_full(server: Server, cloister: Run) -> None:
     record(server, digest, STARTED | {"minimum": 2, "noise_multiplier": 1.5}, ROUND, lost, away)
     lines = cloister("runs", "shown", *rosa).stdout.splitlines()[2:]
     assert lines == [
-        "  rounds    0 of 1 released a model; 0.50 s each, 4.0 kB of updates in all",
+        "  rounds    0 of 1 released a model; 0.50 s each, 4.1 kB of updates in all",
         "  sites     rounds of each: north 1, south 1; at least 2 in a round",
         "  noise     multiplier 1.5; ε spent over all runs, as reported: north 0.50",
         f"  waits     {line_of(away)}",

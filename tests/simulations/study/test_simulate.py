@@ -321,6 +321,21 @@ def test_results_are_compared_in_one_picture(tmp_path: Path) -> None:
         cloister.compare(results, "acuracy")
     with pytest.raises(CloisterError, match="no result to compare"):
         cloister.compare({})
+    with pytest.raises(CloisterError, match="takes results by name"):
+        cloister.compare({"fedavg": [results["fedavg"], 3]})  # type: ignore[list-item]
+
+
+def test_repeated_results_are_compared_as_a_band() -> None:
+    repeated = [simulate(Sign, (INPUTS, TARGETS), PLAIN | {"seed": seed}, sites=6) for seed in (1, 2, 3)]
+    names = [f"run {number}" for number in range(12)]
+    figure = cloister.compare(dict.fromkeys(names, repeated), "loss")
+    axes = figure.axes[0]
+    for line, band in zip(axes.get_lines(), axes.collections, strict=True):
+        heights = np.array([[row["loss"] for row in result.rows] for result in repeated])
+        assert np.allclose(line.get_ydata(), heights.mean(0))
+        edges = band.get_paths()[0].vertices
+        assert (edges[:, 1].min(), edges[:, 1].max()) == (heights.min(), heights.max())
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}) == len(names)
 
 
 def test_a_task_is_checked_again_once_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,12 @@ def test_a_result_with_personal_models_says_so_wherever_it_is_shown(tmp_path: Pa
     (tmp_path / "own.toml").write_text('[personal]\nmethod = "fine-tuning"\nlearning_rate = 0.5\n', encoding="utf-8")
     result = simulate(Sign, CONTRARY, PLAIN, engine="vectorised", personal=tmp_path / "own.toml")
     own = f"accuracy {result.personal_metrics['personal']['accuracy']:.4g}"
-    assert f"{own} (shared model" in result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    page = result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{own} (shared model" in page
+    worth = result.personal["north"]
+    figures = (worth[kind][name] for name in ("loss", "accuracy") for kind in ("shared", "personal"))
+    cells = ["north", str(worth["records"]), *(f"{figure:.3f}" for figure in figures)]
+    assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in page
     assert result.summary()["personal"]["north"]["shared"].keys() == {"loss", "accuracy"}
     text = result.to_run(tmp_path / "run.toml").read_text(encoding="utf-8")
     assert "not part of a run" in text
