@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, contextmanager
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +17,7 @@ from cloister.views.progress import progress_bar
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from client.settings import Personal
     from simulations.study.site_privacy import SitePrivacy
@@ -133,11 +135,18 @@ def simulate(
     Raises:
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
-    called = () if callable(callbacks) else tuple(callbacks)
-    if callable(callbacks) or not all(map(callable, called)):
+    given: Any = callbacks
+    called = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(map(callable, called)):
         msg = "callbacks is a list of functions that take a round's row: write callbacks=[…]"
         raise ConfigError(msg)
-    if measure_every < 1:
+    every: Any = measure_every
+    folders: dict[str, Any] = {"folder": folder, "checkpoint": checkpoint}
+    for name, path in folders.items():
+        if path is not None and not isinstance(path, str | Path):
+            msg = f"{name} = {path!r}; write the path of a folder"
+            raise ConfigError(msg)
+    if not isinstance(every, Integral) or measure_every < 1:
         msg = f"measure_every = {measure_every}: write 1 for every round, 2 for every second"
         raise ConfigError(msg)
     options: dict[str, Any] = {

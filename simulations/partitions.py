@@ -6,6 +6,7 @@ Every record is at exactly one site. With the same version of NumPy, the same se
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -184,12 +185,19 @@ class FlowerPartition:
 
 _NAMED: dict[str, Callable[[str], Partition]] = {
     "iid": lambda _: Iid(),
-    "dirichlet": lambda text: Dirichlet(float(text or 0.5)),
+    "dirichlet": lambda text: Dirichlet(_number(text or "0.5")),
     "shards": lambda text: Shards(int(text or 2)),
     "by_column": ByColumn,
-    "quantity_skew": lambda text: QuantitySkew(float(text or 0.5)),
-    "feature_shift": lambda text: FeatureShift(float(text or 0.1)),
+    "quantity_skew": lambda text: QuantitySkew(_number(text or "0.5")),
+    "feature_shift": lambda text: FeatureShift(_number(text or "0.1")),
 }
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def read_partition(text: object) -> Partition:
@@ -207,7 +215,10 @@ def read_partition(text: object) -> Partition:
         wrap = "; wrap it: FlowerPartition(…)" if hasattr(text, "load_partition") else ""
         msg = f"partition is a {type(text).__name__}{wrap or '; write for example iid or dirichlet:0.3'}"
         raise ConfigError(msg)
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
+    if name == "iid" and colon:
+        msg = f"{text!a}: random samples have no number; write iid"
+        raise ConfigError(msg)
     if name not in _NAMED:
         hint = did_you_mean(name, _NAMED) or f"partitions are {', '.join(_NAMED)}"
         msg = f"{text!a} is not a partition; {hint}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,16 +96,19 @@ def read_participation(given: object) -> Participation:
     """
     if isinstance(given, Participation):
         return given
-    name, _, rest = str(given).partition(":")
+    alone: dict[str, Callable[[], Participation]] = {"all": Everybody, "available": Available}
+    name, colon, rest = str(given).partition(":")
+    if name in alone and not colon:
+        return alone[name]()
     try:
-        amount = float(rest or (name if name not in {"all", "available", "poisson", "fraction"} else 1))
+        amount = float(rest if colon else name)
     except ValueError:
         amount = -1.0
-    if not 0 < amount <= 1:
-        msg = f"{given!a} says no participation; write all, 0.1, poisson:0.1 or available"
+    if not 0 < amount <= 1 or (colon and name not in {"poisson", "fraction"}):
+        known = [*alone, "poisson", "fraction"]
+        hint = (name not in known and did_you_mean(name, known)) or "write all, 0.1, poisson:0.1 or available"
+        msg = f"{given!a} says no participation; {hint}"
         raise ConfigError(msg)
-    if name == "available":
-        return Available()
     if name == "poisson":
         return Poisson(amount)
     return Everybody() if amount == 1 else Fraction(amount)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from math import inf
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +28,7 @@ from simulations.study.run_settings import as_toml, read_run_settings
 from simulations.study.scoring import mean_of_sites, score
 from simulations.study.simulation import Simulation, Spent
 from simulations.study.site_models import SiteModels, check_personal, read_personal
+from simulations.study.site_privacy import SitePrivacy
 from simulations.study.site_records import Reader, deal
 
 if TYPE_CHECKING:
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from simulations.study.checkpoints import Checkpoints
     from simulations.study.run_settings import SimulatedRun
     from simulations.study.simulation import Engine
-    from simulations.study.site_privacy import SitePrivacy
 
 _TEST = 0.2  # of the records, that no site trains on
 
@@ -176,16 +177,14 @@ def prepare(
     Raises:
         CloisterError: if anything is wrong, before any round is played.
     """
+    _check("sites", sites, Integral, "10", optional=True)
+    _check("processes", processes, Integral, "2", optional=True)
+    _check("seed", seed, Integral, "1", least=0)
+    _check("dropout", dropout, Real, "0.1", least=-inf)
+    _check("deadline", deadline, Real, "60.0", least=-inf, optional=True)
+    _check("site_privacy", site_privacy, SitePrivacy, "SitePrivacy(8.0)", optional=True)
+    _check("engine", engine, str, '"auto"')
     place = read_device(device)
-    counts: tuple[tuple[str, Any], ...] = ("sites", sites), ("processes", processes)
-    for what, count in counts:
-        if count is not None and (not isinstance(count, Integral) or count < 1):
-            msg = f"{what} = {count!r} is no number of {what}; write for example {what}=10"
-            raise ConfigError(msg)
-    number: Any = seed
-    if not isinstance(number, Integral) or number < 0:
-        msg = f"seed = {seed!r} must be a whole number from 0"
-        raise ConfigError(msg)
     own, name = named_task(task)
     wanted = read_run_settings(run)
     alone = read_personal(personal)
@@ -206,6 +205,15 @@ def prepare(
     chosen = choose(engine, simulation, manifest, cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site))
     check_personal(alone, simulation, dealt.held_out)
     return Study(simulation, wanted, manifest, chosen, dealt.test, dealt.held_out, alone)
+
+
+def _check(name: str, given: object, kind: type, example: str, *, least: float = 1, optional: bool = False) -> None:
+    """Check an argument, which may be None if it is optional."""
+    number: Any = given
+    if (given is None and optional) or (isinstance(given, kind) and (not issubclass(kind, Real) or number >= least)):
+        return
+    msg = f"{name} = {given!r}; write for example {name}={example}"
+    raise ConfigError(msg)
 
 
 def play(
@@ -270,7 +278,7 @@ def read_device(device: str) -> torch.device:
     """
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         msg = f"{device!r} is no device; write cpu or cuda"
         raise ConfigError(msg) from error
     if place.type not in {"cpu", "cuda"}:
