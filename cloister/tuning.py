@@ -189,9 +189,10 @@ def tune(
     """
     options: dict[str, Any] = {"participation": participation, "engine": engine, "seed": seed, "device": device}
     dealt = options | {"sites": sites, "partition": partition, "test": test}
-    for what, number in (("trials", trials), ("processes", processes)):
-        if number < 1:
-            msg = f"{what} = {number}: write 1 or more"
+    counts: dict[str, Any] = {"trials": trials, "processes": processes}
+    for what, number in counts.items():
+        if not isinstance(number, int) or number < 1:
+            msg = f"{what} = {number!r}: write 1 or more"
             raise ConfigError(msg)
     with _shown(trials, visible=progress) as advance:
         return search(
