@@ -74,7 +74,7 @@ class Agent:
             self._crash()
             return None
         if not answered.has_error() and self.name != self._watch.liar:
-            self._watch.leaves(self.site, kind, lambda: decode_instruction(data).content, answered.content)
+            self._watch.leaves(self.site, kind, message.content, answered.content)
         return answered
 
     def _false(self, lie: Lie, message: Message, context: Context) -> Message | None:
