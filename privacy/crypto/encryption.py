@@ -49,8 +49,9 @@ class EncryptedUpdate:
 class DecryptionKey:
     """The consortium's symmetric key of one key epoch: encrypts updates and decrypts sums. Only sites hold it."""
 
-    def __init__(self, secret: Any) -> None:  # noqa: ANN401 - SEAL's binding has no types
-        self._secret = secret
+    def __init__(self, secret: Any, data: bytes = b"") -> None:  # noqa: ANN401 - SEAL's binding has no types
+        """Take SEAL's key and, if it was read, the bytes from which it was."""
+        self._secret, self._read = secret, data
 
     @classmethod
     def generate(cls) -> Self:
@@ -72,7 +73,7 @@ class DecryptionKey:
         if len(data) != _KEY_BYTES + _DIGEST_BYTES or sha256(words).digest() != data[_KEY_BYTES:]:
             msg = "the decryption key file is damaged; restore it from the site's backup"
             raise KeyFileError(msg)
-        return cls(binding().read_key(words))
+        return cls(binding().read_key(words), data)
 
     def encrypt(self, update: TaggedUpdate, apply: Apply = map) -> EncryptedUpdate:
         """Encrypt a tagged update block by block, each ciphertext with fresh randomness from SEAL's own generator."""
@@ -115,6 +116,8 @@ class DecryptionKey:
 
     @cached_property
     def _bytes(self) -> bytes:
+        if self._read:
+            return self._read
         words = binding().key_bytes(self._secret)
         return words + sha256(words).digest()
 
