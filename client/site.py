@@ -106,9 +106,15 @@ class Site(Works):
         """
         return algorithm_of(manifest, self.name)
 
-    def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
-        """Return the site's model in a run: its latest checkpoint, or the model from which all sites start."""
-        settings, algorithm = manifest.settings, self.algorithm(manifest)
+    def checkpoint(self, manifest: Manifest, run: str, algorithm: Algorithm | None = None) -> Checkpoint:
+        """Return the site's model in a run: its latest checkpoint, or the model from which all sites start.
+
+        Args:
+            manifest: the run.
+            run: its digest.
+            algorithm: its algorithm, if that has been made.
+        """
+        settings, algorithm = manifest.settings, algorithm or self.algorithm(manifest)
         latest = self.models.load(settings, run, self.work(settings).layout(settings), algorithm.state)
         return self._own(manifest, latest or self._initial_checkpoint(manifest, run, algorithm))
 
