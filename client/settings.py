@@ -244,7 +244,7 @@ class SiteFolder:
             self.folder / "ledger" / lineage,
             self.settings.site,
             lineage,
-            self._ledger_key(),
+            self._ledger_key,
             records_per_person=self.settings.data.records_per_person,
             last=self.folder / "ledger-heads" / lineage,
         )
@@ -258,6 +258,7 @@ class SiteFolder:
         keys = self.settings.keys
         return read_roster(self.path(keys.roster), self.path(keys.authority))
 
+    @cached_property
     def _ledger_key(self) -> Ed25519PrivateKey | Ed25519PublicKey:
         """Return the site's signing key; where it is absent, as for an auditor, the roster's public key."""
         private, roster = self.path(self.settings.keys.signing_key), self.path(self.settings.keys.roster)

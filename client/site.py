@@ -106,17 +106,23 @@ class Site(Works):
         """
         return algorithm_of(manifest, self.name)
 
-    def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
-        """Return the site's model in a run: its latest checkpoint, or the model from which all sites start."""
-        settings, state = manifest.settings, self.algorithm(manifest).state
-        latest = self.models.load(settings, run, self.work(settings).layout(settings), state)
-        return self._own(manifest, latest or self._initial_checkpoint(manifest, run))
+    def checkpoint(self, manifest: Manifest, run: str, algorithm: Algorithm | None = None) -> Checkpoint:
+        """Return the site's model in a run: its latest checkpoint, or the model from which all sites start.
+
+        Args:
+            manifest: the run.
+            run: its digest.
+            algorithm: its algorithm, if that has been made.
+        """
+        settings, algorithm = manifest.settings, algorithm or self.algorithm(manifest)
+        latest = self.models.load(settings, run, self.work(settings).layout(settings), algorithm.state)
+        return self._own(manifest, latest or self._initial_checkpoint(manifest, run, algorithm))
 
     def before(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model before the last round that it opened, in a run with votes."""
-        settings, state = manifest.settings, self.algorithm(manifest).state
-        kept = self.models.before(settings, run, self.work(settings).layout(settings), state)
-        return self._own(manifest, kept or self._initial_checkpoint(manifest, run))
+        settings, algorithm = manifest.settings, self.algorithm(manifest)
+        kept = self.models.before(settings, run, self.work(settings).layout(settings), algorithm.state)
+        return self._own(manifest, kept or self._initial_checkpoint(manifest, run, algorithm))
 
     def _own(self, manifest: Manifest, checkpoint: Checkpoint) -> Checkpoint:
         """Return a checkpoint with the parameters that stay at this site."""
@@ -130,9 +136,9 @@ class Site(Works):
         own = self.own_parameters.load(run, model.layout.local) or model.local
         return replace(model, local=own or self.work(manifest.settings).start(manifest.settings).local)
 
-    def _initial_checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
+    def _initial_checkpoint(self, manifest: Manifest, run: str, algorithm: Algorithm) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)
-        state = State.start(self.algorithm(manifest), start.layout.size)
+        state = State.start(algorithm, start.layout.size)
         return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)
 
 

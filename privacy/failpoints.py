@@ -17,6 +17,7 @@ from collections import Counter
 
 VARIABLE = "CLOISTER_FAILPOINT"
 
+_wanted = os.environ.get(VARIABLE, "")
 _passed: Counter[str] = Counter()
 
 
@@ -26,10 +27,9 @@ def failpoint(name: str) -> None:
     Raises:
         OSError: if the environment says so.
     """
-    wanted = os.environ.get(VARIABLE, "")
-    if not wanted or wanted.split(":")[0] != name:
+    if not _wanted or _wanted.split(":")[0] != name:
         return
-    _, count, *error = wanted.split(":")
+    _, count, *error = _wanted.split(":")
     _passed[name] += 1
     if _passed[name] < int(count):
         return

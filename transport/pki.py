@@ -10,6 +10,7 @@ import ipaddress
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -174,8 +175,9 @@ def read_certificate(path: Path) -> x509.Certificate:
     return load_certificate(data, str(path))
 
 
+@lru_cache(maxsize=16)
 def load_certificate(data: bytes, place: str) -> x509.Certificate:
-    """Read a certificate from PEM; `place` says where it stands, for the error.
+    """Read a certificate from PEM; `place` says where it stands, for the error. The cache is for bytes seen again.
 
     Raises:
         KeyFileError: if it is none.

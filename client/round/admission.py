@@ -67,7 +67,7 @@ class AdmittedRun:
 
     def checkpoint(self) -> Checkpoint:
         """Return the site's model: its latest checkpoint, or the model from which the run starts."""
-        return self.site.checkpoint(self.manifest, self.run)
+        return self.site.checkpoint(self.manifest, self.run, self.algorithm)
 
     def before(self) -> Checkpoint:
         """Return the site's model before the last round that it opened, in a run with votes."""

@@ -169,9 +169,9 @@ def shown_seeds(
             committed: `liars` then gets the names of all such sites.
     """
     keys = site.keyring.find(plan.keys)
-    own, pairs, absent = {}, {}, absent_from(plan, headers)
+    own, pairs, absent, roster = {}, {}, absent_from(plan, headers), site.roster_under(plan.keys)
     for header, part in zip(headers.values(), total.contributions, strict=True):
-        key = site.roster_under(plan.keys).member(header.site).verification_key
+        key = roster.member(header.site).verification_key
         sealed = verify_seed(part.reveal, plan, header.mask, key)
         sealed_pairs = verify_pairs(part.pairs, plan, header.pairs, absent, key)
         try:

@@ -42,7 +42,7 @@ class Keyring:
     def _held(self) -> dict[int, tuple[int, EpochKeys]]:
         """Roster version and keys by epoch, read from disk each time, since other processes of this site write too."""
         held = {}
-        for path in self._folder.glob("*.key"):
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if (name := _NAME.fullmatch(path.name)) is not None:
                 if path.name not in self._read:
                     self._read[path.name] = _read_keys(path, int(name[1]))
@@ -56,7 +56,8 @@ class Keyring:
 
     def current(self, roster: int) -> EpochKeys | None:
         """Return the newest epoch's keys, if they were made for this version of the roster."""
-        version, keys = self._held.get(self.latest, (0, None))
+        held = self._held
+        version, keys = held.get(max(held, default=0), (0, None))
         return keys if version == roster else None
 
     def find(self, fingerprint: str) -> EpochKeys:
@@ -134,19 +135,14 @@ class Keyring:
             ProtocolError: if the epoch is not newer than this site's newest, or far too new.
         """
         held = self._held
+        latest = max(held, default=0)
         if keys.epoch in held and held[keys.epoch][1].fingerprint == keys.fingerprint:
             return
-        if keys.epoch <= self.latest:
-            msg = (
-                f"the keys of key epoch {keys.epoch} are refused: this site already has those of key epoch "
-                f"{self.latest}"
-            )
+        if keys.epoch <= latest:
+            msg = f"the keys of key epoch {keys.epoch} are refused: this site already has those of key epoch {latest}"
             raise ProtocolError(msg)
-        if keys.epoch > self.latest + LARGEST_STEP:
-            msg = (
-                f"the keys of key epoch {keys.epoch} are refused: it is too far from this site's key epoch "
-                f"{self.latest}"
-            )
+        if keys.epoch > latest + LARGEST_STEP:
+            msg = f"the keys of key epoch {keys.epoch} are refused: it is too far from this site's key epoch {latest}"
             raise ProtocolError(msg)
         path = self._folder / f"{keys.epoch:06d}-roster-{roster}.key"
         write_atomically(path, keys.to_bytes())

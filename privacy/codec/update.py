@@ -130,7 +130,7 @@ class Model:
 
 def is_finite(vector: NDArray[np.float32]) -> bool:
     """Return whether all values are finite, without allocating an array as long as the vector."""
-    return bool(np.isfinite([vector.min(initial=0.0), vector.max(initial=0.0)]).all())
+    return math.isfinite(vector.min(initial=0.0)) and math.isfinite(vector.max(initial=0.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,10 +122,8 @@ def _next(pads: Randomness, count: int) -> list[int]:
 def _inner(rows: NDArray[np.uint64], rho: NDArray[np.float64]) -> list[int]:
     """Return Σⱼ ρⱼ·cⱼ for each row of `(n, 4096)`: over limbs of 16 and 20 bits, exact in doubles, then in integers."""
     limbs = np.ascontiguousarray(rows, dtype="<u8").view("<u2").reshape(-1, RING_DEGREE, 4)
-    totals = [0] * len(rows)
-    for k in range(4):
-        limb = limbs[:, :, k].astype(np.float64)
-        for part in range(_PARTS):
-            for row, term in enumerate(np.einsum("cj,j->c", limb, rho[part]).tolist()):
-                totals[row] += int(term) << (16 * k + _BITS * part)
-    return totals
+    terms = np.einsum("ckj,pj->ckp", limbs.transpose(0, 2, 1).astype(np.float64, order="C"), rho)
+    return [
+        sum(int(term) << (16 * k + _BITS * part) for k, parts in enumerate(row) for part, term in enumerate(parts))
+        for row in terms.tolist()
+    ]

@@ -42,8 +42,7 @@ KEY_BYTES = 32
 NONCE_BYTES = 32
 _PLACE = RING_DEGREE - 1  # the packing leaves it free
 _T = np.uint64(PLAIN_MODULUS)
-_HALF = np.uint64(24)
-_HALF_MASK = np.uint64((1 << 24) - 1)
+_HALF = 24  # bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ class TagKey:
     def _alpha(self) -> NDArray[np.float64]:
         """The low and high 24 bits of the secret coefficients α, `(2, 4095)`."""
         alpha = self._stream(b"alpha").residues(_PLACE, PLAIN_MODULUS)
-        return np.stack([alpha & _HALF_MASK, alpha >> _HALF]).astype(np.float64)
+        return np.stack([alpha & np.uint64((1 << _HALF) - 1), alpha >> np.uint64(_HALF)]).astype(np.float64)
 
     def tag(self, update: MaskedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
         """Put a site's tags into its update, in place, as the blocks are taken, with pads from a fresh nonce."""
@@ -114,13 +113,11 @@ class TagKey:
         The sums of products of 16-bit limbs of m with 24-bit halves of α stay below 2⁵²: exact in doubles.
         """
         limbs = np.ascontiguousarray(coefficients, dtype="<u8").view("<u2").reshape(-1, RING_DEGREE, 4)
-        result = np.zeros(len(coefficients), dtype=np.uint64)
-        for k in (2, 1, 0):
-            part = limbs[:, :_PLACE, k].astype(np.float64)
-            # Not `@`: BLAS would start threads that cost more than they save.
-            low, high = (np.einsum("cj,j->c", part, half).astype(np.uint64) for half in self._alpha)
-            result = (_shifted(result, 16) + _shifted(high % _T, 24) + low % _T) % _T
-        return result
+        parts = limbs[:, :_PLACE, :3].transpose(0, 2, 1).astype(np.float64, order="C")
+        # Not `@`: BLAS would start threads that cost more than they save.
+        terms = np.einsum("ckj,pj->ckp", parts, self._alpha).tolist()
+        sums = (sum((int(low) + (int(high) << _HALF)) << 16 * k for k, (low, high) in enumerate(row)) for row in terms)
+        return np.array([total % PLAIN_MODULUS for total in sums], dtype=np.uint64)
 
     def _pads(self, plan: RoundPlan, site: str, nonce: str) -> Randomness:
         """Start the stream of one update's pads, one residue per ciphertext."""
@@ -129,10 +126,3 @@ class TagKey:
     def _stream(self, label: bytes) -> Randomness:
         """Start the stream that the key and the label determine."""
         return Randomness.derived(self._secret, b"cloister tag " + label)
-
-
-def _shifted(residues: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """Return residues times 2^bits modulo t, computed a byte at a time so that nothing overflows 64 bits."""
-    for _ in range(bits // 8):
-        residues = (residues << np.uint64(8)) % _T
-    return residues

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -41,7 +42,7 @@ class Chain:
         self.path, self.site, self.lineage, self.owner = path, site, lineage, LedgerOwner(site, lineage)
         self._key, self._last, self._known = key, LastHead(last) if last else None, Entries()
 
-    @property
+    @cached_property
     def public_key(self) -> Ed25519PublicKey:
         """The key that verifies the lines."""
         return self._key if isinstance(self._key, Ed25519PublicKey) else self._key.public_key()
@@ -66,7 +67,7 @@ class Chain:
         Raises:
             LedgerError: if the file was edited, is an older copy than the last head says, or cannot be read.
         """
-        last = self.last_kept()  # read before the file, to which another process may append, so never ahead of it
+        last = self.last_of_any_key()  # read before the file, to which others may append, so never ahead of it
         try:
             data = read_log(self.path)
         except FileNotFoundError:
@@ -100,18 +101,13 @@ class Chain:
         Raises:
             LedgerError: if the ledger is older, or was edited.
         """
-        if known and known.is_of(self.owner, self.public_key):
-            self.check_holds(known.head, self.entries())
+        if known:
+            self._check_not_older(known, self.entries())
 
     def last_kept(self) -> str | None:
         """Return the last head that the site keeps apart from the file, or None if there is none for this ledger."""
-        kept = self.last_signed()
-        return kept.head if kept else None
-
-    def last_signed(self) -> SignedHead | None:
-        """Return the last head that the site keeps apart from the file, with its signature, or None."""
-        kept = self._last.read() if self._last else None
-        return kept if kept and kept.is_of(self.owner, self.public_key) else None
+        kept = self.last_of_any_key()
+        return kept.head if kept and kept.is_of(self.owner, self.public_key) else None
 
     def last_of_any_key(self) -> SignedHead | None:
         """Return the last head that is kept apart from the file, whoever signed it; None if there is none."""
@@ -152,7 +148,7 @@ class Chain:
         """
         with self._locked() as (file, data):
             entries = read_entries(data, self.path, self.owner, before)
-            kept = self._last.read() if self._last else None
+            kept = self.last_of_any_key()
             if kept and (before is None or kept.is_of(self.owner, before)):
                 self.check_holds(kept.head, entries)
             if not entries.signature or signed_by(self.owner, entries.head, entries.signature, self.public_key):
@@ -196,7 +192,7 @@ class Chain:
             LedgerError: if it was edited, is an older copy than the last head says, or cannot be read or written.
         """
         with self._locked() as (file, data):
-            entries = self._read(data, self.last_kept())
+            entries = self._read(data, self.last_of_any_key())
             if len(entries.data) != len(data):
                 file.keep(len(entries.data))
             yield file, entries
@@ -243,11 +239,16 @@ class Chain:
             )
             raise LedgerError(msg)
 
-    def _read(self, data: bytes, last: str | None) -> Entries:
+    def _read(self, data: bytes, last: SignedHead | None) -> Entries:
         self._known = read_entries(data, self.path, self.owner, self.public_key, self._known)
         if last:
-            self.check_holds(last, self._known)
+            self._check_not_older(last, self._known)
         return self._known
+
+    def _check_not_older(self, known: SignedHead, entries: Entries) -> None:
+        """Check that entries hold a head, unless the site did not sign it for this ledger."""
+        if known.head not in entries.heads and known.is_of(self.owner, self.public_key):
+            self.check_holds(known.head, entries)
 
 
 def now() -> str:

@@ -107,6 +107,11 @@ class Entries:
     data: bytes = b""  # all lines, without a torn last one
 
     @property
+    def mechanisms(self) -> list[Mechanism]:
+        """What was charged."""
+        return [charge.mechanism for charge in self.charges]
+
+    @property
     def records_per_person(self) -> int:
         """The most records of one person that any charge was made for."""
         return max((charge.records_per_person for charge in self.charges), default=1)

@@ -98,8 +98,9 @@ class Ledger(Chain):
             if (unused := entries.unused(release, mechanism, self._records_per_person)) is not None:
                 self.sync(file)  # its writer may have been killed before it was on disk
                 return Charge(release, mechanism, unused.head)
-            charged = [entry.mechanism for entry in entries.charges]
-            self._check(self._cost([*charged, mechanism], budget.delta, entries), budget, f"round {release.round}")
+            self._check(
+                self._cost([*entries.mechanisms, mechanism], budget.delta, entries), budget, f"round {release.round}"
+            )
             own = [entry.mechanism for entry in entries.charges if entry.release.run == release.run]
             of_run = self._cost([*own, mechanism], budget.delta, entries)
             if not of_run <= budget.run_epsilon:
@@ -175,13 +176,15 @@ class Ledger(Chain):
         Raises:
             BudgetError: if the budget does not cover it.
         """
-        planned = self.cost([*self.mechanisms(), mechanism], budget.delta)
+        entries = self.entries()
+        planned = self._cost([*entries.mechanisms, mechanism], budget.delta, entries)
         self._check(planned, budget, "this run")
         return planned
 
     def spent(self, delta: float) -> float:
         """Return the ε spent so far at this δ."""
-        return self.cost(self.mechanisms(), delta)
+        entries = self.entries()
+        return self._cost(entries.mechanisms, delta, entries)
 
     def cost(self, mechanisms: Iterable[Mechanism], delta: float) -> float:
         """Return the ε of these mechanisms for a person of this lineage.
@@ -207,7 +210,7 @@ class Ledger(Chain):
         Raises:
             LedgerError: as `entries`.
         """
-        return [entry.mechanism for entry in self.entries().charges]
+        return self.entries().mechanisms
 
     def _check(self, would: float, budget: Budget, purpose: str) -> None:
         if not would <= budget.epsilon:  # so that NaN is a refusal

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
 from client.app import make_app
-from client.settings import read_site
+from client.settings import SiteFolder, read_site
 from privacy.errors import CloisterError
 from simulations.schedules.disk import Killed
 from simulations.schedules.work import CountingSite
@@ -18,9 +19,11 @@ from transport.parcel import decode_instruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from flwr.app import Message
 
+    from client.settings import SiteSettings
     from client.site import Site
     from simulations.schedules.clock import Clock
     from simulations.schedules.disk import Disk
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
     from simulations.schedules.watch import Watch
 
     Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict]
+
+
+@cache
+def _settings(folder: Path) -> SiteSettings:
+    """Return a site's settings, which no schedule changes."""
+    return read_site(folder).settings
 
 
 class Agent:
@@ -56,7 +65,7 @@ class Agent:
     def site(self) -> Site:
         """The site, opened if it is not."""
         if self._site is None:
-            self._site = CountingSite(read_site(self.disk.folder), self._watch)
+            self._site = CountingSite(SiteFolder(self.disk.folder, _settings(self.disk.folder)), self._watch)
         return self._site
 
     def answer(self, data: bytes) -> Message | None:
@@ -74,7 +83,7 @@ class Agent:
             self._crash()
             return None
         if not answered.has_error() and self.name != self._watch.liar:
-            self._watch.leaves(self.site, kind, lambda: decode_instruction(data).content, answered.content)
+            self._watch.leaves(self.site, kind, message.content, answered.content)
         return answered
 
     def _false(self, lie: Lie, message: Message, context: Context) -> Message | None:

@@ -72,14 +72,15 @@ class Disk:
         if event != "open":  # the inode of a file that is removed or replaced may be used again
             self._synced.pop(_inode(paths[-1]), None)
 
-    def sync(self, path: str) -> None:
+    def sync(self, path: str, descriptor: int) -> None:
         """Note that a file's content, or the names in a folder, are on disk."""
         self.operate()
-        status = os.stat(path)  # noqa: PTH116 - a name from the system
+        status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             self._sync_names(path)
             return
-        content = Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - faster than Path
+            content = file.read()
         self._synced[status.st_ino] = content
         known = self._durable.get(path)
         if known and known.inode == status.st_ino:
@@ -88,8 +89,10 @@ class Disk:
     def _sync_names(self, folder: str) -> None:
         with os.scandir(folder) as entries:
             present = {entry.path: entry.inode() for entry in entries if entry.is_file()}
-        for path in [path for path in self._durable if os.path.dirname(path) == folder and path not in present]:  # noqa: PTH120
-            del self._durable[path]
+        below = f"{folder}{os.sep}"
+        for path in [path for path in self._durable if path.startswith(below) and path not in present]:
+            if os.sep not in path[len(below) :]:
+                del self._durable[path]
         for path, inode in present.items():
             known = self._durable.get(path)
             if known is None or known.inode != inode:
@@ -148,7 +151,7 @@ def watched(*disks: Disk) -> Iterator[None]:
 def _sync(descriptor: int) -> None:
     path = _named(descriptor)
     if disk := _of(path):
-        disk.sync(path)
+        disk.sync(path, descriptor)
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -171,7 +174,11 @@ def _named(path: object) -> str:
 
 
 def _of(path: str) -> Disk | None:
-    return next((disk for disk in _disks if f"{path}{os.sep}".startswith(disk.prefix)), None)
+    path += os.sep
+    for disk in _disks:
+        if path.startswith(disk.prefix):
+            return disk
+    return None
 
 
 def _inode(path: str) -> int:

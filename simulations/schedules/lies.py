@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from privacy.errors import CloisterError
 from privacy.run.plan import read_plan
 from simulations.attacks.forged_sums import FORGED_SUMS
-from simulations.attacks.transcript import Transcript
+from simulations.attacks.transcript import Run, Transcript
 from transport.messages import AGREE, EVALUATE, REVEAL, TRAIN, Delivery, Order
 from transport.parcel import decode_instruction, encode
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from privacy.codec.envelope import SignedUpdate
     from privacy.crypto.summation import EncryptedSum
-    from simulations.attacks.transcript import Run
+    from privacy.run.roster import Roster
 
 _Address = tuple[int, str]  # a site's node, and a kind of message
 
@@ -31,9 +33,9 @@ _Address = tuple[int, str]  # a site's node, and a kind of message
 class Overheard:
     """Everything that has passed so far."""
 
-    def __init__(self, run: Run, names: dict[int, str]) -> None:
-        self.run, self.names = run, names
-        self.updates: dict[bytes, dict[str, SignedUpdate]] = {}  # by plan and site
+    def __init__(self, document: bytes, roster: Roster, names: dict[int, str]) -> None:
+        self._document, self._roster, self._names = document, roster, names
+        self._trained: list[tuple[Message, RecordDict]] = []  # orders to train, with their answers
         self.questions: dict[_Address, list[bytes]] = {}
         self.answers: dict[_Address, list[RecordDict]] = {}
 
@@ -47,11 +49,21 @@ class Overheard:
             return
         self.answers.setdefault(_address(message), []).append(answer.content)
         if message.metadata.message_type == TRAIN.name:
-            site, plan = self.names[message.metadata.dst_node_id], TRAIN.read(message.content).plan
-            try:
-                self.updates.setdefault(plan, {}).setdefault(site, TRAIN.read_reply(answer.content).update)
-            except CloisterError:
-                return  # altered
+            self._trained.append((message, answer.content))
+
+    @cached_property
+    def run(self) -> Run:
+        """The run."""
+        return Run.read(self._document, self._roster)
+
+    def updates(self, plan: bytes) -> dict[str, SignedUpdate]:
+        """Return the first update of each site for a plan."""
+        sent: dict[str, SignedUpdate] = {}
+        for message, answered in self._trained:
+            if TRAIN.read(message.content).plan == plan:
+                with suppress(CloisterError):  # altered
+                    sent.setdefault(self._names[message.metadata.dst_node_id], TRAIN.read_reply(answered).update)
+        return sent
 
     def earlier(self, message: Message, choice: int) -> bytes | None:
         """Return an earlier message to the same site; None if there is none."""
@@ -157,7 +169,7 @@ def _other_sum(overheard: Overheard, content: RecordDict, rng: random.Random) ->
 
 def _transcript(overheard: Overheard, total: EncryptedSum) -> Transcript:
     """Return what the server knows of a sum's round."""
-    sent = overheard.updates.get(total.plan, {})
+    sent = overheard.updates(total.plan)
     parts = {
         site: part for part in total.contributions for site, update in sent.items() if update.header == part.header
     }

@@ -13,7 +13,6 @@ from privacy.errors import CloisterError
 from server.app import bring_up_to_date, serve_run, shared_by_runs
 from server.settings import read_consortium, read_run
 from simulations.attacks.liars import LIARS
-from simulations.attacks.transcript import Run
 from simulations.schedules.agents import Agent
 from simulations.schedules.clock import replaced, virtual_time
 from simulations.schedules.disk import Disk, Killed, watched
@@ -66,7 +65,7 @@ class _Play:
         ]
         self.run = read_run(federation.manifest, roster)
         self.store = MemoryStore(self.server)
-        overheard = Overheard(Run.read(self.run.document, roster), {agent.node: agent.name for agent in self.agents})
+        overheard = Overheard(self.run.document, roster, {agent.node: agent.name for agent in self.agents})
         nodes = {agent.node: agent for agent in self.agents}
         self.wire = Wire(schedule, clock, nodes, self.store.kept, self.watch, overheard)
         self.crashes = 0

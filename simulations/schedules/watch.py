@@ -28,7 +28,7 @@ from simulations.schedules.updates import START, numbers
 from transport.messages import AGREE, REVEAL, TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from flwr.app import RecordDict
     from numpy.typing import NDArray
@@ -92,12 +92,12 @@ class Watch:
         self._trained[site, number] += 1
         return numbers(site, number, self._trained[site, number])
 
-    def leaves(self, site: Site, kind: str, question: Callable[[], RecordDict], answer: RecordDict) -> None:
+    def leaves(self, site: Site, kind: str, question: RecordDict, answer: RecordDict) -> None:
         """Check what an honest site sends in answer to a question."""
         if kind == TRAIN.name:
-            self._update_leaves(site, read_plan(TRAIN.read(question()).plan), answer)
+            self._update_leaves(site, read_plan(TRAIN.read(question).plan), answer)
         elif kind in {AGREE.name, REVEAL.name}:
-            shown = AGREE.read(question())
+            shown = AGREE.read(question)
             plan, headers = read_plan(shown.plan), _by_site(shown.contributions)
             named = f"round {plan.round}, attempt {plan.attempt}"
             self.check(len(headers) >= self._minimum, f"one set: {site.name} takes {len(headers)} sites for {named}")
