@@ -50,6 +50,19 @@ def test_a_run_that_is_here_as_somebody_else_signed_it_is_refused(store: Store) 
         store.document("0" * 64)
 
 
+def test_every_run_that_has_ended_says_which_sites_it_left_behind(store: Store) -> None:
+    runs = [store.submit(run_named(f"run-{number}")).digest for number in range(120)]
+    for run in runs:
+        store.mark_behind(run, ["east", "north"])
+    assert store.sites_behind() == {}
+    assert store.run(runs[0]).behind == ()  # it may have no model yet
+    for run in runs:
+        store.mark(run, "finished")
+    store.mark_behind(runs[1], [])
+    assert store.sites_behind() == dict.fromkeys([runs[0], *runs[2:]], ("east", "north"))
+    assert [store.run(run).behind for run in runs[:2]] == [("east", "north"), ()]
+
+
 def test_runs_wait_in_the_order_of_their_submission(store: Store) -> None:
     digests = [store.submit(run_named(name)).digest for name in ("one", "two", "three")]
     assert [run.digest for run in store.runs()] == digests[::-1]
