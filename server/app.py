@@ -117,6 +117,8 @@ def serve_run(
     """
     interruption, strategy = interruption or Interruption(), None
     event_log = EventLog(store.record(run.digest), label_of(run))
+    # Until it has ended, any of its sites may lack its last model: also if it is stopped, and this process killed.
+    store.mark_behind(run.digest, sorted(run.manifest.settings.cohort.sizes))
     try:
         with about(run=run.digest):
             strategy = EncryptedStrategy(
@@ -206,6 +208,6 @@ def _end(
     strategy: EncryptedStrategy | None,
 ) -> None:  # fmt: skip
     event_log.record(status, reason=reason, rounds=strategy.released if strategy else 0)
-    # Which sites lack its last model is unknown: all of them are asked.
-    store.mark_behind(run.digest, sorted(run.manifest.settings.cohort.sizes) if strategy and strategy.released else ())
+    if not event_log.started:  # otherwise, which sites lack its last model is unknown: all of them are asked
+        store.mark_behind(run.digest, ())
     store.mark(run.digest, status, reason)

@@ -2,7 +2,7 @@
 
 An outstanding challenge takes no memory: it carries its own time and a code that only this process can make, as a SYN
 cookie does. What is kept is kept only of those who proved who they are, and is bounded for each: the challenges that
-they answered lately. Not thread-safe.
+they answered lately. Threads may share `issue`, and nothing else.
 """
 
 from __future__ import annotations

@@ -124,7 +124,12 @@ class EncryptedStrategy(Strategy):
         go_back(grid, members, self._voting, seconds, resumed=self.resumed)
         if self._event_log.unconfirmed:
             members.deliver_again(grid, members.gather(grid, len(members.wanted), seconds), self._seconds)
-            self.released += not self._event_log.unconfirmed
+            if self._event_log.unconfirmed:
+                return sorted(members.wanted)
+            self.released += 1
+            if self._memory.open:  # the run was stopped, and the process that had added up this sum was killed
+                self._memory.reopen(self._round, (), seconds, masked=False)
+                self._record(model=members.model, metrics={}, sharing=[])
             self._keep(is_open=False)
         return catch_up(grid, members, self._ceremony, seconds) if self.released else []
 
@@ -259,8 +264,7 @@ class EncryptedStrategy(Strategy):
             return None
         metrics = averaged(reports, self._manifest.settings.cohort.sizes)
         votes = self._count(current)
-        sharing = sorted(site for site in reports if reports[site])
-        self._record(model=self._members.model, metrics=metrics, sharing=sharing, **votes)
+        self._record(model=self._members.model, metrics=metrics, sharing=sorted(filter(reports.get, reports)), **votes)
         self._voting.undo(self._grid, list(self._members.nodes))  # if the votes say so, and now that it is on disk
         return MetricRecord(dict(metrics))
 

@@ -67,7 +67,8 @@ class People:
             KeyFileError: if a certificate cannot be read.
         """
         self._runs, self._tls, self._now = runs, tls, now
-        self._turn, self._purged = Lock(), 0.0
+        self._turn, self._purged = Lock(), 0.0  # of the sessions; whoever has it may wait for the store
+        self._answering = Lock()
         self._known = dict[str, Session]()  # in use, by digest
         self._version = 0  # of the roster under which the store still had these
         self._challenges, self._nonces = Challenges(time.monotonic), Challenges(time.monotonic, ACCOUNT_SECONDS)
@@ -90,9 +91,8 @@ class People:
 
         Without a name, it is a nonce for a token of an organisation.
         """
-        issuer = self._challenges if name else self._nonces
-        with self._turn:
-            return issuer.issue(name or _ACCOUNT).hex(), issuer.seconds
+        issuer = self._challenges if name else self._nonces  # the event loop calls this: it waits for nobody
+        return issuer.issue(name or _ACCOUNT).hex(), issuer.seconds
 
     def by_signature(self, name: str, challenge: str, host: str, signature: bytes) -> tuple[str, SignedIn]:
         """Sign in a person who signed a challenge; return the session's token too.
@@ -123,7 +123,7 @@ class People:
 
     def _use(self, issuer: Challenges, challenge: str, name: str, person: Person) -> None:
         try:
-            with self._turn:
+            with self._answering:
                 issuer.issued(bytes.fromhex(challenge), name)
                 issuer.use(bytes.fromhex(challenge), person.name)
         except ProtocolError as error:

@@ -70,15 +70,15 @@ class LateSites:
         """
         self._open = {digest: one for digest, one in self._open.items() if not one.over}
         online = self._agents.online()
-        for stored in self._store.with_sites_behind() if online else ():
-            there = online & set(stored.behind)
-            if len(self._open) < _AT_ONCE and stored.digest not in busy and self._is_due(stored.digest, there):
-                tried = self._tried.get(stored.digest)
+        for digest, sites in self._store.sites_behind().items() if online else ():
+            there = online & set(sites)
+            if len(self._open) < _AT_ONCE and digest not in busy and self._is_due(digest, there):
+                tried, stored = self._tried.get(digest), self._store.run(digest)
                 again = tried.times + 1 if tried and there <= tried.online else 0
-                self._tried[stored.digest] = _Tried(time.monotonic(), again, there)
-                label = f"{stored.name}-{stored.digest[:8]}"
-                self._open[stored.digest] = one = Running(stored.digest, label, self._deliver)
+                self._tried[digest] = _Tried(time.monotonic(), again, there)
+                one = Running(digest, f"{stored.name}-{digest[:8]}", self._deliver)
                 one.start()
+                self._open[digest] = one
 
     def _is_due(self, digest: str, there: AbstractSet[str]) -> bool:
         if digest in self._open or not there:

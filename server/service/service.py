@@ -91,8 +91,7 @@ class Service:
         self._agents, self._shared, self._leadership, self._only = agents, shared, leadership, only
         self._started = time.time()
         self._turn = threading.RLock()  # for whoever changes how a run stands
-        self._running = dict[str, Running]()
-        self._waits = dict[str, _Wait]()
+        self._running, self._waits = dict[str, Running](), dict[str, _Wait]()
         self._late = LateSites(place, store, agents, shared)
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve_queue, name="queue", daemon=True)
@@ -250,7 +249,7 @@ class Service:
                     if self._only and not self._running and self.store.run(self._only).status != "waiting":
                         return
                 said = ""
-            except (CloisterError, OSError) as error:  # the store may be back soon
+            except Exception as error:  # noqa: BLE001 - the store may be back soon, and nothing else ends the queue
                 if said != (said := sentence(error)):
                     log.warning("the queue waits: %s", said)
             self._wake.wait(_TICK)
@@ -289,8 +288,7 @@ class Service:
             return
         statuses: tuple[Status, ...] = ("running", "waiting")
         for status in statuses:
-            runs: list[StoredRun] = []
-            last = None
+            runs, last = list["StoredRun"](), None
             while len(page := self.store.runs(status=status, before=last, limit=_PAGE)) == _PAGE:
                 runs += page
                 last = page[-1].digest
@@ -302,14 +300,16 @@ class Service:
             return False
         try:
             wait = self._wait(stored, roster)
+        except (StorageError, VaultError):  # not the run's fault: the queue waits
+            raise
         except CloisterError as error:
             self._fail(stored, str(error))
             return False
         cohort = wait.run.manifest.settings.cohort
         away = sorted(cohort.sizes.keys() - self._agents.online())
-        if len(cohort.sizes) - len(away) >= cohort.minimum:
+        if (here := len(cohort.sizes) - len(away)) >= cohort.minimum:
             return True
-        here, hours = len(cohort.sizes) - len(away), self.place.settings.service.wait_hours
+        hours = self.place.settings.service.wait_hours
         says = f"{here} of the {cohort.minimum} sites that it needs are online; not online: {', '.join(away)}"
         if time.monotonic() - wait.since > hours * 3600:
             self._fail(stored, f"after {hours:g} hours, only {says}; have their agents started, then try it again")
@@ -323,7 +323,7 @@ class Service:
         """Return a waiting run, opened under the newest roster.
 
         Raises:
-            CloisterError: if the run has expired, or cannot run under this roster.
+            CloisterError: if the run has expired, cannot run under this roster, or cannot be read now.
         """
         wait = self._waits.get(stored.digest)
         if wait is None or wait.roster != roster.version:
@@ -336,8 +336,9 @@ class Service:
     def _begin(self, stored: StoredRun, tries: int = 0) -> None:
         self._waits.pop(stored.digest, None)
         self.store.mark(stored.digest, "running")
-        self._running[stored.digest] = one = Running(stored.digest, _label(stored), self._serve, tries)
-        one.start()
+        one = Running(stored.digest, _label(stored), self._serve, tries)
+        one.start()  # unless the system has no more threads: then it is not there, and begins later
+        self._running[stored.digest] = one
 
     def _serve(self, one: Running) -> None:
         """Serve a run to its end, in its own thread."""
@@ -375,8 +376,7 @@ class Service:
         if noted:
             return
         try:
-            stored = stored or self.store.run(one.digest)
-            self._fail(stored, sentence(error))
+            self._fail(stored or self.store.run(one.digest), sentence(error))
         except (CloisterError, OSError) as lost:
             one.error = lost
 

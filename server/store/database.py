@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -179,7 +180,10 @@ def _sqlite(file: Path) -> Engine:
     def connect() -> sqlite3.Connection:
         try:
             make_folder(file.parent)
-            os.close(private(str(file), os.O_RDWR | os.O_CREAT))  # only its owner may read it
+            with suppress(FileExistsError):  # only its owner may read it
+                # Never opened here if it exists: to close it would end the locks of this process's other connections,
+                # and the next process that looks at the store would take the log for its own, and remove it.
+                os.close(private(str(file), os.O_RDWR | os.O_CREAT | os.O_EXCL))
         except OSError as error:
             msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
             raise StorageError(msg) from error

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+ENDED: tuple[Status, ...] = ("finished", "failed", "stopped")
 MOST_WAITING = 200
 """How many runs of one person may wait."""
 
@@ -250,15 +251,17 @@ class Store:
         self._tell()
 
     def mark_behind(self, digest: str, sites: Sequence[str]) -> None:
-        """Note which sites lack a run's last model, once it has ended."""
+        """Note which sites lack a run's last model, or may lack it until the run has ended."""
         change = sa.update(RUNS).where(RUNS.c.digest == digest).values(behind=",".join(sites))
         self.database.write(lambda connection: connection.execute(change))
         self._tell()
 
-    def with_sites_behind(self, limit: int = 100) -> list[StoredRun]:
-        """Return the runs that have ended, and whose last model some sites lack, the newest first."""
-        ended = RUNS.c.status.in_(("finished", "failed", "stopped"))
-        return self._select((RUNS.c.behind != "") & ended, limit=limit)
+    def sites_behind(self) -> dict[str, tuple[str, ...]]:
+        """Return which sites lack the last model of a run that has ended, by the run's digest, the newest first."""
+        which = (RUNS.c.behind != "") & RUNS.c.status.in_(ENDED)
+        query = sa.select(RUNS.c.digest, RUNS.c.behind).where(which).order_by(RUNS.c.number.desc())
+        rows: Sequence[Row[str, str]] = self.database.read(lambda connection: connection.execute(query).all())
+        return {digest: tuple(behind.split(",")) for digest, behind in rows}
 
     def _select(self, which: ColumnElement[bool], limit: int = 1, *, oldest: bool = False) -> list[StoredRun]:
         order = RUNS.c.number if oldest else RUNS.c.number.desc()
@@ -268,7 +271,7 @@ class Store:
 
     def _read(self, row: dict[str, Any]) -> StoredRun:
         reason = self._sealing.open("runs", (row["digest"],), row["reason"], "reason").decode()
-        behind = tuple(filter(None, row["behind"].split(",")))
+        behind = tuple(filter(None, row["behind"].split(","))) if row["status"] in ENDED else ()
         values: dict[str, Any] = row | {"reason": reason, "behind": behind}
         return StoredRun(**values)
 

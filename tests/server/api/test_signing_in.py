@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +17,7 @@ from privacy.storage import write_atomically
 from server.api.asking import FAILURES_BURST
 from server.api.people import MOST_SESSIONS
 from server.challenges import Challenges
+from server.store.sessions import Session, StoredSessions
 from tests.server.api.consortia import serving
 from transport.channel import authority_context
 from transport.pki import Authority, certificate_pem, read_authority, read_tls_key
@@ -87,6 +90,30 @@ def test_one_more_session_than_a_person_may_have_ends_their_oldest(server: Serve
     with server.http(tokens[0]) as first, server.http(tokens[-1]) as last:
         assert first.get("/v1/sessions/current").status_code == 401
         assert last.get("/v1/sessions/current").status_code == 200
+
+
+def test_a_store_that_is_away_keeps_whoever_signs_in_waiting_and_nobody_else(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, add = server.token("otto"), StoredSessions.add
+    waits, back = Event(), Event()
+
+    def away(sessions: StoredSessions, session: Session) -> None:
+        waits.set()
+        assert back.wait(20)
+        add(sessions, session)
+
+    monkeypatch.setattr(StoredSessions, "add", away)
+    with ThreadPoolExecutor(1) as others, server.http(token) as http:
+        assert http.get("/v1/sessions/current").status_code == 200  # which needs the store once
+        signing_in = others.submit(server.sign_in, "rosa")
+        try:
+            assert waits.wait(20)
+            assert http.post("/v1/challenges", json={"person": "aude"}).status_code == 201
+            assert http.get("/v1/sessions/current").json()["person"] == "otto"
+        finally:
+            back.set()
+        assert signing_in.result().status_code == 201
 
 
 def test_the_server_shows_a_certificate_of_its_own_authority_and_takes_no_older_tls(server: Server) -> None:

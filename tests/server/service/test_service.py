@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from threading import Event
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,6 +22,7 @@ from privacy.errors import AuthenticityError, NotFoundError, RefusedError, RunEr
 from privacy.run.manifest import open_run
 from privacy.run.settings import RunSettings
 from server.process import open_service
+from server.service.running import Running
 from server.service.service import Service
 from server.settings import read_consortium
 from server.store.sessions import Session
@@ -233,17 +235,23 @@ def test_a_run_stopped_in_mid_round_ends_and_the_next_one_begins(consortium: Con
     assert len(consortium.models(again)) == 1
 
 
-def test_a_stopped_run_that_delivers_its_last_sum_lets_the_next_one_begin(
-    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hang_as_a_sum_is_released(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Have the agent of north hang from when the next sum is there; return what then is set."""
     release, delivering, north = EventLog.release, Event(), consortium.agents["north"].pid
 
-    def north_hangs(event_log: EventLog, total: EncryptedSum) -> None:
+    def hanging(event_log: EventLog, total: EncryptedSum) -> None:
         os.kill(north, SIGSTOP)
         release(event_log, total)
         delivering.set()
 
-    monkeypatch.setattr(EventLog, "release", north_hangs)
+    monkeypatch.setattr(EventLog, "release", hanging)
+    return delivering
+
+
+def test_a_stopped_run_that_delivers_its_last_sum_lets_the_next_one_begin(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivering, north = hang_as_a_sum_is_released(consortium, monkeypatch), consortium.agents["north"].pid
     with consortium.serving() as service:
         try:
             run = service.submit(consortium.signed(rounds=3, name="delivers"), "ana")
@@ -257,6 +265,28 @@ def test_a_stopped_run_that_delivers_its_last_sum_lets_the_next_one_begin(
         assert over(service, following).status == "finished"
         await_condition(lambda: service.store.run(run.digest).released == 1, LONG)
         assert len(consortium.models(service.store.run(run.digest))) == 1  # every site got its sum
+
+
+def test_a_run_stopped_as_its_server_is_killed_leaves_no_site_with_another_model(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivering, north = hang_as_a_sum_is_released(consortium, monkeypatch), consortium.agents["north"].pid
+    try:
+        with consortium.serving() as service:
+            run = service.submit(consortium.signed(rounds=3, name="cut"), "ana")
+            assert delivering.wait(LONG)
+            monkeypatch.undo()
+            service.store.mark(run.digest, "stopped", "stopped by ana")  # all that `stop` does before a kill
+    finally:
+        os.kill(north, SIGCONT)
+    with consortium.serving() as service:
+        await_condition(lambda: service.store.run(run.digest).behind == (), LONG)
+        stopped = service.store.run(run.digest)
+        assert (stopped.status, stopped.released, len(consortium.models(stopped))) == ("stopped", 1, 1)
+        service.retry(run.digest, "ana")
+        again = over(service, run)
+        rounds = [event["round"] for _, event in service.store.events(run.digest) if event["event"] == "round"]
+    assert (again.status, again.released, rounds, len(consortium.models(again))) == ("finished", 3, [1, 2, 3], 1)
 
 
 def test_a_round_says_for_which_site_it_waits_and_that_it_is_back(
@@ -312,6 +342,20 @@ def test_a_run_whose_sites_are_not_online_lets_others_pass_and_fails_in_time(con
         assert failed.status == "failed"
         assert "only 3 of the 4 sites that it needs are online; not online: west" in failed.reason
         assert service.store.events(waiting.digest)[-1][1]["event"] == "failed"
+
+
+@pytest.mark.parametrize(("at", "what", "error"), [(Store, "document", StorageError), (Running, "start", RuntimeError)])
+def test_a_fault_before_a_run_begins_is_not_the_runs_and_does_not_end_the_queue(
+    at: type, what: str, error: type, consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with consortium.serving() as service:
+        fails = Mock(side_effect=error)
+        monkeypatch.setattr(at, what, fails)
+        run = service.submit(consortium.signed(name=what), "ana")
+        await_condition(lambda: fails.call_count > 1, LONG)
+        monkeypatch.undo()
+        assert over(service, run).status == "finished"
+        assert [event["event"] for _, event in service.store.events(run.digest)] == ["started", "round", "finished"]
 
 
 def test_what_cannot_run_is_not_taken(consortium: Consortium) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,11 @@ import pytest
 from privacy.errors import NotFoundError, RunError
 from server.store.sessions import Session
 from server.store.store import Store
-from tests.server.store.stores import run_named
+from tests.server.store.stores import place_in, run_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from server.settings import ServerFolder
 
@@ -45,6 +48,19 @@ def test_a_run_that_is_here_as_somebody_else_signed_it_is_refused(store: Store) 
     assert store.document(first.digest) == mine.document
     with pytest.raises(NotFoundError, match="there is no run"):
         store.document("0" * 64)
+
+
+def test_every_run_that_has_ended_says_which_sites_it_left_behind(store: Store) -> None:
+    runs = [store.submit(run_named(f"run-{number}")).digest for number in range(120)]
+    for run in runs:
+        store.mark_behind(run, ["east", "north"])
+    assert store.sites_behind() == {}
+    assert store.run(runs[0]).behind == ()  # it may have no model yet
+    for run in runs:
+        store.mark(run, "finished")
+    store.mark_behind(runs[1], [])
+    assert store.sites_behind() == dict.fromkeys([runs[0], *runs[2:]], ("east", "north"))
+    assert [store.run(run).behind for run in runs[:2]] == [("east", "north"), ()]
 
 
 def test_runs_wait_in_the_order_of_their_submission(store: Store) -> None:
@@ -159,3 +175,23 @@ def test_only_sessions_of_listed_people_with_the_same_key_are_kept(store: Store)
     assert store.sessions.keep({"ada": "two", "ben": "one", "zoe": "one"}) == 2
     left = [(each.person, each.key) for name in ("ada", "ben", "eve") for each in store.sessions.of(name)]
     assert left == [("ada", "two"), ("ben", "one")]
+
+
+def test_another_process_that_looks_at_the_store_takes_nothing_from_the_one_that_writes(tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    look = (
+        "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
+        "print(*sorted(name for (name,) in connection.execute('SELECT name FROM runs'))); connection.close()"
+    )
+
+    def seen() -> list[str]:
+        command = [sys.executable, "-c", look, str(place.folder / "store.sqlite")]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+    with Store.open(place) as store:
+        store.submit(run_named("first"))
+        with store.database.engine.connect(), store.database.engine.connect():  # as threads do, at the same time
+            store.submit(run_named("second"))
+        assert seen() == ["first", "second"]
+        store.submit(run_named("third"))
+        assert seen() == ["first", "second", "third"]
