@@ -92,7 +92,8 @@ class RosterWatch:
     def stop(self) -> None:
         """Look no more."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
         while not self._ended.wait(_SECONDS):
