@@ -79,7 +79,6 @@ class RosterWatch:
     def __init__(self, place: ServerFolder, taken: Callable[[Roster, bytes], None], version: int = 0) -> None:
         self._place, self._taken = place, taken
         self.version = version  # of the latest roster
-        self.looks = 0  # how often the file has been read
         self._seen: tuple[int, int] | None = None
         self._digest: str | None = None  # of the latest roster
         self._ended = threading.Event()
@@ -92,7 +91,8 @@ class RosterWatch:
     def stop(self) -> None:
         """Look no more."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
         while not self._ended.wait(_SECONDS):
@@ -110,7 +110,6 @@ class RosterWatch:
         if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
             self._seen = now
             self._look()
-            self.looks += 1
 
     def _look(self) -> None:
         try:

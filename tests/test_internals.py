@@ -11,7 +11,6 @@ from copy import deepcopy
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from socket import create_server
 from typing import Any, cast
 
 import numpy as np
@@ -45,6 +44,7 @@ from privacy.codec.ciphertext import SEED_BYTES
 from privacy.codec.packing import RING_DEGREE
 from privacy.crypto.seal import _HEADER as SEAL_HEADER
 from privacy.crypto.seal import Seal
+from tests.ports import unused_port
 from tests.test_rooms import FILES, ROOT
 from transport.grid import StreamingGrid
 
@@ -352,9 +352,8 @@ def test_a_convolution_states_its_padding(padding: tuple[int, int] | str) -> Non
 
 
 def test_a_rendezvous_yields_store_rank_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    with create_server(("localhost", 0)) as listener:
-        port = listener.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": unused_port()}
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, **place}.items():
         monkeypatch.setenv(name, str(value))
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=20)))
     store.set("said", "this")

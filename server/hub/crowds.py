@@ -44,7 +44,7 @@ class Crowds:
     def stop(self) -> None:
         """Look no more."""
         self._ended.set()
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._thread.join(_SECONDS)
 
     def _watch(self) -> None:

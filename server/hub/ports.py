@@ -115,4 +115,5 @@ class Ports:
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_START_SECONDS)
-        self.loop.close()
+        if not self.loop.is_running():
+            self.loop.close()

@@ -216,7 +216,7 @@ class Service:
         deadline = time.monotonic() + _END_SECONDS
         for one in running:
             one.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._thread.join(_END_SECONDS)
 
     @property

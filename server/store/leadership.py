@@ -186,7 +186,7 @@ class _PostgresLeader:
     def stop(self) -> None:
         """Let another server lead."""
         self._ended.set()
-        if self._watch.ident is not None:
+        if self._watch.is_alive():
             self._watch.join()
         self._database.fence = lambda _: None
         self._drop()

@@ -6,6 +6,7 @@ Only bytes pass between the processes: messages as they are on the network.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from contextlib import suppress
@@ -72,6 +73,7 @@ class PoolGrid(ReplyGrid):
 
     def _work(self, line: Connection, others: list[Connection]) -> None:
         """Answer messages until the other end is closed; the process's main function."""
+        gc.freeze()  # the parent's garbage may wait for threads that do not exist here, such as a gRPC server's
         torch.set_num_threads(1)
         for other in others:
             other.close()

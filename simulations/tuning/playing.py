@@ -5,6 +5,7 @@ Messages between the processes are JSON. One whose parent was killed ends at its
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -181,6 +182,7 @@ class ManyProcesses:
 
     def _work(self, line: Connection, others: list[Connection]) -> None:
         """Play trials until the other end is closed; the process's main function."""
+        gc.freeze()  # the parent's garbage is not freed here: see `PoolGrid`
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
         for other in others:

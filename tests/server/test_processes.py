@@ -203,7 +203,7 @@ def test_a_round_in_which_an_agent_is_killed_closes_at_its_deadline_with_the_oth
     assert sorted(second["sites"]) == ["east", "north", "south"]
     assert second["problems"] == {"west": "no update by the round's deadline"}
     assert second["released"]
-    assert DEADLINE <= second["seconds"] < DEADLINE + 3
+    assert DEADLINE <= second["seconds"] < 2 * DEADLINE
 
 
 def test_a_round_in_which_too_few_are_left_releases_nothing(disturbed: Disturbed) -> None:
@@ -385,12 +385,12 @@ def test_an_agent_process_reports_within_seconds_why_it_cannot_start(
             assert address in message
             assert "did not issue" in message
             assert nowhere in processes.wait_for_line("unreachable", "cannot reach the server at", LONG)
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 30  # loaded machines: one of them loads torch
 
             processes.wait_for_line("west", "data: ", LONG)
             up = time.monotonic()
             message = processes.wait_for_line("west", "✗ ", LONG)
-            assert time.monotonic() - up < 5
+            assert time.monotonic() - up < 15
             assert f"the server at {address} refuses this site" in message
 
             codes = {name: processes._children[name][0].wait(LONG) for name in ("stranger", "west")}

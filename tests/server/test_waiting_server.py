@@ -12,8 +12,9 @@ from client.line_checks import LineChecks
 from client.settings import read_site
 from privacy.errors import UnreachableError
 from server.founding import create_consortium
-from server.process import serve
-from tests.federations import await_condition
+from server.process import open_service, serve
+from server.settings import read_consortium
+from tests.federations import FederationMaker, await_condition
 from tests.ports import unused_port
 from transport.address import Address
 
@@ -54,3 +55,22 @@ def test_a_port_that_is_taken_is_said_before_anything_is_served(tmp_path: Path) 
         create_consortium(tmp_path, "lungs", "localhost", port, Address("localhost", port))
         with pytest.raises(UnreachableError, match="another program uses the port"):
             serve(tmp_path / "server", print, Event())
+
+
+@pytest.mark.parametrize("name", ["hub", "crowds", "renewals", "roster", "queue"])
+def test_a_server_that_is_ended_as_it_starts_a_thread_ends_as_at_any_other_time(
+    name: str, make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, start = read_consortium(make_federation().server), Thread.start
+
+    def interrupted(thread: Thread) -> None:
+        if thread.name == name:
+            raise KeyboardInterrupt  # as a signal does while the thread has not said yet that it has begun
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt), open_service(place, print, Event()):
+            pass
+    with open_service(place, print, Event()):  # nothing holds the folder
+        pass

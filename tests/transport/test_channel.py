@@ -25,6 +25,7 @@ from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import TERMS, authority_of, certify, tls_of
+from tests.ports import unused_port
 from transport.address import Address, read_host
 from transport.channel import OPTIONS, PROBE_SECONDS, TlsFiles, probe
 
@@ -157,8 +158,7 @@ def test_a_server_under_another_name_is_refused(federation: Federation) -> None:
 
 
 def test_a_port_where_nobody_listens_is_named(federation: Federation) -> None:
-    with socket.create_server(("localhost", 0)) as listener:
-        address = f"localhost:{listener.getsockname()[1]}"
+    address = f"localhost:{unused_port()}"
     assert "connection refused" in complaint(address, tls_of(federation, "north"), UnreachableError)
 
 

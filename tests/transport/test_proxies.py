@@ -12,6 +12,7 @@ from client.exchange import Exchange
 from privacy.errors import AuthenticityError, ConfigError, UnreachableError
 from simulations.engine.federation import Federation
 from tests.federations import tls_of
+from tests.ports import unused_port
 from tests.transport.hubs import listening
 from tests.transport.tunnels import TunnelProxy
 from transport.channel import probe
@@ -106,7 +107,7 @@ def test_a_wrong_password_is_said_and_never_shown(federation: Federation) -> Non
 
 def test_a_proxy_that_is_down_silent_or_no_proxy_is_named_within_seconds(federation: Federation) -> None:
     files, start = tls_of(federation, "north"), time.monotonic()
-    with socket.create_server(("localhost", 0)) as listener:
+    with socket.create_server(("localhost", unused_port())) as listener:
         through = proxy_for("fed.example.test", f"localhost:{listener.getsockname()[1]}", {})
         with pytest.raises(UnreachableError, match=r"cannot reach the proxy .*: no answer; check its name and port"):
             probe(SERVER, files, 0.3, through)

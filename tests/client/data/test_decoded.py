@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -195,6 +196,7 @@ def test_a_protected_site_keeps_them_encrypted_and_other_processes_read_them_wit
 
 def fill(site: Path, cache: Decoded, first: int) -> None:
     """Put and get the same entries as other processes, in another order."""
+    gc.freeze()  # see `tests.interrupted`
     for number in range(200):
         place = site / f"{(first + number) % COUNT}.png"
         key = cache.key_of(place)

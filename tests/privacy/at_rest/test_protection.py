@@ -1,5 +1,6 @@
 """A folder is encrypted, decrypted and given another secret without losing a file, wherever the process is killed."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -78,6 +79,7 @@ def killed(folder: Path, number: int, act: Callable[[], object]) -> bool:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    gc.freeze()  # see `tests.interrupted`
     sync, left = os.fsync, [number]
 
     def count(fd: Any) -> None:  # noqa: ANN401 - a number, or what has one

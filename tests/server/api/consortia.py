@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from privacy.run.roster import Roster
     from server.store.store import StoredRun
 
+SECONDS = 30.0  # for an answer, of a busy machine
 PEOPLE = {"founder": "coordinator", "rosa": "researcher", "otto": "operator", "aude": "auditor"}
 
 
@@ -145,8 +146,9 @@ class Server:
         authority = read_certificate(self.consortium.server / "authority.pem").public_bytes(Encoding.DER)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with httpx.Client(
-            base_url=f"https://{self.address}", verify=authority_context(authority), headers=headers, trust_env=False
-        ) as client:
+            base_url=f"https://{self.address}", verify=authority_context(authority), headers=headers, trust_env=False,
+            timeout=SECONDS,
+        ) as client:  # fmt: skip
             yield client
 
     def sign_in(self, person: str, **changes: Any) -> httpx.Response:  # noqa: ANN401 - of several kinds

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from privacy.run.manifest import KIND
 from privacy.storage import write_atomically
+from server.api import asking
 from server.api.asking import FAILURES_BURST
 from server.api.people import MOST_SESSIONS
 from server.challenges import Challenges
@@ -76,6 +77,13 @@ def test_a_challenge_is_answered_once_by_whoever_asked_for_it_and_soon(
     assert server.sign_in("rosa", challenge=challenge).status_code == 401  # even if it were not too old
 
 
+@pytest.fixture
+def unforgiving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgive no failure while a test goes on."""
+    monkeypatch.setattr(asking, "FAILURES_RATE", 1e-3)
+
+
+@pytest.mark.usefixtures("unforgiving")
 def test_who_fails_too_often_has_to_wait_and_so_does_a_stranger_with_a_good_key_there(server: Server) -> None:
     answers = [server.sign_in("rosa", signature="0" * 128).status_code for _ in range(int(FAILURES_BURST) + 2)]
     assert answers == [401] * int(FAILURES_BURST) + [429, 429]

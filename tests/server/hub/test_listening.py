@@ -23,6 +23,7 @@ from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import authority_of, await_condition, certify, tls_of
+from tests.ports import unused_port
 from tests.server.callers import LIMIT, LONG, SITES, Server
 from transport.address import read_address
 from transport.channel import TlsFiles
@@ -61,7 +62,7 @@ def test_a_port_that_this_user_may_not_take_is_named(server: Server) -> None:
 @pytest.mark.parametrize("held", ["127.0.0.1", "::1"])
 def test_a_port_that_another_program_holds_is_named(server: Server, host: str, held: str) -> None:
     family = socket.AF_INET6 if ":" in held else socket.AF_INET
-    with socket.create_server((held, 0), family=family) as other:
+    with socket.create_server((held, unused_port()), family=family) as other:
         address = f"{host}:{other.getsockname()[1]}"
         if (host, held) == ("127.0.0.1", "::1"):  # which is another
             hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)

@@ -3,7 +3,7 @@
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,21 @@ from server.joining.requests import Requests
 from server.settings import read_consortium
 from transport.joining import Line, State, read_greeting, read_standing
 
-SECONDS = 1.0  # that a connection may take here
+SECONDS = 1.0  # that a connection may take where a test is about that
 
 
 class Port:
     """A joining port, and ways to connect to it."""
 
-    def __init__(self, coordinator: Coordinator, port: int) -> None:
-        self.coordinator, self.port = coordinator, port
+    def __init__(self, coordinator: Coordinator, joining: JoiningPort, port: int) -> None:
+        self.coordinator, self._joining, self.port = coordinator, joining, port
+
+    @contextmanager
+    def hasty(self) -> Iterator[None]:
+        """Have connections that are made meanwhile end soon."""
+        patient, self._joining._seconds = self._joining._seconds, SECONDS
+        yield
+        self._joining._seconds = patient
 
     def invite(self, site: str = "north") -> Invitation:
         return replace(self.coordinator.invite(site), joining_port=self.port)
@@ -45,10 +52,10 @@ class Port:
 def port(tmp_path: Path) -> Iterator[Port]:
     coordinator = create_consortium(tmp_path, "lungs", "localhost", joining_port=9441, online=True)
     place = read_consortium(tmp_path / "server")
-    joining = JoiningPort(Requests(place), place.tls, SECONDS)
+    joining = JoiningPort(Requests(place), place.tls)
     with ExitStack() as stack:
         stack.callback(joining.stop)
-        yield Port(coordinator, joining.start("localhost:0"))
+        yield Port(coordinator, joining, joining.start("localhost:0"))
 
 
 def await_end(connection: socket.socket) -> None:
@@ -59,16 +66,18 @@ def await_end(connection: socket.socket) -> None:
 
 
 def test_connections_that_say_nothing_keep_nobody_out_for_long(port: Port, tmp_path: Path) -> None:
-    idle = [port.plain() for _ in range(AT_ONCE_FROM_ONE + 5)]
-    with pytest.raises(UnreachableError):
-        ask(tmp_path / "north", port.invite())
-    for connection in idle:
-        await_end(connection)
+    invitation = port.invite()
+    with port.hasty():
+        idle = [port.plain() for _ in range(AT_ONCE_FROM_ONE + 5)]
+        with pytest.raises(UnreachableError):
+            ask(tmp_path / "north", invitation)
+        for connection in idle:
+            await_end(connection)
     assert ask(tmp_path / "north", port.invite()) == 1
 
 
 def test_a_proof_that_comes_byte_by_byte_ends_at_the_deadline(port: Port) -> None:
-    with port.line() as line:
+    with port.hasty(), port.line() as line:
         read_greeting(line)
         line.send(b"\0" * 31)
         with pytest.raises(UnreachableError):

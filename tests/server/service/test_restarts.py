@@ -91,7 +91,7 @@ def test_both_runs_finish_with_the_models_and_charges_of_undisturbed_ones(
         begun = time.monotonic()
         server.terminate() if signal is SIGTERM else server.kill()
         assert server.wait(LONG) == (130 if signal is SIGTERM else -SIGKILL)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15  # loaded machines; the site is held for longer
         assert "Traceback" not in consortium.processes.tail("server", 1000)
         assert [store.run(run).status for run in runs] == ["running", "waiting"]
         server = consortium.serve()

@@ -21,16 +21,12 @@ from simulations.engine.results import read_results
 from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.hospitals import write_hospital_records
 from tests.federations import await_condition, share_keys
+from tests.ports import unused_port
 
 ROOT = Path(__file__).parents[3]
 BUNDLE = ROOT / "deploy" / "flower"
 SITES = ("north", "south")
 SECONDS = 240.0  # a round's deadline: every message starts a process, which loads torch
-
-
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def listens(port: int) -> bool:
@@ -111,7 +107,7 @@ def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path
 
     flower = Flower(tmp_path / "flower")
     flower.home.mkdir()
-    authority, port = federation.server / "authority.pem", free_port()
+    authority, port = federation.server / "authority.pem", unused_port()
     (flower.home / "config.toml").write_text(
         f'[superlink.hub]\naddress = "localhost:{port}"\nroot-certificates = "{authority}"\n', encoding="utf-8"
     )
@@ -134,7 +130,7 @@ def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path
                 stack.enter_context(
                     flower.running(
                         "flower-supernode", "--superlink", f"localhost:{port}", "--root-certificates", authority,
-                        "--auth-supernode-private-key", key, "--port", free_port(),
+                        "--auth-supernode-private-key", key, "--port", unused_port(),
                         "--node-config", f'site="{federation.paths[site]}"',
                     )
                 )

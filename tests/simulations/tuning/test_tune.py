@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -31,8 +32,8 @@ SPACE: dict[str, Any] = {"training.learning_rate": {"low": 1e-4, "high": 1.0, "l
 KILLED = """
 import sys
 from pathlib import Path
-from tests.simulations.tuning.test_tune import search
-search(Path(sys.argv[1]), trials=int(sys.argv[2]))
+from tests.simulations.tuning.test_tune import half_a_search
+half_a_search(Path(sys.argv[1]), int(sys.argv[2]))
 """
 KILLED_IN_TRIAL = """
 import sys
@@ -47,10 +48,33 @@ def search(folder: Path, **further: Any) -> Tuning:  # noqa: ANN401 - arguments 
     return tune(Sign, (INPUTS, TARGETS), PLAIN, folder=folder, progress=False, **(options | further))
 
 
+def half_a_search(folder: Path, count: int) -> None:
+    """Search until half of the trials have ended, and wait to be killed, if that has not happened before."""
+    tell, told = playing._tell, 0
+
+    def tell_half(*arguments: Any) -> None:  # noqa: ANN401
+        nonlocal told
+        tell(*arguments)
+        told += 1
+        if told == count // 2:
+            Event().wait(120)
+
+    playing._tell = tell_half
+    search(folder, trials=count)
+
+
 def _states(folder: Path) -> Counter[str]:
     with suppress(sqlite3.OperationalError), sqlite3.connect(f"file:{folder}/trials.db?mode=ro", uri=True) as database:
         return Counter(state for (state,) in database.execute("select state from trials"))
     return Counter()
+
+
+def _ended(states: Counter[str]) -> int:
+    return states["COMPLETE"] + states["PRUNED"]
+
+
+def _in_the_middle(states: Counter[str], count: int) -> bool:
+    return _ended(states) >= count // 4 and states["RUNNING"] > 0
 
 
 @pytest.mark.slow
@@ -59,25 +83,26 @@ def test_a_search_that_was_killed_goes_on_with_every_trial_once(count: int, tmp_
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(count)], env=environment, cwd=ROOT)
     deadline = time.monotonic() + 100
-    before, done = Counter[str](), 0
-    while done < count // 4 or not before["RUNNING"]:
-        process.send_signal(signal.SIGCONT)
+    while True:
         time.sleep(0.02)
-        assert process.poll() is None
         assert time.monotonic() < deadline
+        if not _in_the_middle(_states(tmp_path), count):
+            continue
         process.send_signal(signal.SIGSTOP)
-        before = _states(tmp_path)
-        done = before["COMPLETE"] + before["PRUNED"]
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        if _in_the_middle(before := _states(tmp_path), count):
+            break
+        process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     assert before["RUNNING"] in {1, 2}
-    assert done < count
+    assert _ended(before) < count
 
     tuned = search(tmp_path, trials=count)
     assert [row["trial"] for row in tuned.trials] == list(range(count))
     assert {row["state"] for row in tuned.trials} <= {"complete", "pruned"}
     after = _states(tmp_path)
-    assert after["COMPLETE"] + after["PRUNED"] == count
+    assert _ended(after) == count
     assert after["FAIL"] == before["RUNNING"]  # what was going on
     assert after["RUNNING"] == after["WAITING"] == 0
     params = Counter(json.dumps(row["params"]) for row in tuned.trials)

@@ -8,12 +8,13 @@ import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from socket import create_server
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +46,7 @@ def postgres() -> Iterator[str]:
          f"--pwfile={folder / 'password'}"],
         check=True, capture_output=True, user=user, cwd=folder,
     )  # fmt: skip
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [programs["postgres"], "-D", str(data), "-k", str(folder), "-p", str(port),
