@@ -136,7 +136,7 @@ def simulate(
         CloisterError: if anything is wrong with task, records or run, before the first round; or the run fails.
     """
     given: Any = callbacks
-    called = tuple(given) if isinstance(given, Iterable) else (None,)
+    called: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (None,)
     if not all(map(callable, called)):
         msg = "callbacks is a list of functions that take a round's row: write callbacks=[…]"
         raise ConfigError(msg)

@@ -59,7 +59,7 @@ def half_a_search(folder: Path, count: int) -> None:
         if told == count // 2:
             Event().wait(120)
 
-    playing._tell = tell_half
+    playing._tell = tell_half  # type: ignore[assignment]
     search(folder, trials=count)
 
 
