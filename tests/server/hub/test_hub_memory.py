@@ -36,7 +36,7 @@ def test_a_member_that_stalls_many_bodies_does_not_block_another(server: Server,
         await_condition(lambda: sum(not turn.locked() for turn in server.hub._turns.values()) == 1)
         started = time.monotonic()
         assert south.push(to_frames([bytes(FRAME_BYTES * 2)], "m")) == ACCEPTED
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 10  # loaded machines
     finally:
         stop.set()
         for call in calls:
@@ -93,7 +93,7 @@ def test_two_hundred_silent_connections_block_no_member(server: Server, south: C
             connections.enter_context(socket.create_connection((host, int(port))))
         started = time.monotonic()
         assert south.push(to_frames([b"done"], "m")) == ACCEPTED
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 10  # loaded machines
 
 
 # --- What is held ---------------------------------------------------------------------------------------------------

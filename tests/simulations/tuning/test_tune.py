@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +26,9 @@ from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 pytest.importorskip("optuna", reason="the extra simulation is not installed")
 from simulations.tuning.trials import Trials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[3]
 SPACE: dict[str, Any] = {"training.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}}
@@ -52,9 +55,9 @@ def half_a_search(folder: Path, count: int) -> None:
     """Search until half of the trials have ended, and wait to be killed, if that has not happened before."""
     tell, told = playing._tell, 0
 
-    def tell_half(*arguments: Any) -> None:  # noqa: ANN401
+    def tell_half(trials: Trials, trial: Any, answer: Mapping[str, Any]) -> None:  # noqa: ANN401 - Optuna's Trial
         nonlocal told
-        tell(*arguments)
+        tell(trials, trial, answer)
         told += 1
         if told == count // 2:
             Event().wait(120)
