@@ -62,7 +62,7 @@ def half_a_search(folder: Path, count: int) -> None:
         if told == count // 2:
             Event().wait(120)
 
-    playing._tell = tell_half  # type: ignore[assignment]
+    playing._tell = tell_half
     search(folder, trials=count)
 
 
