@@ -17,7 +17,6 @@ from collections import Counter
 
 VARIABLE = "CLOISTER_FAILPOINT"
 
-_wanted = os.environ.get(VARIABLE, "")
 _passed: Counter[str] = Counter()
 
 
@@ -27,9 +26,10 @@ def failpoint(name: str) -> None:
     Raises:
         OSError: if the environment says so.
     """
-    if not _wanted or _wanted.split(":")[0] != name:
+    wanted = os.environ.get(VARIABLE, "")
+    if not wanted or wanted.split(":")[0] != name:
         return
-    _, count, *error = _wanted.split(":")
+    _, count, *error = wanted.split(":")
     _passed[name] += 1
     if _passed[name] < int(count):
         return
