@@ -114,6 +114,8 @@ def open_service(
         kept_server(place).sweep()
         store = stack.enter_context(Store.open(place))
         shown = stack.enter_context(operating(place))
+        if place.settings.joining:
+            Requests(place)  # so that a server that waits to lead says now, not then, what it lacks
         leadership = stack.enter_context(store.lead(give_up))
         check_free(read_address(place.settings.listen, listening=True))
         if run is not None:

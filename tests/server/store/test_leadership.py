@@ -7,18 +7,22 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING
 
 import pytest
 
-from privacy.errors import StorageError
+from privacy.errors import ConfigError, StorageError
+from server.founding import create_consortium
+from server.process import open_service
+from server.settings import read_consortium
 from server.store import leadership
 from server.store.store import Store
 from tests.server.store.stores import connected, place_in, run_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from server.settings import ServerFolder
 
@@ -115,3 +119,17 @@ def test_a_leader_whose_connection_is_lost_leads_on_if_nobody_took_over(
         assert len(after) == 1
         assert not leads.lost.is_set()
         store.submit(run_named())
+
+
+def test_a_server_that_could_not_serve_says_so_and_does_not_wait_to_lead(tmp_path: Path, database: str) -> None:
+    create_consortium(tmp_path, "Test", "localhost", 9440, joining_port=9441, online=True)
+    settings = tmp_path / "server" / "consortium.toml"
+    text = settings.read_text(encoding="utf-8")
+    settings.write_text(f'{text}\n[store]\nurl = "{database}"\n', encoding="utf-8")
+    other = Path(copytree(tmp_path / "server", tmp_path / "server-2"))
+    with (
+        leader(read_consortium(tmp_path / "server")),
+        pytest.raises(ConfigError, match=r"and the server reads .*server-2"),
+        open_service(read_consortium(other), print, threading.Event()),
+    ):
+        pass
