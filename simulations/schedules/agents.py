@@ -71,10 +71,9 @@ class Agent:
     def answer(self, data: bytes) -> Message | None:
         """Answer a message; return None if the site was killed."""
         context = Context(0, self.node, {}, RecordDict(), {})
-        kind = ""
+        message = decode_instruction(data)
+        kind = message.metadata.message_type
         try:
-            message = decode_instruction(data)
-            kind = message.metadata.message_type
             answered = self._false(self.lies[kind], message, context) if kind in self.lies else None
             answered = answered or self._true(message, context)
         except Killed:
