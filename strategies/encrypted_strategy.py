@@ -120,9 +120,9 @@ class EncryptedStrategy(Strategy):
 
     def finish(self, grid: Grid) -> list[str]:
         """Bring sites that missed a sum up to date, after the last round; return those that still lack its model."""
-        members, seconds = self._members, _LAST * self._seconds
+        members, seconds, late = self._members, _LAST * self._seconds, self._event_log.unconfirmed
         go_back(grid, members, self._voting, seconds, resumed=self.resumed)
-        if self._event_log.unconfirmed:
+        if late:
             members.deliver_again(grid, members.gather(grid, len(members.wanted), seconds), self._seconds)
             if bool(self._event_log.unconfirmed):  # it may have changed
                 return sorted(members.wanted)
