@@ -124,7 +124,7 @@ class EncryptedStrategy(Strategy):
         go_back(grid, members, self._voting, seconds, resumed=self.resumed)
         if late:
             members.deliver_again(grid, members.gather(grid, len(members.wanted), seconds), self._seconds)
-            if bool(self._event_log.unconfirmed):  # it may have changed
+            if self._event_log.unconfirmed:
                 return sorted(members.wanted)
             self.released += 1
             if self._memory.open:  # the run was stopped, and the process that had added up this sum was killed
