@@ -220,7 +220,7 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"records": (INPUTS, TARGETS / 2), "task": "THREE"}, "whole numbers"),
         (
             {"records": (INPUTS, TARGETS + 6 * (np.arange(300) == 8)), "task": "THREE"},
-            "target of record 9 is [67], but",
+            "target of record 9, .*: its label is [67], but the model has 2 outputs, for 0 to 1; correct the record",
         ),
         ({"partition": None}, "partition is a NoneType"),
         ({"seed": -1}, "seed = -1; write for example seed=1"),
