@@ -129,8 +129,8 @@ class Fitness:
             if (problem or self._task.named_metrics) and (row := self._labels.first(labels)) is not None:
                 if records.in_memory:
                     known = [self._tried(*batch)[1] for _, batch in records.in_order(_AT_ONCE)]
-                place, sentence = f"the target of record {numbers[start + row]}", self._labels.sentence(known)
-                raise DataError(self._sentence(path, place, sentence))
+                place = f"the target of record {numbers[start + row]}"
+                raise DataError(self._sentence(path, place, self._labels.sentence(known)))
             self.clamped += [numbers[start + row] for row in self._labels.clamped(labels)]
             if problem is None:
                 continue
