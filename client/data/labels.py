@@ -110,7 +110,8 @@ class LabelCheck:
             mend = "number them from 0 in load(), at all sites alike"
         else:
             mend = more.format(f"{most + 1:.0f}")
-        return f"{what}s are {least:.0f} to {most:.0f}, but {known}; {mend}"
+        found = f"{what}s are {least:.0f} to {most:.0f}" if least < most else f"all {what}s are {least:.0f}"
+        return f"{found}, but {known}; {mend}"
 
 
 def _right(values: NDArray[np.float64], count: int) -> NDArray[np.bool_]:

@@ -77,6 +77,7 @@ WRONG: dict[str, tuple[type[Task], Tensor, int, str]] = {
         3,
         "intervals are 2 to 5, but the model has 4 outputs, for 0 to 3; put later",
     ),
+    "all late": (Survival, TIMES * 0 + 9, 1, "all intervals are 9, but the model has 4 outputs, for 0 to 3; put later"),
     "late one": (
         Survival,
         TIMES + 9 * ONE[:, None] * LATE,

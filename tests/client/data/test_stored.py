@@ -203,8 +203,8 @@ SPOILT: dict[str, tuple[Callable[[], Any], str]] = {
     "array": (
         lambda: (torch.ones(2).double().numpy(), torch.ones(1)),
         (
-            "is float64 (n, 2) and float32 (n, 1), but the example has float32 (n, 2) and float32 (n, 1); correct one of "
-            "the two, for example with torch.from_numpy(inputs).float() in its __getitem__"
+            "is float64 (n, 2) and float32 (n, 1), but the example has float32 (n, 2) and float32 (n, 1); correct one "
+            "of the two, for example with torch.from_numpy(inputs).float() in its __getitem__"
         ),
     ),
     "text": (lambda: (QUOTE, torch.ones(1)), "is a builtins.str and float32 (n, 1), but the example has"),
