@@ -2,6 +2,7 @@
 
     read   `load` returns records in the form of the made-up records: see `client.data.own_records`
     run    the untrained model and the loss accept every record, and the loss is finite
+    mean   its label is one that the metrics can mean that the task names: see `client.data.labels`
 
 The model has seed 0, whatever a run says: so taking part reveals one fact about a site's records, the same in all runs
 of a task. No gradient is computed, and nothing is kept.
@@ -12,13 +13,17 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data.decoded import FOLDER, Decoded
 from client.data.inputs import Inputs, call, device_of, mapped, move, named, rows, singles
+from client.data.labels import LabelCheck
 from client.data.own_records import check_loaded
 from client.data.sources.listed_files import ImageRecords
 from client.data.watching import watched
@@ -88,14 +93,25 @@ def _keep_decoded(loaded: object, task: Task, name: str, source: Source, data: D
 
 
 class Fitness:
-    """A task, its untrained model, and the records that it makes up."""
+    """A task, its untrained model, and the records that it makes up.
 
-    def __init__(self, task: Task, name: str, module: nn.Module) -> None:
-        self._task, self._name, self._module = task, name, module
+    Args:
+        task: the task.
+        name: its name.
+        module: its untrained model.
+        quoting: whether messages show the label of a single record.
+
+    Attributes:
+        clamped: numbers of checked records whose target is beyond the task's `target_range`.
+    """
+
+    def __init__(self, task: Task, name: str, module: nn.Module, *, quoting: bool = False) -> None:
+        self._task, self._name, self._module, self._quoting = task, name, module, quoting
         self._example, self._losses = example_of(task), RecordLoss(task)
+        self.clamped = list[int]()
 
     def check(self, records: Records, numbers: Sequence[int], path: Path) -> None:
-        """Compute the loss of every record, in batches and separately.
+        """Compute the loss of every record, in batches and separately, and check its label.
 
         Args:
             records: the site's, on the module's device.
@@ -103,18 +119,27 @@ class Fitness:
             path: the file of records.
 
         Raises:
-            DataError: if a record's loss cannot be computed or is not finite; names the record and the part.
+            DataError: if a record's loss cannot be computed or is not finite, or its label is none that the metrics
+                can mean; names the record and the part.
         """
+        known = list[NDArray[np.float64]]()
         for start, (inputs, targets) in watched(records, _AT_ONCE, f"checking {self._name}"):
-            problem = self._problem(inputs, targets)
+            problem, labels = self._tried(inputs, targets)
+            known.append(labels)
+            if (problem or self._task.named_metrics) and (row := self._labels.first(labels)) is not None:
+                if records.in_memory:
+                    known = [self._tried(*batch)[1] for _, batch in records.in_order(_AT_ONCE)]
+                place = f"the target of record {numbers[start + row]}"
+                raise DataError(self._sentence(path, place, self._labels.sentence(known)))
+            self.clamped += [numbers[start + row] for row in self._labels.clamped(labels)]
             if problem is None:
                 continue
             for number, record in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
                 if (sentence := self._problem(*record)) is not None:
                     place = f"{self._part(*record)} of record {numbers[start + number]}"
-                    raise DataError(self._sentence(path, place, sentence))
+                    raise DataError(self._of_loss(path, place, sentence))
             first, last = numbers[start], numbers[start + len(targets) - 1]
-            raise DataError(self._sentence(path, f"records {first} to {last}", problem))
+            raise DataError(self._of_loss(path, f"records {first} to {last}", problem))
 
     def check_metrics(self, records: Records, path: Path, names: Collection[str]) -> None:
         """Compute the metrics of every record separately, as an evaluation does.
@@ -134,10 +159,10 @@ class Fitness:
                         raise TaskError(msg)
 
     def _sentence(self, path: Path, place: str, problem: str) -> str:
-        return (
-            f"{path}: {self._name} cannot use {place}, in the order in which its load() returns them: the loss "
-            f"{problem}; correct the record, or leave it out"
-        )
+        return f"{path}: {self._name} cannot use {place}, in the order in which its load() returns them: {problem}"
+
+    def _of_loss(self, path: Path, place: str, problem: str) -> str:
+        return self._sentence(path, place, f"the loss {problem}; correct the record, or leave it out")
 
     def _part(self, inputs: Inputs, targets: Tensor) -> str:
         """Name the part of a record that the loss cannot take: with a made-up part instead, the loss works."""
@@ -152,22 +177,38 @@ class Fitness:
         return "the inputs"
 
     def _problem(self, inputs: Inputs, targets: Tensor) -> str | None:
-        """Return what is wrong with the loss of these records, or None.
+        """Return what is wrong with the loss of these records, or None."""
+        return self._tried(inputs, targets)[0]
+
+    def _tried(self, inputs: Inputs, targets: Tensor) -> tuple[str | None, NDArray[np.float64]]:
+        """Return what is wrong with the loss of these records, or None; and their labels, none if the model fails.
 
         The loss is computed on the CPU: on a GPU, a label out of range breaks everything after it.
         """
+        labels = np.zeros(0)
         try:
             with _aside():
                 outputs, targets = call(self._module, inputs).cpu(), targets.cpu()
+                with foreign(self._name, "scored() of the records", DataError):
+                    labels = self._labels.of(self._task, outputs, targets)
                 # A mean over the batch may hide a record that has no loss of its own: `ignore_index`.
                 losses = self._task.loss(outputs, targets), self._losses.losses(outputs, targets)
-                return None if all(bool(loss.isfinite().all()) for loss in losses) else "is not finite"
+                return None if all(bool(loss.isfinite().all()) for loss in losses) else "is not finite", labels
         except (CloisterError, KeyboardInterrupt):
             raise
         except BaseException as error:
             if is_memory(error):
                 raise MemoryError from error
-            return f"raises {raised(error, self._name.partition(':')[0])}"
+            return f"raises {raised(error, self._name.partition(':')[0])}", labels
+
+    @cached_property
+    def _labels(self) -> LabelCheck:
+        """What the task's labels are, from the records that it makes up."""
+        inputs, targets = self._example
+        with _aside():
+            device = next(self._module.parameters()).device
+            outputs = call(self._module, move(inputs, device)).cpu()
+            return LabelCheck.inferred(self._task, outputs, targets.cpu(), quoting=self._quoting)
 
 
 def _mended(inputs: Inputs, made_up: Inputs) -> Iterator[tuple[str, Inputs]]:

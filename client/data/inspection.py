@@ -75,6 +75,7 @@ class _Inspection:
             "targets": form_of(example.targets),
             "problem_count": self.findings.problem_count + (problem is not None),
             "problems": [*self._sentences(), *([problem] if problem else [])],
+            "notices": _notices(self.task, fitness),
         }
 
     def _take_table(self, declared: Declared, example: Example, fitness: Fitness) -> None:
@@ -154,6 +155,16 @@ def inspect(place: SiteFolder, name: str, progress: Callable[[int], None] = lamb
     task = import_task(name)
     Refusals(place.folder).check(name, task)
     return _Inspection(place, name, task, progress).run()
+
+
+def _notices(task: Task, fitness: Fitness) -> list[str]:
+    """Return what does not keep the task from training, but may be a mistake."""
+    if not fitness.clamped or task.target_range is None:
+        return []
+    low, high = task.target_range
+    count, first = len(fitness.clamped), fitness.clamped[0]
+    which = f"the target of record {first} is" if count == 1 else f"{count:,} targets, the first of record {first}, are"
+    return [f"{which} beyond target_range, {low:g} to {high:g}: evaluations over all sites take its nearer end instead"]
 
 
 def _described(column: Column, counts: Counts, role: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from client.data.inputs import Inputs, joined, mapped, move, named, rows, tensors
 from client.data.site_records import Records
+from client.task.conversions import conversions
 from client.task.probe import form_of
 from client.task.user_code import is_memory
 from privacy.errors import CloisterError, DataError
@@ -91,7 +92,9 @@ class Reader(Dataset[Any]):
         if inputs is None or target is None or not self._fits(inputs, target):
             read = f"{_form(item[0], inputs)} and {_form(item[1], target)}"
             wanted = f"{form_of(self.example.inputs)} and {form_of(self.example.targets)}"
-            return Unreadable(f"{where} is {read}, but the example has {wanted}; correct one of the two")
+            codes = conversions(item[0], item[1], (self.example.inputs, self.example.targets))
+            how = f", for example with {' and '.join(codes)} in its __getitem__" if codes else ""
+            return Unreadable(f"{where} is {read}, but the example has {wanted}; correct one of the two{how}")
         for label, part in (*named(inputs).items(), ("target", target)):
             if not bool(part.isfinite().all()):
                 return Unreadable(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from client.data.inputs import Inputs, as_inputs, call, count, mapped, named, rows, tensors
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES
+from client.task.conversions import conversions
 from privacy.errors import DataError, TaskError
 from privacy.failures import raised
 
@@ -91,7 +92,10 @@ class Example:
             msg = (
                 f"{path}: the task read inputs and targets {read}, but its example has {wanted}; correct one of the two"
             )
-            if parts is not None and isinstance(targets, Tensor):
+            if codes := conversions(inputs, targets, (self.inputs, self.targets)):
+                msg += f", for example with {' and '.join(codes)} in load()"
+            # A model computes in float32: an example in float64 would be refused next.
+            if parts is not None and isinstance(targets, Tensor) and not _doubles(parts, targets):
                 msg += f"; if load() is right, let example() return for example {suggested(parts, targets)}"
             raise DataError(msg)
         return mapped(Tensor.detach, parts), targets.detach()
@@ -171,6 +175,10 @@ class Probe:
         with self.naming("metrics()", len(outputs)):
             metrics: object = self.task.metrics(outputs, targets)
         one_a_record(metrics, len(outputs))
+
+
+def _doubles(inputs: Inputs, targets: Tensor) -> bool:
+    return any(part.dtype == torch.float64 for part in (*tensors(inputs), targets))
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from client.context import SiteContext
     from client.data.inputs import Batch
     from client.work.training import Study
-    from privacy.analytics.scores import Prediction
     from privacy.analytics.subgroups import BySubgroup
     from privacy.codec.update import Update
     from privacy.noise.randomness import Randomness
@@ -84,29 +83,29 @@ class HeldOutEvaluation(OneSum):
         metrics = self._requested(settings)
         study.check_metrics(metrics.means)
         if metrics.form or metrics.by:
-            self._check_scores(study.prediction)
+            self._check_scores()
         self._check_places(metrics.by)
 
-    def _check_scores(self, prediction: Prediction | None) -> None:
-        """Check that the untrained model gives every held-out record a score, and that its label is one.
+    def _check_scores(self) -> None:
+        """Check that the untrained model gives every held-out record a score.
 
         Raises:
             DataError: names the record for which it does not.
         """
-        study = self._study
+        study, path = self._study, self._site.records_path
+        if not study.task.named_metrics:
+            return
         module = study.module(0).to(self._site.device)
-        path = self._site.records_path
         with foreign(study.name, f"scored() of the records in {path}", DataError), torch.no_grad():
             for start, (inputs, targets) in study.held_out.in_order(study.at_once):
                 outputs = call(module, inputs)
                 for row in range(len(targets)):
-                    row_slice = slice(row, row + 1)
-                    if prediction and (
-                        problem := _problem(prediction, *as_numbers(study.task, outputs[row_slice], targets[row_slice]))
-                    ):
+                    one = slice(row, row + 1)
+                    scores, _ = as_numbers(study.task, outputs[one], targets[one])
+                    if not np.isfinite(scores).all():
                         msg = (
-                            f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
-                            "correct the record, or leave it out"
+                            f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: its score is not "
+                            "finite; correct the record, or leave it out"
                         )
                         raise DataError(msg)
 
@@ -297,13 +296,6 @@ def _divided(metrics: _Requested, sums: NDArray[np.float64]) -> tuple[NDArray[np
     sizes = [by.size for by in metrics.by]
     blocks, *parts = np.split(sums, np.cumsum([sums.size - sum(sizes), *sizes])[:-1])
     return blocks, parts
-
-
-def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
-    """Return what is wrong with a record's score or label, or None."""
-    if not np.isfinite(scores).all():
-        return "its score is not finite"
-    return f"its label is not {it.label}" if it.odd_label(labels) is not None else None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def _show_result(task: dict[str, Any], console: Console) -> None:
     else:
         records = f"{task['records']:,} record{'s' * (task['records'] != 1)}"
         _line(console, f"✓ {records}: {task['training']:,} to train on, {task['held_out']:,} held out")
+    for notice in task["notices"]:
+        _line(console, f"  notice    {notice}", "yellow")
     _line(console, f"  model     gets inputs {task['inputs']}, targets {task['targets']}")
 
 

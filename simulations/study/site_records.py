@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from client.data.fitness import Fitness
-from client.data.inputs import call
 from client.task.probe import make_model
-from privacy.errors import ConfigError, DataError
+from privacy.errors import ConfigError
 from simulations.partitions import FeatureShift, divide, read_partition
 from simulations.pools import Division, Pool, read_pool
 from simulations.study.run_settings import checked_names, named_sites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import nn
 
     from client.task.probe import Example
     from client.task.task import Task
@@ -118,13 +114,7 @@ class Reader:
         path = Path(records) if isinstance(records, str | Path) else Path(whose)
         with torch.random.fork_rng(devices=[]):
             module = make_model(self.task, 0)
-        try:
-            Fitness(self.task, self.name, module).check(pool.records, range(1, len(pool) + 1), path)
-        except DataError as error:
-            if problem := _of_labels(module, pool):
-                msg = f"{path}: {problem}"
-                raise DataError(msg) from error
-            raise
+        Fitness(self.task, self.name, module, quoting=True).check(pool.records, range(1, len(pool) + 1), path)
         return pool
 
     def named(self, records: Mapping[str, Any], whose: str) -> Division:
@@ -141,25 +131,3 @@ class Reader:
             raise ConfigError(msg)
         checked_names(list(records))
         return Division.of({site: self.read(own, f"{whose} {site}") for site, own in records.items()})
-
-
-def _of_labels(module: nn.Module, pool: Pool) -> str | None:
-    """Return what is wrong with labels of which the model has no output, or None."""
-    with torch.no_grad():
-        outputs = call(module.eval(), pool.subset(np.arange(1)).inputs)
-    targets = pool.targets
-    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():  # noqa: PLR2004 - one row a record
-        return None
-    least, most, count = int(targets.min()), int(targets.max()), outputs.shape[1]
-    wrong = ((targets < 0) | (targets >= count)).nonzero()[:, 0]
-    if not len(wrong):
-        return None
-    outputs_for = f"but the model has {count} outputs, for 0 to {count - 1}"
-    if len(wrong) <= len(targets) // 100:
-        place = int(wrong[0])
-        return f"the target of record {place + 1} is {int(targets[place])}, {outputs_for}; correct the record"
-    if least < 0:
-        mend = "number them from 0, as numpy.unique(targets, return_inverse=True)[1] does"
-    else:
-        mend = f"subtract {least} from them" if most - least < count else f"give the model {most + 1} outputs"
-    return f"labels are {least} to {most}, {outputs_for}; {mend}"

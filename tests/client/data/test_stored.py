@@ -200,6 +200,13 @@ SPOILT: dict[str, tuple[Callable[[], Any], str]] = {
     "exits": (lambda: sys.exit(QUOTE), "cannot be read: it raises SystemExit at tests/client/data/"),
     "longer": (lambda: (torch.ones(3), torch.ones(1)), "is float32 (n, 3) and float32 (n, 1), but the example has"),
     "double": (lambda: (torch.ones(2).double(), torch.ones(1)), "is float64 (n, 2) and float32 (n, 1), but the"),
+    "array": (
+        lambda: (torch.ones(2).double().numpy(), torch.ones(1)),
+        (
+            "is float64 (n, 2) and float32 (n, 1), but the example has float32 (n, 2) and float32 (n, 1); correct one "
+            "of the two, for example with torch.from_numpy(inputs).float() in its __getitem__"
+        ),
+    ),
     "text": (lambda: (QUOTE, torch.ones(1)), "is a builtins.str and float32 (n, 1), but the example has"),
     "alone": (lambda: torch.ones(2), "is not a pair; return (inputs, target)"),
     "NaN": (

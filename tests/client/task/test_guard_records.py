@@ -65,17 +65,26 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
     assert charges_of(federation, SITE) == 0
 
 
+MAKE_UP = "; if load() is right, let example() return for example torch."
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "message", "advice"),
     [
-        (torch.ones(5, 3), torch.ones(5, 1), "float32 (n, 3) and float32 (n, 1)", "rand(8, 3), torch.rand(8, 1)"),
-        (torch.ones(5), torch.ones(5, 1), "float32 (n,) and float32 (n, 1)", "rand(8), torch.rand(8, 1)"),
+        (torch.ones(5, 3), torch.ones(5, 1), "float32 (n, 3) and float32 (n, 1)",
+         f"{MAKE_UP}rand(8, 3), torch.rand(8, 1)"),
+        (torch.ones(5), torch.ones(5, 1), "float32 (n,) and float32 (n, 1)", f"{MAKE_UP}rand(8), torch.rand(8, 1)"),
         (torch.ones(5, 2).double(), torch.ones(5, 1), "float64 (n, 2) and float32 (n, 1)",
-         "rand(8, 2, dtype=torch.float64), torch.rand(8, 1)"),
+         ", for example with inputs.float() in load()"),
         (torch.ones(5, 2), torch.ones(5, dtype=torch.int64), "float32 (n, 2) and int64 (n,)",
-         "rand(8, 2), torch.randint(0, 2, (8,))"),
-        (torch.ones(5, 2), torch.ones(5, 2), "float32 (n, 2) and float32 (n, 2)", "rand(8, 2), torch.rand(8, 2)"),
-        (torch.ones(5, 2).numpy(), torch.ones(5, 1), "a numpy.ndarray and float32 (n, 1)", ""),
+         f", for example with targets.float() in load(){MAKE_UP}rand(8, 2), torch.randint(0, 2, (8,))"),
+        (torch.ones(5, 2), torch.ones(5, 2), "float32 (n, 2) and float32 (n, 2)",
+         f"{MAKE_UP}rand(8, 2), torch.rand(8, 2)"),
+        (torch.ones(5, 2).numpy(), torch.ones(5, 1), "a numpy.ndarray and float32 (n, 1)",
+         ", for example with torch.from_numpy(inputs).float() in load()"),
+        (torch.ones(5, 2).numpy(), [[1.0]] * 5, "a numpy.ndarray and a builtins.list",
+         ", for example with torch.from_numpy(inputs).float() and torch.tensor(targets).float() in load()"),
+        (torch.ones(5, 2), ["well"] * 5, "float32 (n, 2) and a builtins.list", ""),
     ],
 )  # fmt: skip
 def test_records_of_another_form_than_the_examples_are_refused_when_read(
@@ -92,8 +101,7 @@ def test_records_of_another_form_than_the_examples_are_refused_when_read(
         open_site(federation.paths[SITE]).check_records()
     assert str(caught.value) == (
         f"{federation.paths[SITE] / 'records.csv'}: the task read inputs and targets {message}, but its example has "
-        "float32 (n, 2) and float32 (n, 1); correct one of the two"
-        + (f"; if load() is right, let example() return for example torch.{advice}" if advice else "")
+        "float32 (n, 2) and float32 (n, 1); correct one of the two" + advice
     )
 
 

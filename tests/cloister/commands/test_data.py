@@ -14,6 +14,8 @@ from client.task.installed import installed_digest
 from cloister.cli import app
 from privacy.errors import ConfigError, TaskError
 from tests.client.data.sources.cohorts import HEADER, ROWS, SECRET, Picture, Ward
+from tests.client.data.test_labels import Percent
+from tests.client.task.test_scoring import Binary
 from tests.federations import task_name
 
 if TYPE_CHECKING:
@@ -162,6 +164,17 @@ def test_only_tasks_of_the_policy_make_a_folder_importable_and_installed_package
 def test_a_record_whose_loss_cannot_be_computed_is_found(site: Callable[..., Path]) -> None:
     folder = site("a,b,y\n1,2,3\n1,1e30,1\n", task="tests.studies:Tiny", source="")
     assert "cannot use input column 2 of record 2" in check(folder, code=1)
+
+
+def test_a_label_that_the_metrics_cannot_mean_is_a_problem_and_a_clamped_target_is_none(
+    site: Callable[..., Path],
+) -> None:
+    folder = site("a,b,y\n1,2,1\n3,4,2\n", task=task_name(Binary), source="")
+    assert "its load() returns them: labels are 1 to 2, but the task's classes are 0 and 1;" in check(folder, code=1)
+    folder = site("a,b,y\n1,2,1\n3,4,50\n", task=task_name(Percent), source="")
+    assert "✓ 2 records: 2 to train on, 0 held out\n  notice    the target of record 2 is beyond" in check(folder)
+    (notice,) = report(folder)["tasks"][0]["notices"]
+    assert "target_range, 0 to 1: evaluations over all sites take its nearer end instead" in notice
 
 
 def test_the_task_may_be_chosen_but_only_from_the_policy(site: Callable[..., Path]) -> None:

@@ -55,6 +55,12 @@ class Sign(Task):
         return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
 
 
+class Named(Sign):
+    """The same with a metric that it only names."""
+
+    metrics = ["auc"]  # type: ignore[assignment]  # noqa: RUF012
+
+
 class Labels(Sign):
     """The same as two labels."""
 
@@ -217,10 +223,19 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"records": (INPUTS, TARGETS + 1), "task": "THREE"}, "labels are 1 to 2, .* subtract 1 from them"),
         ({"records": (INPUTS, TARGETS * 2), "task": "THREE"}, "labels are 0 to 2, .* give the model 3 outputs"),
         ({"records": (INPUTS, TARGETS * 2 - 1), "task": "THREE"}, "labels are -1 to 1, .* number them from 0"),
+        (
+            {"records": (INPUTS, TARGETS + 1), "task": "NAMED"},
+            r"record \d+, .*: labels are 1 to 2, .* classes are 0 and 1",
+        ),
+        (
+            {"records": (INPUTS, np.where(np.arange(300) == 8, 7, TARGETS)), "task": "NAMED"},
+            "target of record 9, .*: its label is 7, but the task's classes are 0 and 1; correct the record",
+        ),
+        ({"records": (INPUTS, TARGETS), "test": (INPUTS, TARGETS - 3), "task": "NAMED"}, "the test records: .* number"),
         ({"records": (INPUTS, TARGETS / 2), "task": "THREE"}, "whole numbers"),
         (
             {"records": (INPUTS, TARGETS + 6 * (np.arange(300) == 8)), "task": "THREE"},
-            "target of record 9 is [67], but",
+            "target of record 9, .*: its label is [67], but the model has 2 outputs, for 0 to 1; correct the record",
         ),
         ({"partition": None}, "partition is a NoneType"),
         ({"seed": -1}, "seed = -1; write for example seed=1"),
@@ -233,8 +248,7 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_said_before_the_first_round(changed: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"task": Sign, "records": (INPUTS, TARGETS), "run": PLAIN, "sites": 4} | changed
-    if given["task"] == "THREE":
-        given["task"] = Labels
+    given["task"] = {"THREE": Labels, "NAMED": Named}.get(given["task"], given["task"])
     with pytest.raises(CloisterError, match=message):
         simulate(given.pop("task"), given.pop("records"), given.pop("run"), **given)
 
