@@ -35,6 +35,7 @@ from cloister.commands.roster import remove, renew, roster
 from cloister.commands.runs import login, retry, runs, stop, submit, watch
 from cloister.commands.simulating import simulate
 from cloister.commands.tuning import tune
+from cloister.processes import end_at_work
 from cloister.views.log import LogForm, show_log
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listening, make_console
@@ -296,6 +297,8 @@ def main() -> None:
     if not ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _run(sys.argv[1:])
+    if code == _STOPPED:
+        end_at_work(code)
     if not ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for cleanup
     sys.exit(code)

@@ -190,7 +190,7 @@ def play_study(
         msg = "a checkpoint has the folder of server and sites in it; leave folder out"
         raise ConfigError(msg)
     with ExitStack() as opened:
-        temporary = opened.enter_context(TemporaryDirectory(prefix="cloister-"))
+        temporary = opened.enter_context(TemporaryDirectory(prefix="cloister-", ignore_cleanup_errors=True))
         logs = opened.enter_context(RunLogs(log))
         place = folder or (checkpoint or Path(temporary)) / "federation"
         study = prepare(task, records, run, **options, folder=place, resumable=checkpoint is not None)
