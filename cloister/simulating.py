@@ -94,7 +94,8 @@ def simulate(
             `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
         run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
             one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
-            does not say has its default.
+            does not say has its default. The model that `[start]` names is looked for in `models/public` beside the
+            run's file, beside the task's, and in the current folder.
         sites: how many; 10 if neither the records nor the run name them.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.

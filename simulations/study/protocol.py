@@ -163,6 +163,7 @@ def _founded(simulation: Simulation, terms: SiteTerms) -> Federation:
     federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
     for site in simulation.sites:
         federation.write_settings(site, "localhost:1", terms)
+    federation.share(simulation.initial_files())
     federation.sign(simulation.settings)
     return federation
 
