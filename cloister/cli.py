@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -191,6 +192,8 @@ def sign(
         rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
+        if math.isfinite(more := report["epsilon_of_two_records"]):
+            typer.echo(f"  for a person with one record; with two, at a site with records_per_person = 2: ε {more:.2f}")
         from cloister.views.observers import table  # noqa: PLC0415
 
         for line in table(report):

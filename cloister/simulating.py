@@ -91,7 +91,8 @@ def simulate(
     Args:
         task: a class derived from `Task`, at the top of a file or notebook, or its name `module:Class`.
         records: `(inputs, targets)` as arrays or tensors, a data frame, a map-style data set, or a path that the task's
-            `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
+            `load` reads, or of a site.toml whose `[data]` names it, to be divided among sites; or a mapping with one of
+            these for each site by name.
         run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
             one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
             does not say has its default. The model that `[start]` names is looked for in `models/public` beside the

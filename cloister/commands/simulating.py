@@ -29,7 +29,11 @@ def simulate(
         ),
     ] = None,
     records: Annotated[
-        Path | None, typer.Option(help="A file or folder that the run's task reads, to be divided among sites.")
+        Path | None,
+        typer.Option(
+            help="A file or folder that the run's task reads, to be divided among sites; or a site.toml, whose "
+            "[data] names it."
+        ),
     ] = None,
     sites: Annotated[int | None, typer.Option(help="How many sites share the records; by default, 10.", min=1)] = None,
     partition: Annotated[

@@ -23,6 +23,7 @@ from privacy.errors import ConfigError, TaskError
 from privacy.run.new_manifest import make_manifest
 from simulations.engine.federation import personal_tables
 from simulations.engine.ray_cluster import cluster_of
+from simulations.pools import persons_named
 from simulations.study.checkpoints import Checkpoint
 from simulations.study.engines import choose, processes_here
 from simulations.study.participation import read_participation
@@ -189,6 +190,8 @@ def prepare(
     _check("engine", engine, str, '"auto"')
     place = read_device(device)
     own, name = named_task(task)
+    if getattr(own, "person", None):  # said at once, of a task that declares it
+        raise persons_named(name)
     wanted = read_run_settings(run)
     alone = read_personal(personal)
     known = list(wanted.cohort.sizes) if wanted.cohort else []
