@@ -145,7 +145,25 @@ class Personal:
         return _LAMBDA if self.proximal is None else self.proximal
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=True))
+_PART = ConfigDict(extra="ignore", strict=True, allow_inf_nan=True)  # of a site.toml, whatever else it has
+
+
+@dataclass(frozen=True, config=_PART)
+class RecordsAlone:
+    """Of `[data]`: which records, and how to read them."""
+
+    file: File
+    source: SourceOptions | None = None
+
+
+@dataclass(frozen=True, config=_PART)
+class DataAlone:
+    """`[data]` of a `site.toml`, or of a file that has nothing else."""
+
+    data: RecordsAlone
+
+
+@dataclass(frozen=True, config=_PART)
 class PersonalAlone:
     """`[personal]` of a `site.toml`, or of a file that has nothing else."""
 

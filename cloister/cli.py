@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ from cloister.commands.roster import remove, renew, roster
 from cloister.commands.runs import login, retry, runs, stop, submit, watch
 from cloister.commands.simulating import simulate
 from cloister.commands.tuning import tune
+from cloister.processes import end_at_work
 from cloister.views.log import LogForm, show_log
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listening, make_console
@@ -190,6 +192,8 @@ def sign(
         rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
+        if math.isfinite(more := report["epsilon_of_two_records"]):
+            typer.echo(f"  for a person with one record; with two, at a site with records_per_person = 2: ε {more:.2f}")
         from cloister.views.observers import table  # noqa: PLC0415
 
         for line in table(report):
@@ -296,6 +300,8 @@ def main() -> None:
     if not ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _run(sys.argv[1:])
+    if code == _STOPPED:
+        end_at_work(code)
     if not ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for cleanup
     sys.exit(code)

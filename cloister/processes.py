@@ -5,6 +5,7 @@ Where the parent itself is killed, they find that out (`cloister.child`).
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 _POLL = 0.05
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def end_at_work(code: int) -> None:
+    """End this process at once if a thread of it is still at work, such as one that plays a simulation's rounds.
+
+    Python would kill the thread inside PyTorch, which then aborts the process. Forked workers end, too.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        for child in multiprocessing.active_children():
+            child.kill()  # to be terminated, it would have to come back from PyTorch
+        os._exit(code)
 
 
 class Processes:

@@ -91,10 +91,12 @@ def simulate(
     Args:
         task: a class derived from `Task`, at the top of a file or notebook, or its name `module:Class`.
         records: `(inputs, targets)` as arrays or tensors, a data frame, a map-style data set, or a path that the task's
-            `load` reads, to be divided among sites; or a mapping with one of these for each site by name.
+            `load` reads, or of a site.toml whose `[data]` names it, to be divided among sites; or a mapping with one of
+            these for each site by name.
         run: a mapping like run.toml, the path of one, `SimulatedRun` or `RunSettings`. Without `[training]` a round is
             one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
-            does not say has its default.
+            does not say has its default. The model that `[start]` names is looked for in `models/public` beside the
+            run's file, beside the task's, and in the current folder.
         sites: how many; 10 if neither the records nor the run name them.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
@@ -190,7 +192,7 @@ def play_study(
         msg = "a checkpoint has the folder of server and sites in it; leave folder out"
         raise ConfigError(msg)
     with ExitStack() as opened:
-        temporary = opened.enter_context(TemporaryDirectory(prefix="cloister-"))
+        temporary = opened.enter_context(TemporaryDirectory(prefix="cloister-", ignore_cleanup_errors=True))
         logs = opened.enter_context(RunLogs(log))
         place = folder or (checkpoint or Path(temporary)) / "federation"
         study = prepare(task, records, run, **options, folder=place, resumable=checkpoint is not None)

@@ -2,7 +2,8 @@
 
 It reads its settings from the run's configuration: `consortium` (the path of `consortium.toml`) and `manifest` (the
 signed run); with `new-epoch`, the sites make new keys first; with `retry`, a run that failed goes on. It holds no
-decryption key, and it runs without torch or TenSEAL.
+decryption key, and it runs without torch or TenSEAL. With `unattended`, nobody mends a site while the run goes on, as
+in a simulation: a site that refuses is not waited for.
 """
 
 from __future__ import annotations
@@ -58,7 +59,14 @@ def main(grid: Grid, context: Context) -> None:
         check_failure(place, store, run, retry=bool(context.run_config.get("retry")))
         store.mark(run.digest, "running")
         serve_run(
-            place, store, run, grid, roster, shared_by_runs(place), new_epoch=bool(context.run_config.get("new-epoch"))
+            place,
+            store,
+            run,
+            grid,
+            roster,
+            shared_by_runs(place),
+            new_epoch=bool(context.run_config.get("new-epoch")),
+            unattended=bool(context.run_config.get("unattended")),
         )
 
 
@@ -95,7 +103,7 @@ def shared_by_runs(place: ServerFolder) -> Shared:
 
 def serve_run(
     place: ServerFolder, store: Store, run: SignedRun, grid: Grid, roster: Roster, shared: Shared, *,
-    new_epoch: bool = False, interruption: Interruption | None = None,
+    new_epoch: bool = False, unattended: bool = False, interruption: Interruption | None = None,
 ) -> None:  # fmt: skip
     """Run the rounds of a submitted run that no earlier process has ended; note in the store how it ended.
 
@@ -109,6 +117,7 @@ def serve_run(
         roster: the newest roster, of which the grid tells no news.
         shared: what all runs of this server share.
         new_epoch: have the sites make new keys first.
+        unattended: whether nobody mends a site meanwhile, so that one that refuses is not waited for.
         interruption: what may ask the run to end.
 
     Raises:
@@ -124,6 +133,7 @@ def serve_run(
             strategy = EncryptedStrategy(
                 run, roster, event_log, shared, place.tls, new_epoch=new_epoch,
                 newer=StreamingGrid(grid).newer_roster, interruption=interruption,
+                unattended=unattended,
             )  # fmt: skip
             behind = _serve(strategy, run, grid, event_log)
     except RunInterrupted:

@@ -18,7 +18,9 @@ from client.data.inputs import Inputs, joined, mapped, rows
 from client.data.own_records import check_loaded
 from client.data.site_records import InMemory
 from client.data.sources.registry import Source
+from client.settings import DataAlone
 from client.task.user_code import foreign
+from privacy.config import read_toml
 from privacy.errors import DataError
 from simulations.partitions import Described
 
@@ -193,11 +195,18 @@ def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  #
         raise DataError(msg)
     own = check_loaded(loaded, name, example, path)
     if own.people is not None:
-        msg = f"{path}: {name} names the persons of its records, who may have several; simulate with one record each"
-        raise DataError(msg)
+        raise persons_named(name)
     inputs, targets = own.records.whole()
     known = {column: values for column, values in columns.items() if len(values) == len(targets)}
     return Pool(inputs, targets, known)
+
+
+def persons_named(name: str) -> DataError:
+    """Return what says that a simulation cannot tell persons apart."""
+    return DataError(
+        f"{name} names the persons of its records, but a simulation takes each record for a person: leave `person` out "
+        "of the task, or the persons out of what load() returns, and simulate with one record of each"
+    )
 
 
 def _is_frame(records: object) -> bool:
@@ -205,10 +214,17 @@ def _is_frame(records: object) -> bool:
 
 
 def _of_file(task: Task, name: str, path: Path) -> Any:  # noqa: ANN401 - whatever a task returns
+    source = Source(path)
+    if path.suffix == ".toml":
+        data = read_toml(path, DataAlone).data
+        source = Source(path.parent / data.file, data.source, path.parent)
     try:
-        with foreign(name, f"load() of {path}", DataError):
-            return task.load_from(Source(path))
+        with foreign(name, f"load() of {source.path}", DataError):
+            return task.load_from(source)
     except DataError as error:
+        if source.options is None and "[data]" in str(error):
+            msg = f"{error}; a simulation takes a site.toml, or a file with [data] alone, as the path to the records"
+            raise DataError(msg) from error
         if path.suffix.lower() != ".parquet" or "UTF-8" not in str(error):
             raise
         msg = f"{path}: the load() of {name} reads text, not Parquet; derive the task from TableTask, or give CSV"

@@ -71,6 +71,7 @@ class EncryptedStrategy(Strategy):
     def __init__(
         self, run: SignedRun, roster: Roster, event_log: EventLog, shared: Shared, tls: TlsFiles, *, new_epoch: bool,
         newer: Callable[[], Roster | None] = lambda: None, interruption: Interruption | None = None,
+        unattended: bool = False,
     ) -> None:  # fmt: skip
         """Take a function that returns the roster under which the next rounds go on, if there is a newer one."""
         self._interruption = interruption or Interruption()
@@ -82,21 +83,20 @@ class EncryptedStrategy(Strategy):
         self._attention = Attention(cohort.round_deadline_seconds, shared.sites.turn(self._interruption.check))
         self._members = members = Membership(
             run.document, run.digest, roster, event_log, RunHeads(shared.heads, held_out=settings.kind.held_out),
-            self._attention, tuple(cohort.sizes), liars=colluding if masked else 0,
+            self._attention, tuple(cohort.sizes), liars=colluding if masked else 0, unattended=unattended,
         )  # fmt: skip
         self._ceremony = Ceremony(members, shared.letters, event_log, self._turn, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(members, cohort.minimum, colluding)
         members.use_roster(roster)  # it may lack sites that have left since the run was signed
         self._voting = Voting(members, settings)
-        proofs = settings.encryption.update_norm is not None
+        proofs, self._bodies = settings.encryption.update_norm is not None, Bodies(event_log.kept.scratch)
         self._masks = Masking(members, self._selection, colluding, proofs=proofs) if masked else None
-        self._liar_finder, self._bodies = LiarFinder(members, colluding), Bodies(event_log.kept.scratch)
-        self._adder = Adder(members, run.manifest, self._bodies)
+        self._liar_finder, self._adder = LiarFinder(members, colluding), Adder(members, run.manifest, self._bodies)
         self._memory = RunMemory(run.digest, members, event_log, self._selection)
         self._before = self._round = OpenRound(0)
         self._sum: EncryptedSum | None = None  # released, and not sent to the sites yet
         self._seconds, self._failures = cohort.round_deadline_seconds, 0
-        self._there: list[str] = []  # sites present when the round was planned
+        self._there = list[str]()  # sites present when the round was planned
         self.released, self.ended = self._memory.released, self._memory.ended
 
     @property

@@ -56,6 +56,7 @@ class Membership:
     heads: RunHeads
     attention: Attention
     listed: tuple[str, ...]  # the sites in the manifest
+    unattended: bool = False  # whether nobody mends a site meanwhile: what it refuses, it refuses for good
     liars: int = 0  # that the run must tolerate: this many sites' claims decide no round
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
@@ -109,10 +110,10 @@ class Membership:
         """Ask new nodes whether they take part; return the sites that are present at the end.
 
         Gathering ends when enough sites are present and every awaited node has answered; before the first plan, every
-        listed site must have answered, yes or no. It also ends after `seconds`.
+        listed site must have answered, yes or no. It also ends after `seconds`, or once all have answered for good.
 
         Raises:
-            RunError: if too few sites start from the same model.
+            RunError: if too few sites start from the same model, or too few of an unattended run take part.
         """
         begun = looked = time.monotonic()
         times, waiting = dict[int, float](), Waiting(self.event_log, begun)
@@ -126,9 +127,10 @@ class Membership:
             strangers = online - set(self.nodes.values())
             unheard = self.attention.unanswered(MessageType.QUERY) & strangers
             # A site that refused may have been fixed meanwhile: ask it again if the round needs it.
+            short = len(here) < minimum and not self.unattended
             new = {
                 node for node in strangers - unheard
-                if node not in times or (len(here) < minimum and now - times[node] > min(1.0, seconds / 10))
+                if node not in times or (short and now - times[node] > min(1.0, seconds / 10))
             }  # fmt: skip
             if asked := self.attention.reach(new):
                 times |= dict.fromkeys(asked, now)
@@ -141,8 +143,9 @@ class Membership:
             awaited = new | {node for node in unheard if self.attention.waits_for(node, MessageType.QUERY)}
             if now - begun < GRACE * seconds:
                 awaited |= unheard & times.keys()
-            everybody = self.begun or len(here) + len(strangers & times.keys() - unheard) >= len(self.listed)
-            if now - begun > seconds or (len(here) >= minimum and everybody and not awaited):
+            heard = len(here) + len(strangers & times.keys() - unheard) >= len(self.listed)
+            enough = (len(here) >= minimum and (self.begun or heard)) or (self.unattended and heard)
+            if now - begun > seconds or (enough and not awaited):
                 break
             needed = minimum if self.begun else len(self.listed)
             waiting.say(here, needed, self.problems, self._absent(here, online, new))
@@ -153,7 +156,15 @@ class Membership:
         self.begun = self.begun or len(here) >= minimum
         self.absent = self._absent(here, online, set())
         self.heads.save()
+        self._check_begun(here)
         return self._begin(here, minimum) if self.model is None and len(here) >= minimum else here
+
+    def _check_begun(self, here: list[str]) -> None:
+        """Stop an unattended run that cannot begin with the sites that are here."""
+        if self.unattended and not self.begun:
+            _, reason = min((self.problems or self.absent).items())
+            msg = f"{len(self.wanted) - len(here)} of {len(self.wanted)} sites do not take part: {reason}"
+            raise RunError(msg)
 
     def _begin(self, here: list[str], minimum: int) -> list[str]:
         """Adopt the initial model that most sites have; return these sites, too few if more must come.

@@ -71,12 +71,38 @@ def find_model(folder: Path, digest: str, untrained: Model, site: str) -> Model:
     return replace(model, run=note.run)
 
 
-def _find(folder: Path, digest: str, site: str) -> Path:
+def files_of(folder: Path, digest: str) -> list[Path]:
+    """Return the file with this SHA-256, in hex, anywhere below a folder, and that of the frozen part under its model.
+
+    Returns:
+        None of those that are not there.
+
+    Raises:
+        RefusedError: if it is not a complete safetensors file.
+    """
+    if (path := _look_for(folder, digest)) is None:
+        return []
+    try:
+        with open_model(path) as file:
+            source = _note(file).source
+    except SafetensorError as error:
+        raise _incomplete(digest) from error
+    frozen = _look_for(folder, source) if source and source != digest else None
+    return [path, frozen] if frozen else [path]
+
+
+def _look_for(folder: Path, digest: str) -> Path | None:
     for path in sorted(folder.rglob("*.safetensors")):
         with suppress(OSError, VaultError):  # a dead link, or an unreadable file; another file may still match
             state = path.stat()
             if S_ISREG(state.st_mode) and _digest(path, state.st_mtime_ns, state.st_size) == digest:
                 return path
+    return None
+
+
+def _find(folder: Path, digest: str, site: str) -> Path:
+    if path := _look_for(folder, digest):
+        return path
     msg = (
         f"{site} does not have the initial model, the safetensors file with SHA-256 {digest}; put it into the site's "
         "folder models/public"
@@ -114,12 +140,15 @@ def _read(path: Path, untrained: Model, digest: str) -> tuple[Model, _Note]:
                 layout = replace(read_constants(file, layout), source=digest)
             model, note = Model(vector, layout), _note(file)
     except SafetensorError as error:
-        msg = f"the file with SHA-256 {digest} is not a complete safetensors file; name another in [start]"
-        raise RefusedError(msg) from error
+        raise _incomplete(digest) from error
     if not is_finite(model.vector):
         msg = f"the model with SHA-256 {digest} contains values that are not finite; name another in [start]"
         raise RefusedError(msg)
     return model, note
+
+
+def _incomplete(digest: str) -> RefusedError:
+    return RefusedError(f"the file with SHA-256 {digest} is not a complete safetensors file; name another in [start]")
 
 
 def _note(file: ModelFile) -> _Note:

@@ -67,6 +67,7 @@ def sign_run(run: Path, folder: Path, roster: Path | None, out: Path) -> dict[st
         "rounds": settings.rounds,
         "noise_multiplier": manifest.noise_multiplier,
         "epsilon": epsilon([manifest.run_cost], settings.privacy.delta),
+        "epsilon_of_two_records": epsilon([manifest.run_cost], settings.privacy.delta, group=2),
         "delta": settings.privacy.delta,
         "delta_warning": excessive(settings.privacy.delta, settings.largest_size),
         **against_whom(manifest),

@@ -21,9 +21,19 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference study's.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The run's settings; by default, the reference study's. A model that [start] names is looked for in "
+            "models/public beside this file or in the current folder."
+        ),
+    ] = None,
     records: Annotated[
-        Path | None, typer.Option(help="A file or folder that the run's task reads, to be divided among sites.")
+        Path | None,
+        typer.Option(
+            help="A file or folder that the run's task reads, to be divided among sites; or a site.toml, whose "
+            "[data] names it."
+        ),
     ] = None,
     sites: Annotated[int | None, typer.Option(help="How many sites share the records; by default, 10.", min=1)] = None,
     partition: Annotated[
@@ -152,10 +162,10 @@ def _of_records(run: Path, records: Path, options: dict[str, Any], rest: dict[st
     from cloister.views.simulation_table import SimulationTable  # noqa: PLC0415
     from simulations.study.run_settings import read_with_task  # noqa: PLC0415 - loads torch
 
-    settings, task = read_with_task(run)
+    _, task = read_with_task(run)
     find_for_run(run, task)
     with SimulationTable(console) as table:
-        return play_study(task, records, settings, options, table, **rest)
+        return play_study(task, records, run, options, table, **rest)
 
 
 def _site_privacy(epsilon: float | None, max_update_norm: float, bands: int) -> SitePrivacy | None:

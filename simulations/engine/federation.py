@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -26,8 +28,7 @@ from transport.address import Address, read_address, read_host
 from transport.pki import read_signing_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     from privacy.run.settings import RunSettings
 
@@ -139,6 +140,17 @@ disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if 
 {strategies}{terms.further_policy}
 {personal_tables(terms.personal)}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
+
+    def share(self, files: Iterable[Path]) -> None:
+        """Copy files into this folder once, and link them in `models/public` of every site."""
+        for number, file in enumerate(files):
+            shared = self.folder / "public" / f"{number}-{file.name}"
+            shared.parent.mkdir(exist_ok=True)
+            copyfile(file, shared)
+            for path in self.paths.values():
+                link = path / "models" / "public" / shared.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(Path("../../..", "public", shared.name))
 
     def sign(self, settings: RunSettings) -> Path:
         """Sign a run as the coordinator and write it to the server's folder; return its path."""

@@ -112,7 +112,7 @@ def serve_over(federation: Federation, grid: Callable[[int], AbstractContextMana
     run = read_run(federation.manifest, read_consortium(federation.server).roster()).digest
     run_id = int(run[:15], 16)
     config: dict[str, bool | float | int | str] = {
-        "consortium": str(federation.server), "manifest": str(federation.manifest)
+        "consortium": str(federation.server), "manifest": str(federation.manifest), "unattended": True
     }  # fmt: skip
     with grid(run_id) as opened:
         server_app(opened, Context(run_id, SERVER_NODE, {}, RecordDict(), config))

@@ -7,6 +7,7 @@ Only bytes pass between the processes: messages as they are on the network.
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from collections import deque
 from contextlib import suppress
@@ -74,10 +75,12 @@ class PoolGrid(ReplyGrid):
     def _work(self, line: Connection, others: list[Connection]) -> None:
         """Answer messages until the other end is closed; the process's main function."""
         gc.freeze()  # the parent's garbage may wait for threads that do not exist here, such as a gRPC server's
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # there is nothing to clean up
         torch.set_num_threads(1)
         for other in others:
             other.close()
-        with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        with suppress(EOFError, BrokenPipeError):
             while True:
                 data = line.recv_bytes()
                 context = self._nodes[int.from_bytes(data[:_NODE], "big")]

@@ -57,6 +57,7 @@ OpenGrid = Callable[[int], AbstractContextManager[Grid]]
 
 _PLANNED = "too late in this simulation", "it does not take part in this round of the simulation"
 _ALIVE = 0.2  # seconds between two looks whether the run's thread has ended
+_AT_ONCE = 0.5  # seconds for that thread to end on Ctrl-C; a site that trains goes on until its step is done
 
 
 class HeldSite(Site):
@@ -162,6 +163,7 @@ def _founded(simulation: Simulation, terms: SiteTerms) -> Federation:
     federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
     for site in simulation.sites:
         federation.write_settings(site, "localhost:1", terms)
+    federation.share(simulation.initial_files())
     federation.sign(simulation.settings)
     return federation
 
@@ -236,10 +238,10 @@ class _Rounds(logging.Handler):
         self._thread.start()
         return self._rounds()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended = True
         self._go_on.set()
-        self._thread.join()
+        self._thread.join(_AT_ONCE if kind and issubclass(kind, KeyboardInterrupt) else None)
         log.removeHandler(self)
         log.setLevel(self._level)
         log.propagate = self._spreads
@@ -252,11 +254,13 @@ class _Rounds(logging.Handler):
             RunInterrupted: if no further round is wanted.
         """
         entry: dict[str, Any] | None = getattr(record, "entry", None)
-        if record.thread != self._thread.ident or entry is None or entry["event"] != "round":
+        if record.thread != self._thread.ident or entry is None:
             return
-        self._go_on.clear()
         if self._ended:
             raise RunInterrupted
+        if entry["event"] != "round":
+            return
+        self._go_on.clear()
         self._events.put(entry)
         self._go_on.wait()
         if self._ended:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import inf
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import save_file
 
+from client.state.initial_model import files_of
 from client.state.model_parts import set_tensors
 from client.task.guard import check_task
 from client.task.probe import Example, make_model
@@ -20,6 +23,7 @@ from privacy.errors import ConfigError, TaskError
 from privacy.run.new_manifest import make_manifest
 from simulations.engine.federation import personal_tables
 from simulations.engine.ray_cluster import cluster_of
+from simulations.pools import persons_named
 from simulations.study.checkpoints import Checkpoint
 from simulations.study.engines import choose, processes_here
 from simulations.study.participation import read_participation
@@ -33,13 +37,13 @@ from simulations.study.site_records import Reader, deal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from torch import nn
 
     from client.settings import Personal
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
+    from privacy.run.tables import Start
     from simulations.partitions import Partition
     from simulations.pools import Division, Pool
     from simulations.study.checkpoints import Checkpoints
@@ -186,6 +190,8 @@ def prepare(
     _check("engine", engine, str, '"auto"')
     place = read_device(device)
     own, name = named_task(task)
+    if getattr(own, "person", None):  # said at once, of a task that declares it
+        raise persons_named(name)
     wanted = read_run_settings(run)
     alone = read_personal(personal)
     known = list(wanted.cohort.sizes) if wanted.cohort else []
@@ -200,11 +206,44 @@ def prepare(
     )
     noise = site_privacy.planned(len(divided), settings.rounds, population.participation) if site_privacy else None
     simulation = Simulation(
-        own, name, settings, divided, population, noise, place, folder, resumable, processes or processes_here()
+        own,
+        name,
+        settings,
+        divided,
+        population,
+        noise,
+        place,
+        folder,
+        resumable,
+        processes or processes_here(),
+        _public(wanted.start, own, run),
     )
     chosen = choose(engine, simulation, manifest, cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site))
     check_personal(alone, simulation, dealt.held_out)
     return Study(simulation, wanted, manifest, chosen, dealt.test, dealt.held_out, alone)
+
+
+def _public(start: Start | None, task: Task, run: object) -> Path | None:
+    """Return the folder with the model that a run starts from: `models/public` beside its file, the task's, or here.
+
+    Raises:
+        ConfigError: if none has it.
+        RefusedError: if it is no safetensors file.
+    """
+    if start is None:
+        return None
+    beside = [Path(run).absolute().parent] if isinstance(run, str | Path) else []
+    if source := getattr(sys.modules[type(task).__module__], "__file__", None):
+        beside.append(Path(source).absolute().parent)
+    folders = [folder / "models" / "public" for folder in dict.fromkeys((*beside, Path.cwd()))]
+    for folder in folders:
+        if files_of(folder, start.model):
+            return folder
+    msg = (
+        f"[start] names the safetensors file with SHA-256 {start.model}, which is not in "
+        f"{' or '.join(map(str, folders))}; put it there"
+    )
+    raise ConfigError(msg)
 
 
 def _check(name: str, given: object, kind: type, example: str, *, least: float = 1, optional: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from client.state.initial_model import files_of, find_model
 from client.state.model_parts import drained, layout_of, set_tensors
 from client.task.probe import make_model
 from privacy.accounting.accounting import epsilon
@@ -45,6 +46,7 @@ class Simulation:
     folder: Path  # where sites and server keep what they keep
     resumable: bool  # whether an earlier process may have begun there
     processes: int
+    public: Path | None = None  # the folder that has the model that the run starts from, if it names one
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -52,18 +54,29 @@ class Simulation:
         return tuple(self.records.parts)
 
     def module(self) -> nn.Module:
-        """Make the untrained module."""
-        return make_model(self.task, self.settings.model_seed)
+        """Make the module that the run starts from."""
+        return self.loaded(self.start()) if self.public else make_model(self.task, self.settings.model_seed)
+
+    def initial_files(self) -> list[Path]:
+        """Return the files that have the model that the run starts from."""
+        return files_of(self.public, self.settings.start.model) if self.public and self.settings.start else []
 
     def start(self) -> Model:
-        """Return the model that the run starts from."""
-        module = self.module()
+        """Return the model that the run starts from.
+
+        Raises:
+            RefusedError: if the run names one that does not belong to the task.
+        """
+        module = make_model(self.task, self.settings.model_seed)
         layout = layout_of(module, self.task.local)
-        return Model(drained(module, layout), layout)
+        untrained = Model(drained(module, layout), layout)
+        if not self.settings.start or not self.public:
+            return untrained
+        return find_model(self.public, self.settings.start.model, untrained, "this simulation")
 
     def loaded(self, model: Model) -> nn.Module:
         """Return a module with a model in it, on the CPU."""
-        module = self.module()
+        module = make_model(self.task, self.settings.model_seed)
         set_tensors(module, model)
         return module
 

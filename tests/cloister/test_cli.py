@@ -82,7 +82,10 @@ def test_signing_states_the_cost_of_the_run(tmp_path: Path, cloister: Run) -> No
     report = json.loads(signed.stdout.splitlines()[-1])
     assert out.exists()
     assert 0 < report["epsilon"] <= 3
+    assert report["epsilon_of_two_records"] > 2 * report["epsilon"]
     assert report["noise_multiplier"] > 0
+    output = cloister("sign", ROOT / "simulations" / "tasks" / "diagnosis.toml", *arguments).stdout
+    assert f"with two, at a site with records_per_person = 2: ε {report['epsilon_of_two_records']:.2f}" in output
 
 
 def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed(tmp_path: Path, cloister: Run) -> None:

@@ -242,11 +242,17 @@ class Encoder:
             work.refuse(points, 'a point in a number, where decimal = ","; write numbers without points')
         else:
             commas = mask(pc.match_substring_regex(array, _COMMA))
-            advice = 'write it as 1234.5, or set decimal = "," in [data.source] if all commas are decimal ones'
-            work.refuse(commas, f"a comma in a number; {advice}")
+            work.refuse(commas, f"a comma in a number; write it as 1234.5, {self._of_commas()}")
         advice = "write it as 1234.5, or name it in missing of [data.source] if it stands for a missing value"
         work.refuse(wrong, f"not a number; {advice}")
         return pc.if_else(pa.array(wrong), pa.scalar("0", array.type), pointed)
+
+    def _of_commas(self) -> str:
+        """Return what else the source allows if all commas are decimal ones."""
+        if hasattr(self._options, "decimal"):
+            return 'or set decimal = "," in [data.source] if all commas are decimal ones'
+        where = {"parquet": "write the column as numbers", "sql": "make numbers of the column in the query"}
+        return f"or {where.get(self._options.name, 'convert it at its source')} if all commas are decimal ones"
 
     def _factors(self, column: Number, work: _Work, present: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return what to multiply each value by, so that it has the column's unit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,16 @@ from torch.utils.data import TensorDataset
 
 import cloister
 from client.data.records import read_csv
-from cloister import CloisterError, EarlyStop, Privacy, SimulatedRun, Task, Training, simulate
+from cloister import CloisterError, EarlyStop, Flag, Number, Privacy, SimulatedRun, TableTask, Task, Training, simulate
 from simulations.partitions import FlowerPartition
 from simulations.study.run_settings import read_run_settings
 from simulations.tuning.space import settings_map
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from client.data.columns import AnyColumn
 
 _DRAW = np.random.default_rng(3)
 INPUTS = _DRAW.normal(size=(300, 4)).astype(np.float32)
@@ -116,6 +119,42 @@ def test_records_come_in_any_form(form: str, tmp_path: Path) -> None:
     assert result.engine == ("inline" if form == "sites" else "vectorised")
     assert result.rows[-1]["sites"] == (3 if form == "sites" else 5)
     assert result.metrics["accuracy"] > 0.6
+
+
+class Tabled(TableTask):
+    """The same, from columns."""
+
+    columns: ClassVar[Sequence[AnyColumn]] = [Number(name, low=-1, high=1) for name in "abcd"]
+    target: ClassVar[AnyColumn | Sequence[AnyColumn]] = Flag("positive")
+
+    def model(self) -> nn.Module:
+        return nn.Linear(4, 1)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(outputs, targets)
+
+
+class OfPersons(Tabled):
+    """The same, of persons with several records."""
+
+    person = "ward"
+
+
+def test_a_site_s_settings_say_which_records_and_how_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "records.txt").write_text(_frame().to_csv(index=False, sep=";"))
+    (tmp_path / "site.toml").write_text(
+        'site = "a"\n[data]\nfile = "data/records.txt"\nlineage = "a"\nsource = { name = "csv", separator = ";" }\n'
+    )
+    result = simulate(Tabled, tmp_path / "site.toml", PLAIN, sites=2, engine="vectorised")
+    assert result.metrics["loss"] < 0.7
+    with pytest.raises(CloisterError, match=r"a simulation takes a site\.toml, or a file with"):
+        simulate(Tabled, tmp_path / "data" / "records.txt", PLAIN, sites=2)
+
+
+def test_a_task_that_names_persons_is_told_what_to_do_instead() -> None:
+    with pytest.raises(CloisterError, match="leave `person` out of the task"):
+        simulate(OfPersons, _frame(), PLAIN, sites=2)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ def test_columns_may_have_any_type_that_holds_their_values(tmp_path: Path, colum
         ),
         ({"age": [{"value": 18}] * 3}, "column `age`: not a number but a list or structure; convert the column"),
         ({"age": ["18 years"] * 3}, "column `age`: not a number; write it as 1234.5, or name it in missing of"),
+        (
+            {"age": ["18,5"] * 3},
+            "column `age`: a comma in a number; write it as 1234.5, or write the column as numbers if",
+        ),
         ({"ward": [["surgery"]] * 3}, "column `ward`: not a text but a list or structure; convert the column"),
         ({"ward": DAYS}, "column `ward`: not a text but of type date32[day]; convert the column"),
         ({"admitted": [time(12)] * 3}, "column `admitted`: not a date but of type time64[us]; convert the column"),
