@@ -36,6 +36,9 @@ def end_at_work(code: int) -> None:
     if any(thread.daemon for thread in threading.enumerate()):
         for child in multiprocessing.active_children():
             child.kill()  # to be terminated, it would have to come back from PyTorch
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                stream.flush()
         os._exit(code)
 
 
