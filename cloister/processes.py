@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
 _POLL = 0.05
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+_AT_WORK = {"simulated server", "Flower's engine"}  # the names of threads of simulations
 
 
 def end_at_work(code: int) -> None:
-    """End this process at once if a thread of it is still at work, such as one that plays a simulation's rounds.
+    """End this process at once if a thread of it still plays a simulation's rounds.
 
     Python would kill the thread inside PyTorch, which then aborts the process. Forked workers end, too.
     """
-    if any(thread.daemon for thread in threading.enumerate()):
+    if any(thread.name in _AT_WORK for thread in threading.enumerate()):
         for child in multiprocessing.active_children():
             child.kill()  # to be terminated, it would have to come back from PyTorch
         for stream in (sys.stdout, sys.stderr):
