@@ -9,6 +9,7 @@ from privacy.config import did_you_mean
 from privacy.errors import ConfigError
 from simulations.engine.ray_cluster import Cluster
 from simulations.study.vectorised import Vectorised
+from simulations.vectorised.gradients import unmappable
 from simulations.vectorised.sites import unsuitable
 from strategies.registry import algorithm_of
 
@@ -34,6 +35,8 @@ def choose(wanted: str, simulation: Simulation, manifest: Manifest, *, cluster: 
         ConfigError: if there is no such engine, or it cannot play this run.
     """
     problem = _problem(simulation, manifest)
+    if not problem and wanted in {"auto", "vectorised"}:
+        problem = unmappable(simulation.task, simulation.module())
     _check(wanted, simulation, cluster, problem)
     if wanted != "auto":
         return _asked_for(wanted, manifest, cluster)

@@ -18,15 +18,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from client.data.inputs import Inputs, call, mapped
+from client.dpsgd.torch_draws import forked
 from client.gradients.clipping import clip_factors
 from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
 from client.state.model_parts import tensors_of, trained
+from client.task.probe import made_up
+from privacy.errors import CloisterError
+from simulations.vectorised.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from client.task.task import Task
-    from simulations.vectorised.batches import Batches
 
 Parameters = dict[str, Tensor]
 """Trained parameters by name, `(S, ...)`: one model for each site."""
@@ -62,6 +66,25 @@ def site_gradients(task: Task, module: nn.Module) -> SiteGradients:
     """Return the faster way that suits a model."""
     layers = _chain(module)
     return MappedGradients(task, module) if layers is None else LinearGradients(task, module, layers)
+
+
+def unmappable(task: Task, module: nn.Module) -> str | None:
+    """Try a model, on the CPU, with one record at one site; return why it cannot be mapped, or None if it can."""
+    if isinstance(way := site_gradients(task, module), LinearGradients):
+        return None
+    held = trained(module)
+    parameters = {name: parameter.detach().unsqueeze(0) for name, parameter in held.items()}
+    sums = {name: torch.empty_like(parameter) for name, parameter in parameters.items()}
+    with forked():
+        inputs, targets = made_up(task)
+        one = Batches(mapped(lambda rows: rows[:1].unsqueeze(0), inputs), targets[:1].unsqueeze(0), torch.ones(1, 1))
+        try:
+            way.clipped_sums(parameters, one, 1.0, torch.ones(1), sums)
+        except CloisterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the model's own code raises when it is mapped
+            return f"torch.func.vmap cannot map its model over records ({type(error).__name__})"
+    return None
 
 
 def _chain(module: nn.Module) -> list[nn.Module] | None:
@@ -154,14 +177,16 @@ class MappedGradients:
             )
             return task.loss(output, target.unsqueeze(0)).reshape(())
 
-        self._of_records = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
+        of_site = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")  # such as a dropout mask
+        self._of_records = vmap(of_site, randomness="different")
         self.values_per_record = 2 * sum(parameter.numel() for parameter in held.values())
 
     def clipped_sums(
         self, parameters: Parameters, batches: Batches, max_grad_norm: float, scale: Tensor, sums: Parameters
     ) -> None:
         """Compute the clipped sums, as the protocol says."""
-        gradients: Parameters = self._of_records(parameters, batches.inputs, batches.targets)
+        with quiet():
+            gradients: Parameters = self._of_records(parameters, batches.inputs, batches.targets)
         squares = torch.zeros(batches.present.shape, dtype=torch.float64, device=scale.device)
         for gradient in gradients.values():
             squares += gradient.flatten(2).square().sum(2).double()

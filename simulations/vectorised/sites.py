@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from client.dpsgd.optimizers import make_optimizer
+from client.dpsgd.torch_draws import forked, seed_all
 from client.state.model_parts import trained
 from privacy.codec.update import Update
 from privacy.noise.randomness import Randomness
@@ -172,11 +173,22 @@ class VectorisedSites:
                 self._add(total, some, number, model, self._streams_of_threads[thread], self._workspaces[thread])
             return total
 
-        with single_threads(threads), ThreadPoolExecutor(threads) as pool:
+        with self._draws(number), single_threads(threads), ThreadPoolExecutor(threads) as pool:
             total, *others = pool.map(summed, range(threads)) if threads > 1 else [summed(0)]
         for other in others:
             total.include(other)  # type: ignore[arg-type]  # all are of one kind
         return self._after(model, total, sites)
+
+    @contextmanager
+    def _draws(self, number: int) -> Iterator[None]:
+        """Have the model draw from a secret seed, or the run's, and leave torch's generators as they were."""
+        if isinstance(self._gradients, LinearGradients):  # it draws nothing
+            yield
+            return
+        seed = self._manifest.settings.seed
+        with forked():
+            seed_all(Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch", number))
+            yield
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
