@@ -19,7 +19,7 @@ import typer
 import typer.core
 
 from cloister import __version__, service_manager
-from cloister.commands import Json
+from cloister.commands import STOPPED, Json
 from cloister.commands.audit import audit
 from cloister.commands.backup import backup, restore
 from cloister.commands.bench import bench
@@ -53,7 +53,6 @@ from privacy.failures import sentence
 
 log = logging.getLogger("cloister")
 
-_STOPPED = 130  # exit code: Ctrl-C or SIGTERM
 _LEFT = "left; nothing is lost, and what was charged stays charged. To come back, run the same command"
 
 Log = Annotated[LogForm, typer.Option("--log", help="How to write the log: json is one object a line.")]
@@ -235,7 +234,7 @@ def server(
                 serve(consortium, started, threading.Event())
             except KeyboardInterrupt:
                 _Output.complain("", "stopped; runs that were going on are taken up again by the same command")
-                raise typer.Exit(_STOPPED) from None
+                raise typer.Exit(STOPPED) from None
             return
         if log_form is LogForm.TEXT:
             stack.enter_context(listening(stack.enter_context(RoundTable(make_console(json=False)))))
@@ -266,8 +265,8 @@ def agent(
         _Output.complain("", _LEFT)
         if len(sites) > 1:
             flush_output()
-            os._exit(_STOPPED)  # Python would wait for threads that train, or break those that hold torch's locks
-        raise typer.Exit(_STOPPED) from None
+            os._exit(STOPPED)  # Python would wait for threads that train, or break those that hold torch's locks
+        raise typer.Exit(STOPPED) from None
 
 
 @app.command(epilog="Example:  cloister stats survey.toml --json")
@@ -300,7 +299,7 @@ def main() -> None:
     if not ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _run(sys.argv[1:])
-    if code == _STOPPED:
+    if code == STOPPED:
         end_at_work(code)
     if not ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for cleanup
@@ -313,7 +312,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = _code(arguments)
     except KeyboardInterrupt:
-        code = _STOPPED
+        code = STOPPED
         _Output.complain("", "stopped")
     except BaseException as raised:  # noqa: BLE001 - all errors end here
         code, error = 1, raised

@@ -8,6 +8,7 @@ import math
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import StringIO
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ def tune(
     dealt = options | {"sites": sites, "partition": partition, "test": test}
     counts: dict[str, Any] = {"trials": trials, "processes": processes}
     for what, number in counts.items():
-        if not isinstance(number, int) or number < 1:
+        if not isinstance(number, Integral) or number < 1:
             msg = f"{what} = {number!r}: write 1 or more"
             raise ConfigError(msg)
     with _shown(trials, visible=progress) as advance:

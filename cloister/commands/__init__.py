@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+STOPPED = 130
+"""The exit code of Ctrl-C and SIGTERM."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
 
 
@@ -23,7 +25,4 @@ def going_on(folder: Path | None) -> Iterator[None]:
         if folder is None:
             raise
         typer.echo(f"stopped; the same command goes on with what is in {folder}", err=True)
-        raise typer.Exit(_STOPPED) from None
-
-
-_STOPPED = 130  # exit code
+        raise typer.Exit(STOPPED) from None

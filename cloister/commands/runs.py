@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.commands import Json
+from cloister.commands import STOPPED, Json
 from cloister.views.run import RoundTable, make_console
 from cloister.views.run_page import moment, page, report
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cloister.client import Client
     from cloister.run_status import RunStatus
 
-_STOPPED = 130  # exit code: Ctrl-C
 
 As = Annotated[
     Path, typer.Option("--as", help="Your folder: one by `cloister person join`, or coordinator/.", show_default=True)
@@ -181,7 +180,7 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
         ended = client.run(run.digest)
     except KeyboardInterrupt:
         typer.echo(f"left; the run goes on. To come back: {_command(run.digest, folder)}", err=True)
-        raise typer.Exit(_STOPPED) from None
+        raise typer.Exit(STOPPED) from None
     if as_json:
         typer.echo(json.dumps(asdict(ended)))
     else:
