@@ -13,7 +13,6 @@ import hmac
 import json
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import file_digest, sha256
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from privacy.at_rest.held import FILES, FOLDERS, MADE_AGAIN
 from privacy.at_rest.protection import finish
 from privacy.at_rest.vault import FILE as VAULT
 from privacy.at_rest.vaults import is_protected, opened
+from privacy.clock import date
 from privacy.errors import BackupError
 from privacy.files import private, replace_file, unfinished
 
@@ -106,7 +106,7 @@ def back_up(place: SiteFolder, path: Path) -> Backup:
             finish(folder)  # so that nothing in the clear gets into it
         check_ledgers(place)
         held = tuple(_described(folder, name) for name in names_of(folder, kept(place).files))
-        header = Backup(place.settings.site, datetime.now(UTC).isoformat(timespec="seconds"), held)
+        header = Backup(place.settings.site, date(), held)
         if is_protected(folder):
             header = Backup(header.site, header.time, held, header.of_vault(opened(folder).data_key))
         for left in unfinished(path):  # by a process that was killed

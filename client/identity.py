@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from privacy.clock import now
 from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import AuthenticityError, KeyFileError, StorageError
 from privacy.failures import reason
@@ -70,7 +70,7 @@ def check_certificate(place: SiteFolder) -> None:
         AuthenticityError: if it has.
     """
     ends = read_certificate(place.tls.certificate).not_valid_after_utc
-    if ends < datetime.now(UTC):
+    if ends < now():
         raise AuthenticityError(expired(ends))
 
 

@@ -11,7 +11,6 @@ import ssl
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import grpc
 import grpc.experimental
 from cryptography import x509
 
+from privacy.clock import now
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import reason
 from privacy.storage import read_file
@@ -32,6 +32,7 @@ from transport.tls_pair import readable_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from transport.address import Address
     from transport.proxies import Proxy
@@ -363,7 +364,7 @@ def _welcomed(secured: ssl.SSLSocket) -> bool:
 
 def _unwelcome(address: str, files: TlsFiles) -> str:
     refused = f"{address} does not accept the certificate {files.certificate}"
-    if (ends := read_certificate(files.certificate).not_valid_after_utc) < datetime.now(UTC):
+    if (ends := read_certificate(files.certificate).not_valid_after_utc) < now():
         return f"{refused}: {expired(ends)}"
     return f"{refused}; ask the coordinator for a new one, and compare your clocks"
 

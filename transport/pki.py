@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import warnings
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from privacy.clock import now
 from privacy.errors import AuthenticityError, KeyFileError
 from privacy.failures import reason
 from privacy.run.roster import open_roster
@@ -106,15 +107,15 @@ class Authority:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
+    begins = now()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_before(begins - _SKEW)
+        .not_valid_after(begins + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
@@ -204,7 +205,7 @@ def grouped(digits: str) -> str:
 def renewal_is_due(certificate: x509.Certificate) -> bool:
     """Return whether two thirds of a certificate's life are over."""
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return datetime.now(UTC) >= begins + (ends - begins) * 2 / 3
+    return now() >= begins + (ends - begins) * 2 / 3
 
 
 def check_renewed(new: x509.Certificate, old: x509.Certificate, authority: x509.Certificate) -> None:
@@ -222,8 +223,7 @@ def check_renewed(new: x509.Certificate, old: x509.Certificate, authority: x509.
         )
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         same = False
-    now = datetime.now(UTC)
-    if not same or not new.not_valid_before_utc <= now < new.not_valid_after_utc > old.not_valid_after_utc:
+    if not same or not new.not_valid_before_utc <= now() < new.not_valid_after_utc > old.not_valid_after_utc:
         msg = "a new certificate is not by the authority, not for the same key and name, or not valid for longer"
         raise AuthenticityError(msg)
 
@@ -236,7 +236,7 @@ def check_server_certificate(path: Path, authority: Path) -> None:
     """
     certificate, issuer = read_certificate(path), read_certificate(authority)
     for file, signed in ((authority, issuer), (path, certificate)):
-        if not signed.not_valid_before_utc <= datetime.now(UTC) < signed.not_valid_after_utc:
+        if not signed.not_valid_before_utc <= now() < signed.not_valid_after_utc:
             begins, ends = (
                 f"{time:%Y-%m-%d %H:%M}" for time in (signed.not_valid_before_utc, signed.not_valid_after_utc)
             )
@@ -280,7 +280,7 @@ def open_server_certificate(data: bytes, authority: x509.Certificate) -> ec.Elli
     if ExtendedKeyUsageOID.SERVER_AUTH not in uses.value or not isinstance(key, ec.EllipticCurvePublicKey):
         msg = "its certificate is a member's, not the server's"
         raise AuthenticityError(msg)
-    if not certificate.not_valid_before_utc <= datetime.now(UTC) < certificate.not_valid_after_utc:
+    if not certificate.not_valid_before_utc <= now() < certificate.not_valid_after_utc:
         msg = "its certificate is not valid now: have it renewed, or set this machine's clock"
         raise AuthenticityError(msg)
     return key

@@ -6,9 +6,7 @@ an unsigned receipt counts as an unproven claim, a malformed one as none.
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -18,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.app import ConfigRecord
 
+from privacy.clock import now
 from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError, KeyFileError
 from transport.pki import read_certificate
@@ -60,8 +59,8 @@ def is_signed(receipt: Receipt, plan: str, site: str, authority: Path) -> bool:
         certificate, issuer = x509.load_pem_x509_certificate(receipt.certificate), read_certificate(authority)
         certificate.verify_directly_issued_by(issuer)
         uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        key, now = certificate.public_key(), datetime.fromtimestamp(time.time(), UTC)
-        current = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+        key = certificate.public_key()
+        current = certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc
         if not current or ExtendedKeyUsageOID.SERVER_AUTH not in uses or not isinstance(key, ec.EllipticCurvePublicKey):
             return False
         verify(key, KIND, _statement(plan, site, receipt.reason), receipt.signature)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from privacy.clock import date
 from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, ConfigError, MalformedError, PolicyError
 from privacy.storage import read_document, read_file, write_atomically
@@ -93,7 +93,7 @@ class Approvals:
 
     def decide(self, signed: SignedRun, *, approved: bool) -> Decision:
         """Approve a run, or withdraw that; keep the run beside the decision."""
-        decision = Decision(signed.digest, approved, datetime.now(UTC).isoformat(timespec="seconds"))
+        decision = Decision(signed.digest, approved, date())
         document = SignedDocument.make(self._key, _KIND, json.dumps(vars(decision)).encode())
         write_atomically(self._path(signed.digest, "manifest"), signed.document)
         write_atomically(self._path(signed.digest, "decision"), document.to_bytes())

@@ -7,10 +7,10 @@ code changes, the task is tried again. Others learn only that the site refuses.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from client.task.installed import package_digest
+from privacy.clock import date
 from privacy.errors import TaskError
 from privacy.storage import lost, read_file, write_atomically
 
@@ -39,17 +39,17 @@ class Refusals:
         if refusal is None:
             return
         try:
-            code, date, reason = refusal["code"], refusal["date"], refusal["reason"]
+            code, since, reason = refusal["code"], refusal["date"], refusal["reason"]
         except (TypeError, KeyError) as error:
             raise self._damaged() from error
         if code == code_digest(task):
-            msg = f"{name}: refused since {date}, and its code is the same: {reason}; {self._remedy}"
+            msg = f"{name}: refused since {since}, and its code is the same: {reason}; {self._remedy}"
             raise TaskError(msg)
 
     def add(self, name: str, task: Task, reason: str) -> TaskError:
         """Record a refusal, and return the error to raise."""
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        noted = self._read() | {name: {"code": code_digest(task), "date": date, "reason": reason}}
+        today = date()
+        noted = self._read() | {name: {"code": code_digest(task), "date": today, "reason": reason}}
         write_atomically(self._path, json.dumps(noted, indent=1).encode() + b"\n")
         return TaskError(f"{name}: {reason}; it is refused from now on. {self._remedy}")
 

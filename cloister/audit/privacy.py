@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from importlib import resources
 from importlib.metadata import version
 from itertools import pairwise
@@ -34,6 +33,7 @@ from cloister.audit.local_run import Scratch
 from cloister.audit.statement import AUDIT
 from cloister.audit.whole import check_whole
 from privacy.accounting.calibration import calibrate
+from privacy.clock import date
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings
@@ -213,7 +213,7 @@ def _refused(own: Check, epsilon: float, settings: RunSettings) -> dict[str, Any
 
 
 def _stamp() -> dict[str, Any]:
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": version("cloister")}
+    return {"date": date(), "version": version("cloister")}
 
 
 def _report(own: Check, seen: list[Sighting], settings: RunSettings) -> dict[str, Any]:

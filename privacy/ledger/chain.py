@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from privacy.clock import date
 from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError, MalformedError, VaultError
 from privacy.failpoints import failpoint
@@ -156,7 +156,7 @@ class Chain:
                 raise LedgerError(msg)
             file.keep(len(entries.data))
             key = before.public_bytes_raw().hex() if before else ""
-            self.append(file, write_adopted(entries, self.owner, self.signing_key, key, now()))
+            self.append(file, write_adopted(entries, self.owner, self.signing_key, key, date()))
 
     def accept_lost(self, heads: Iterable[SignedHead], charges: Sequence[tuple[Release, Mechanism]],
                     records_per_person: int) -> None:  # fmt: skip
@@ -177,7 +177,7 @@ class Chain:
             if len(entries.data) != len(data):
                 file.keep(len(entries.data))
             self.append(file, write_lost(entries, self.owner, self.signing_key, lost, charges,
-                                         records_per_person=records_per_person, time=now()))  # fmt: skip
+                                         records_per_person=records_per_person, time=date()))  # fmt: skip
 
     def lost_heads(self, heads: Iterable[SignedHead], entries: Entries) -> set[str]:
         """Return the heads of this ledger, among these and the last one that the site keeps, that its lines lack."""
@@ -249,8 +249,3 @@ class Chain:
         """Check that entries hold a head, unless the site did not sign it for this ledger."""
         if known.head not in entries.heads and known.is_of(self.owner, self.public_key):
             self.check_holds(known.head, entries)
-
-
-def now() -> str:
-    """Return the current time in the ledger's format."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

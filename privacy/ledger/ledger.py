@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.clock import date
 from privacy.errors import BudgetError, LedgerError, ProtocolError
-from privacy.ledger.chain import Chain, now
+from privacy.ledger.chain import Chain
 from privacy.ledger.entries import Release, write_charge, write_left
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Ledger(Chain):
                 raise BudgetError(msg)
             lines = write_charge(
                 entries, self.owner, self.signing_key, release, mechanism,
-                records_per_person=self._records_per_person, time=now(),
+                records_per_person=self._records_per_person, time=date(),
             )  # fmt: skip
             head = self.append(file, lines)
         return Charge(release, mechanism, head)
@@ -133,7 +134,7 @@ class Ledger(Chain):
                 raise LedgerError(msg)
             before = entries.left.get(release)
             if not before:
-                self.append(file, write_left(entries, self.owner, self.signing_key, release, update, now()))
+                self.append(file, write_left(entries, self.owner, self.signing_key, release, update, date()))
             elif before != update:
                 msg = (
                     f"{self.site} has already made another update for round {release.round}; it does not send a "
@@ -146,7 +147,7 @@ class Ledger(Chain):
     def fails(self, release: Release) -> None:
         """Record that a charged release has failed, before the failure is reported to others."""
         with self.opened() as (file, entries):
-            self.append(file, write_left(entries, self.owner, self.signing_key, release, "", now()))
+            self.append(file, write_left(entries, self.owner, self.signing_key, release, "", date()))
 
     def check_writable(self) -> None:
         """Check, by a sync without a write, that the ledger can be charged, before a round is planned.

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from privacy.clock import date
 from privacy.ledger.balance import excessive, without_infinity
 from privacy.report.mechanisms import against_ledger, against_run, mechanism, randomness, stated_run
 
@@ -58,7 +58,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
             "site": ledger.site,
             "people": ledger.lineage,
             "run": f"{run.manifest.settings.name} ({run.digest})" if run else "all runs in the ledgers",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": date(),
         },
         "guarantee": _guarantee(account, run),
         "spending": [_spending("trained on, or in surveys", trained), _spending("held out", held_out)],

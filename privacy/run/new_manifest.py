@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from privacy.accounting.calibration import calibrate
+from privacy.clock import now
 from privacy.crypto.signing import SignedDocument
 from privacy.errors import ConfigError
 from privacy.noise.noise_shares import share_of
@@ -37,14 +37,14 @@ def make_manifest(settings: RunSettings, *, roster_version: int) -> Manifest:
     Raises:
         ConfigError: as `sign_manifest` does.
     """
-    now = datetime.now(UTC)
+    signed = now()
     manifest = Manifest(
         settings=settings,
         noise_multiplier=_sigma(settings),
         roster_version=roster_version,
         nonce=secrets.token_hex(8),
-        created=now.isoformat(timespec="seconds"),
-        expires=now.timestamp() + settings.valid_days * _DAY,
+        created=signed.isoformat(timespec="seconds"),
+        expires=signed.timestamp() + settings.valid_days * _DAY,
     )
     if settings.shares_noise:
         share_of(manifest, 1, 0.0)  # raises if not even the smallest model would work

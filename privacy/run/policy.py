@@ -7,12 +7,12 @@ the run to what the site allows.
 from __future__ import annotations
 
 from dataclasses import field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from privacy import clock
 from privacy.accounting.accounting import epsilon as epsilon_of
 from privacy.codec.packing import Profile
 from privacy.config import STRICT, Hex32
@@ -21,6 +21,8 @@ from privacy.run.hours import HOURS, Hours
 from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from privacy.run.manifest import Manifest
     from privacy.run.people import Person
     from privacy.run.roster import Roster
@@ -173,7 +175,7 @@ def check_hours(policy: Policy, site: str, now: datetime | None = None) -> None:
     """
     if policy.hours is None:
         return
-    hours, now = Hours.read(policy.hours), now or datetime.now(UTC).astimezone()
+    hours, now = Hours.read(policy.hours), now or clock.now().astimezone()
     if not hours.include(now):
         text = (
             f'{site} does not train now: its policy says hours = "{policy.hours}" in its local time; it takes part '

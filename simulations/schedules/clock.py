@@ -1,10 +1,14 @@
-"""Virtual time: a schedule of hours takes milliseconds, and every wait ends when the schedule says.
+"""Virtual time and drawn chance: a schedule of hours takes milliseconds, and goes the same way in every process.
 
-While it is on, `time.time`, `time.monotonic` and `threading.Event.wait` of this process use it; nothing sleeps.
+While it is on, `time.time`, `time.monotonic` and `threading.Event.wait` of this process use it; nothing sleeps. What
+the system would draw, such as nonces, comes from a seed. What OpenSSL and SEAL draw themselves does not: signing keys,
+encapsulated keys, keys of CKKS and ciphertexts. Their lengths are always the same.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -14,15 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_BEGAN = 1_767_225_600.0  # 2026 in UTC: before any file was made
+
+
 class Clock:
     """Seconds since the schedule began."""
 
     def __init__(self) -> None:
-        self.now, self._began = 0.0, time.time()  # papers are valid from the real time on
+        self.now = 0.0
 
     def wall(self) -> float:
         """Return the time in seconds since 1970."""
-        return self._began + self.now
+        return _BEGAN + self.now
 
     def wait(self, seconds: float | None) -> bool:
         """Let time pass, as `Event.wait` of an event that nobody sets."""
@@ -31,13 +38,15 @@ class Clock:
 
 
 @contextmanager
-def virtual_time() -> Iterator[Clock]:
-    """Use a virtual clock within this context."""
-    clock = Clock()
+def virtual_time(seed: int) -> Iterator[Clock]:
+    """Use a virtual clock, and chance from a seed, within this context."""
+    clock, chance = Clock(), random.Random(seed)  # noqa: S311 - guards nothing
     with ExitStack() as stack:
         stack.enter_context(replaced(time, "time", clock.wall))
         stack.enter_context(replaced(time, "monotonic", lambda: clock.now))
         stack.enter_context(replaced(threading.Event, "wait", lambda _, timeout=None: clock.wait(timeout)))
+        stack.enter_context(replaced(os, "urandom", chance.randbytes))
+        stack.enter_context(replaced(random, "_urandom", chance.randbytes))  # `secrets` draws from it
         yield clock
 
 

@@ -14,6 +14,7 @@ from client.settings import read_site
 from client.site import Site
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.engine.federation import Federation, SiteTerms
+from simulations.schedules.clock import virtual_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +75,10 @@ class Consortium:
         return self._folder / f"{sites}-{'keys' if keys else 'new'}"
 
     def _make(self, sites: int) -> None:
+        with virtual_time(sites):
+            self._found(sites)
+
+    def _found(self, sites: int) -> None:
         federation = Federation.create(self._place(sites, keys=False), SITES[:sites])
         terms = SiteTerms(
             tasks=(TASK,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, minimum_cohort=2,
@@ -87,7 +92,8 @@ class Consortium:
 
     def _sign(self, shape: Shape) -> bytes:
         federation = Federation(self._place(shape.sites, keys=False), SITES[: shape.sites])
-        return federation.sign(shape.settings()).read_bytes()
+        with virtual_time(shape.sites):
+            return federation.sign(shape.settings()).read_bytes()
 
 
 def _read(folder: Path) -> dict[str, bytes]:

@@ -182,7 +182,7 @@ def _transcript(overheard: Overheard, total: EncryptedSum) -> Transcript:
 
 def _damaged(content: RecordDict, rng: random.Random) -> RecordDict:
     """Return content in which one bit, letter or number is another."""
-    places = [(name, key) for name, record in content.items() for key in record]
+    places = sorted((name, key) for name, record in content.items() for key in record)  # protobuf keeps no order
     if not places:
         return content
     large = [(name, key) for name, key in places if isinstance(content[name][key], Array)]
@@ -203,7 +203,7 @@ def _other(value: Any, rng: random.Random) -> Any:  # noqa: ANN401 - whatever a 
         return value[:place] + bytes([value[place] ^ 1 << rng.randrange(8)]) + value[place + 1 :]
     if isinstance(value, str) and value:
         place = rng.randrange(len(value))
-        return value[:place] + rng.choice("0123456789abcdef") + value[place + 1 :]
+        return value[:place] + rng.choice("0123456789abcdef".replace(value[place], "")) + value[place + 1 :]
     if isinstance(value, (int, float)):
         return value + 1
     if isinstance(value, list) and value:

@@ -160,7 +160,7 @@ def play(schedule: Schedule, consortium: Consortium) -> Outcome:
         _silent(),
         replaced(vaults, "_place", lambda _: None),  # no folder is encrypted
         replaced(bodies, "trim", lambda: None),  # what a schedule needs, the next one needs again
-        virtual_time() as clock,
+        virtual_time(schedule.seed) as clock,
     ):
         game = _Play(schedule, federation, clock)
         with watched(game.server, *game.disks.values()):

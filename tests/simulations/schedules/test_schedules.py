@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from simulations.schedules.play import play
 ROOT = Path(__file__).parents[3]
 QUICK = 20
 LATE = 1005, 3390  # schedules in which a site lacks the last sum when the run ends
+ALTERED = 15, 20, 48, 68, 116  # schedules in which what is altered depends on what is in a message
 FOUND_BY = {
     "a lost fsync, of the ledger": 0,
     "a lost fsync, of replaced files": 21,
@@ -54,17 +56,23 @@ def test_no_schedule_of_thousands_breaks_a_promise() -> None:
 
 @pytest.mark.slow
 def test_every_bug_put_in_on_purpose_is_found() -> None:
-    looked = subprocess.run(
-        [sys.executable, "-c", "from tests.simulations.schedules.test_schedules import look; look()"],
-        cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "0"}, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    broken = json.loads(looked.stdout)
+    broken = called("look")
     assert broken.keys() == BUGS.keys()
     assert [bug for bug in broken if not broken[bug]] == []  # new ones: python -m simulations.schedules --schedules 0
 
 
+def called(function: str) -> Any:  # noqa: ANN401 - whatever it prints as JSON
+    """Return what one of this module's functions prints in a process in which sets have the order of all such ones."""
+    code = f"from tests.simulations.schedules.test_schedules import {function}; {function}()"
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "0"}, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return json.loads(printed)
+
+
 def look() -> None:
-    """Print what each bug breaks in its schedule, in a process in which sets have the order of all such processes."""
+    """Print what each bug breaks in its schedule."""
     with folder() as place:
         consortium = Consortium(place)
         found = {bug: find(bug, consortium, [seed, *range(100)]) for bug, seed in FOUND_BY.items()}
@@ -76,6 +84,20 @@ def test_a_schedule_goes_the_same_way_whenever_it_is_played() -> None:
         consortium = Consortium(place)
         first, _, again = (play(draw(seed), consortium) for seed in (748, 6, 748))
     assert first == again
+
+
+@pytest.mark.slow
+def test_a_schedule_goes_the_same_way_in_every_process() -> None:
+    first = called("trace")
+    assert len(set(first)) == len(ALTERED)
+    assert called("trace") == first
+
+
+def trace() -> None:
+    """Print what passes in schedules in which messages are altered."""
+    with folder() as place:
+        consortium = Consortium(place)
+        print(json.dumps([play(draw(seed), consortium).trace for seed in ALTERED]))  # noqa: T201 - read by the test
 
 
 def test_a_failing_schedule_is_made_as_small_as_it_gets(consortium: Consortium) -> None:
