@@ -51,6 +51,7 @@ OWNERS = {
         "privacy/accounting/losses.py",
         "privacy/accounting/steps.py",
         "privacy/accounting/auditing.py",
+        "cloister/benchmarks/scale.py",
     },
     "pyarrow": {"client/data/", "cloister/benchmarks/record_times.py"},  # the benchmark writes files to read
     "sqlalchemy": {"client/data/sources/sql.py", "server/store/"},

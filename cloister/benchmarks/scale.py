@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from scipy.stats import theilslopes
 
 from cloister.benchmarks.round import bar, environment_variable
 from cloister.local import follow, start_agents_together, start_server
@@ -97,7 +98,8 @@ def measure(parameters: int, rounds: int, sites: int, processes: int, *, masked:
 def table(report: dict[str, Any]) -> str:
     """Format a report as text."""
     phases = ", ".join(f"{kind.partition('.')[2] or kind} {seconds:.2f}" for kind, seconds in report["phases"].items())
-    growth, at_end = report["server_slope_bytes_per_100_rounds"] / 1e6, report["server_bytes"][-1] / 1e6
+    slope, low, high = (report["server_growth"][kind] / 1e6 for kind in ("slope", "low", "high"))
+    at_end = report["server_bytes"][-1] / 1e6
     kind = f"{'with' if report['masked'] else 'without'} masks"
     site = report["agent_peak_bytes"] / 1e6
     return f"""\
@@ -106,7 +108,8 @@ def table(report: dict[str, Any]) -> str:
 a round    {report["median_seconds"]:.2f} s: the median of {report["rounds"]}; every site in each
 answers    {phases} s
 processor  {report["server_seconds"]:.2f} s at the server, {report["agent_seconds"]:.2f} s at all sites
-memory     {at_end:,.0f} MB at the server, {growth:+.1f} MB in 100 rounds; {site:,.0f} MB a site"""
+memory     {at_end:,.0f} MB at the server, {site:,.0f} MB a site
+growth     {slope:+.1f} MB in 100 rounds of the second half ({low:+.1f} to {high:+.1f}, 95 %)"""
 
 
 def _settings(sites: Sequence[str], rounds: int, *, masked: bool) -> RunSettings:
@@ -159,18 +162,22 @@ def _summarise(results: Results, course: _Course, sites: Sequence[str]) -> dict[
         "server_seconds": round(float(np.median(np.diff(course.server))), 3),
         "agent_seconds": round(float(np.median(np.diff(course.agents))), 3),
         "server_bytes": course.memory,
-        "server_slope_bytes_per_100_rounds": round(100 * slope(course.memory[len(course.memory) // 2 :])),
+        "server_growth": growth(course.memory[len(course.memory) // 2 :]),
         "bytes_up": round(events[-1]["bytes_up"] / len(sites)),
         "bytes_down": round(events[-1]["bytes_down"] / len(sites)),
         "model": next(iter(results.digests.values())),
     }
 
 
-def slope(values: Sequence[float]) -> float:
-    """Return the slope of a line through values: the median of the slopes between any two (Theil 1950, Sen 1968).
+def growth(memory: Sequence[int]) -> dict[str, float]:
+    """Return how a server's memory grows, in bytes per 100 rounds, and the 95 % interval of it.
 
-    >>> slope([10, 12, 14, 900, 18])
-    2.0
+    The median of the slopes between any two rounds, which one large round does not change (Theil 1950, Sen 1968).
+
+    >>> growth([10, 12, 14, 900, 18])["slope"]
+    200
     """
-    pairs = [(b - a) / (j - i) for i, a in enumerate(values) for j, b in enumerate(values[i + 1 :], start=i + 1)]
-    return float(np.median(pairs)) if pairs else 0.0
+    if not memory[1:]:
+        return {"slope": 0, "low": 0, "high": 0}
+    line = theilslopes(memory)
+    return {"slope": round(100 * line.slope), "low": round(100 * line.low_slope), "high": round(100 * line.high_slope)}

@@ -35,10 +35,10 @@ def test_two_hundred_sites_take_part_in_twenty_rounds(
 def test_a_servers_memory_hardly_grows_from_round_to_round() -> None:
     # Over many rounds, since messages of hundreds of sites make its memory vary by megabytes. About 20 kB a round stay.
     report = scale.measure(100_000, 200, 12, 2, masked=True)
-    assert report["server_slope_bytes_per_100_rounds"] < 3e6
+    assert report["server_growth"]["slope"] < 3e6
 
 
 def test_one_large_round_is_no_growth() -> None:
-    assert scale.slope([100, 101, 100, 300, 100, 101, 100]) == pytest.approx(0, abs=0.5)
-    assert scale.slope([10, 20, 30, 40]) == pytest.approx(10)
-    assert scale.slope([1]) == 0
+    assert scale.growth([100, 101, 100, 300, 100, 101, 100]) == {"slope": 0, "low": -100, "high": 100}
+    assert scale.growth([10, 20, 30, 40]) == {"slope": 1000, "low": 1000, "high": 1000}
+    assert scale.growth([1])["slope"] == 0
