@@ -11,6 +11,7 @@ from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from server import challenges
 from server.api import asking, guard
 from tests.server.api.consortia import serving
 
@@ -25,11 +26,12 @@ FEW, MANY = 4, 300
 
 @pytest.fixture(scope="module")
 def open_server(consortium: Consortium) -> Iterator[Server]:
-    """A server that takes any number of requests, and has a run."""
+    """A server that takes any number of requests and sign-ins, and has a run."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (asking, guard):
             patch.setattr(module, "BURST", 1e9)
         patch.setattr(asking, "FAILURES_BURST", 1e9)
+        patch.setattr(challenges, "ANSWERS", 10**9)
         with serving(consortium) as server:
             digest = server.queue.submit(consortium.sign("described", "founder"), "founder").digest
             server.store.record(digest).append({"event": "started"})
