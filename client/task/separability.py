@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from client.data.inputs import copied
-from client.task.probe import form_of, same
+from client.task.forms import form_of
+from client.task.probe import same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
             continue
         if (loss - own.sum()).abs() <= bound * count:
             msg = "its loss is a sum over the batch; return the mean over its records"
-        elif outputs.shape != targets.shape and outputs.numel() == targets.numel() and targets.is_floating_point():
+        elif outputs.shape != targets.shape and outputs.numel() == targets.numel():
             msg = (
                 f"its loss over a batch is not the mean of its records' own losses: outputs are {form_of(outputs)} and "
                 f"targets {form_of(targets)}, of which torch makes all pairs unless the loss gives both one shape, for "

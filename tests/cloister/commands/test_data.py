@@ -99,8 +99,7 @@ def test_every_problem_is_listed_with_its_place_and_ends_with_1(site: Callable[.
     bad = [f"18,4,surgery,yes,2020-01-01,{SECRET}"] * 30
     folder = site("\n".join([HEADER, *ROWS, *bad]))
     output = check(folder, code=1)
-    assert f"✗ {folder}/patients.csv, line 5, column `outcome`: none of the task's 2 values (well, ill)" in output
-    assert "  and 10 more" in output
+    assert f"✗ {folder}/patients.csv, 30 lines (5, 6, 7, …), column `outcome`: none of the task's 2 values" in output
     assert "✗ 30 problems: the agent would refuse to train\n  records   3 without problems" in output
     result = report(folder, code=1)
     assert not result["usable"]
