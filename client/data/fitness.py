@@ -161,8 +161,8 @@ class Fitness:
             if (problem or self._task.named_metrics) and (row := self._labels.first(labels)) is not None:
                 if records.in_memory:
                     known = [self._tried(*batch)[1] for _, batch in records.in_order(_AT_ONCE)]
-                sentence = self._labels.sentence(known)
-                raise DataError(self._sentence(path, TARGET, numbers[start + row], sentence, called))
+                wrong = self._labels.sentence(known)
+                raise DataError(self._sentence(path, TARGET, numbers[start + row], wrong, called))
             self.clamped += [numbers[start + row] for row in self._labels.clamped(labels)]
             if problem is None:
                 continue

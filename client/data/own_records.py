@@ -81,10 +81,11 @@ def check_loaded(loaded: Any, name: str, example: Example, path: Path, data: Dat
     Raises:
         DataError: if it is anything else.
     """
+    notices: tuple[str, ...] = ()
     parts = list[Any](loaded) if isinstance(loaded, tuple | list) else [loaded]
     if parts and isinstance(parts[0], Dataset) and len(parts) <= 2:  # noqa: PLR2004 - a data set and persons
         records: Records = _stored(parts[0], name, example, path, data)
-        persons, notices = parts[1:], ()
+        persons = parts[1:]
     elif len(parts) in {2, 3}:
         in_memory = _in_memory(parts[0], parts[1], example, path)
         records, persons, notices = in_memory, parts[2:], _changed(parts[0], parts[1], in_memory)

@@ -195,13 +195,13 @@ def targets_of(target: AnyColumn | Sequence[AnyColumn]) -> Sequence[AnyColumn]:
 
 
 def take_values(task: type[Task], targets: Sequence[AnyColumn]) -> None:
-    """Let metrics of a task that predicts one `Number` be in its unit, unless the class sets what they are in."""
-    if len(targets) != 1 or not isinstance(column := targets[0], Number):
+    """Let metrics of a task that predicts one `Number` be in its unit, unless the class says another."""
+    if len(targets) != 1 or not isinstance(column := targets[0], Number) or task.scored is not Task.scored:
         return
-    if task.scored is not Task.scored or {"target_values", "target_range"} & vars(task).keys():
-        return
-    task.target_values = (column.low + column.high) / 2, column.high
-    task.target_range = column.low, column.high
+    if "target_values" not in vars(task):
+        task.target_values = (column.low + column.high) / 2, column.high
+    if "target_range" not in vars(task):
+        task.target_range = column.low, column.high
 
 
 def made_up_targets(targets: Sequence[AnyColumn], count: int) -> Tensor:
