@@ -103,7 +103,9 @@ class Example:
             msg = (
                 f"{path}: the task read inputs and targets {read}, but its example has {wanted}; correct one of the two"
             )
-            if parts is not None and isinstance(aims, Tensor):
+            if parts is not None and _other_lengths(parts, self.inputs):
+                msg += "; pad all texts to one length, a constant of the task, in load() and in example()"
+            elif parts is not None and isinstance(aims, Tensor):
                 msg += f"; if load() is right, let example() return for example {suggested(parts, aims)}"
             raise DataError(msg)
         return parts, aims
@@ -159,7 +161,7 @@ class Probe:
             TaskError: if it fails, or is not a float32 scalar.
         """
         seed_cpu(seed)
-        with self._advising_on_loss(outputs, targets), self.naming("loss()", len(outputs)):
+        with self.naming_loss(outputs, targets):
             loss: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
         if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.dtype != self.number:
@@ -186,6 +188,12 @@ class Probe:
         with self._advising_on_loss(outputs, targets):
             self.backward(loss)
 
+    @contextmanager
+    def naming_loss(self, outputs: Tensor, targets: Tensor) -> Iterator[None]:
+        """Turn whatever the loss raises into an error that says what to write instead, if that is known."""
+        with self._advising_on_loss(outputs, targets), self.naming("loss()", len(outputs)):
+            yield
+
     def _advising_on_loss(self, outputs: Tensor, targets: Tensor) -> AbstractContextManager[None]:
         return self._advising(lambda failure: advice_on_loss(self.task, outputs, targets, failure))
 
@@ -210,6 +218,15 @@ class Probe:
         with self.naming("metrics()", len(outputs)):
             metrics: object = self.task.metrics(outputs, targets)
         one_a_record(metrics, len(outputs))
+
+
+def _other_lengths(inputs: Inputs, like: Inputs) -> bool:
+    """Return whether inputs are rows of whole numbers, such as of words, that only have another length than others."""
+    pairs = list(zip(tensors(inputs), tensors(like), strict=False))
+    return len(tensors(inputs)) == len(tensors(like)) and all(
+        part.dtype == other.dtype and part.dim() == other.dim() == 2 and not part.is_floating_point()  # noqa: PLR2004
+        for part, other in pairs
+    )
 
 
 def _doubled(tensor: Tensor) -> Tensor:

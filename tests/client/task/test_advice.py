@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, Loss, str]] = {
     "no column": (network(nn.Linear(4, 1)), vectors(4), classes(2).float(), LOGITS, "return targets.unsqueeze(1) from"),
     "whole targets": (network(nn.Linear(4, 1)), vectors(4), classes(2), LOGITS,
                       "as its model and its example() make them; return targets.float().unsqueeze(1) from"),
-    "probabilities": (network(nn.Linear(4, 1)), vectors(4), classes(2).float()[:, None],
+    "probabilities": (network(nn.Linear(4, 1)), 9 * vectors(4), classes(2).float()[:, None],
                       functional.binary_cross_entropy, "write functional.binary_cross_entropy_with_logits(outputs, t"),
     "all pairs": (network(nn.Linear(4, 1)), vectors(4), classes(3), lambda one, other: ((one - other) ** 2).mean(),
                   "of which torch makes all pairs unless the loss gives both one shape, for example by"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -13,13 +14,12 @@ from typing_extensions import override
 from client.flower import open_site
 from client.round.admission import admit
 from client.round.readiness import get_ready
+from client.task.probe import Example
 from privacy.errors import DataError, TaskError
 from tests.federations import NOISY, charges_of, node_of, signed_run, task_name
 from tests.studies import Tiny
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.federations import FederationMaker
 
 SITE = "north"
@@ -59,7 +59,7 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
             step()
         assert str(caught.value) == (
             f"{task_name(Dependent)}: its model's layer `0` (BatchNorm1d) mixes the records of a batch; "
-            "use GroupNorm or LayerNorm"
+            "use GroupNorm or LayerNorm, for example nn.GroupNorm(1, 2)"
         )
     assert Dependent.read == []
     assert charges_of(federation, SITE) == 0
@@ -122,6 +122,14 @@ def test_other_types_of_numbers_are_converted_with_a_notice(
         assert open_site(federation.paths[SITE]).check_records() == {task_name(Reading): 4}
     assert bool(said) == ("other types of numbers than example(); converted: " in caplog.text)
     assert said in caplog.text
+
+
+def test_texts_of_another_length_are_to_be_padded() -> None:
+    def words(length: int) -> dict[str, Tensor]:
+        return {"ids": torch.ones(5, length).long(), "mask": torch.ones(5, length).bool()}
+
+    with pytest.raises(DataError, match="; pad all texts to one length, a constant of the task, in load"):
+        Example(words(4), torch.ones(5)).check(words(7), torch.ones(5), Path("notes.csv"))
 
 
 @pytest.mark.parametrize(
