@@ -157,7 +157,7 @@ def simulate(
         "personal": personal, "engine": engine, "seed": seed, "device": device, "processes": processes,
         "ray_address": ray_address, "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site,
     }  # fmt: skip
-    with _shown(progress) as view:
+    with shown(progress) as view:
         return play_study(
             task, records, run, options, view, callbacks=called, log=log, keep_models=keep_models,
             measure_every=measure_every, folder=Path(folder) if folder else None,
@@ -240,7 +240,8 @@ class _Bar:
 
 
 @contextmanager
-def _shown(visible: bool | None) -> Iterator[_Bar]:
+def shown(visible: bool | None) -> Iterator[View]:
+    """Show a bar while a simulation runs."""
     bar = _Bar(visible=visible)
     with bar.progress:
         yield bar

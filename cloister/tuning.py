@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloister.simulating import simulate
+from cloister.simulating import play_study, shown
 from cloister.views import NOT_METRICS
 from cloister.views.progress import progress_bar
 from privacy.accounting.accounting import RDP, Mechanism, epsilon
@@ -229,7 +229,9 @@ def search(
         larger = chosen != "loss" if larger_is_better is None else larger_is_better
         judged, kept = _halved(study, int(options["seed"]))
         share = {"processes": max(1, simulation.processes // processes)}  # of this machine's, for a trial
-        objective = Objective(simulation.task_name, base, simulation.records, judged, chosen, {**options, **share})
+        objective = Objective(
+            simulation.task_name, base, simulation.records, judged, chosen, {**options, **share}, simulation.public
+        )  # fmt: skip
         identity = {
             "space": searched.dimensions, "base": base, "metric": chosen, "larger": larger, "options": options,
             "pruner": pruner, "study": digest_of(study),
@@ -253,9 +255,11 @@ def search(
             cut_off = _cut_off(kept_trials.interrupted, base, simulation)
             measured = kept_trials.note_measured(asdict(_whole(base, params, simulation)))
         best = applied(base, {key: value for key, value in params.items() if key != "task"})
-        result = simulate(
-            params.get("task", simulation.task_name), simulation.records, best, test=kept, progress=False, **options
-        )
+        measured_on = {**options, "test": kept, "public": simulation.public}
+        with shown(visible=False) as view:
+            result = play_study(
+                params.get("task", simulation.task_name), simulation.records, best, measured_on, view
+            )  # fmt: skip
     delta = study.manifest.settings.privacy.delta
     spent = [*_played(rows), *cut_off, *(Mechanism(**cost) for cost in measured)]  # by ledgers, from above: Rényi
     return Tuning(tuple(rows), chosen, larger, result, importances, epsilon(spent, delta, accountant=RDP), delta)

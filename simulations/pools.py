@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from client.task.probe import Example
     from client.task.task import Task
 
-_ENCODE = {
-    "inputs": "give arrays of numbers: for categories, one column of 0 and 1 for each, or a TableTask, which has them",
-    "targets": "give numbers: numpy.unique(targets, return_inverse=True)[1] numbers labels from 0",
-}
 _FORMS = "(inputs, targets), a data frame, a torch data set, a path to records, or one of these for each site by name"
 
 
@@ -181,8 +177,7 @@ def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  #
         loaded = _of_file(task, name, path)
         columns = _columns(path)
     elif isinstance(records, tuple | list) and len(records) == 2:  # noqa: PLR2004 - inputs and targets
-        inputs, targets = records
-        loaded = _tensors(inputs, example.inputs, "inputs"), _tensors(targets, example.targets, "targets")
+        loaded = records
     elif isinstance(records, tuple | list | np.ndarray | Tensor):
         kind = f"{len(records)} things" if isinstance(records, tuple | list) else "one array"
         msg = f"records are {kind}; give two: (inputs, targets)"
@@ -255,47 +250,3 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
     except (ValueError, OSError, UnicodeError):  # in a dialect that only the task knows
         return {}
     return {str(column): frame[column].to_numpy() for column in frame.columns}
-
-
-def _tensors(values: Any, like: Inputs, what: str) -> Any:  # noqa: ANN401 - arrays in any of the three forms of inputs
-    """Return arrays as tensors of the types that the task's made-up records have."""
-    if isinstance(values, Mapping) and isinstance(like, dict):
-        return {key: _tensors(value, like.get(key, torch.empty(0)), what) for key, value in values.items()}
-    if isinstance(values, tuple) and isinstance(like, tuple):
-        return tuple(_tensors(value, part, what) for value, part in zip(values, like, strict=False))
-    wanted = like if isinstance(like, Tensor) else torch.empty(0)
-    tensor = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(_numbers(values, what))
-    if tensor.dim() == 1 and wanted.dim() == 2 and wanted.shape[1] == 1:  # noqa: PLR2004 - a column, as many losses want
-        tensor = tensor.unsqueeze(1)
-    elif tensor.dim() == 2 and wanted.dim() == 1 and tensor.shape[1] == 1:  # noqa: PLR2004 - a column, of a data frame
-        tensor = tensor.squeeze(1)
-    if tensor.is_floating_point() and not wanted.is_floating_point():
-        odd = (tensor != tensor.round()).reshape(len(tensor), -1).any(1)  # NaN, too
-        if odd.any():
-            place = int(odd.nonzero()[0])
-            msg = (
-                f"the {what} of record {place + 1} are {tensor[place].tolist()}, but the task's example() has whole "
-                f"numbers, {wanted.dtype}; correct one of the two"
-            )
-            raise DataError(msg)
-    return tensor.to(wanted.dtype)
-
-
-def _numbers(values: Any, what: str) -> NDArray[Any]:  # noqa: ANN401 - whatever NumPy takes
-    """Return an array of numbers.
-
-    Raises:
-        DataError: if there are others; says how to make numbers of them.
-    """
-    try:
-        array = np.ascontiguousarray(values)
-        if array.dtype == object:  # a data frame's, if its columns are of several types
-            array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        msg = f"the {what} cannot be read as numbers ({error}); {_ENCODE[what]}"
-        raise DataError(msg) from error
-    if array.dtype.kind not in "biuf":
-        shown = f", such as {array.flat[0]!s}" if array.size else ""
-        msg = f"the {what} are no numbers ({array.dtype}{shown}); {_ENCODE[what]}"
-        raise DataError(msg)
-    return array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)

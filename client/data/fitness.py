@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.agent")
 
+TARGET, COLUMN = "the target", "input column "
 _AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
 
@@ -67,11 +69,25 @@ def load_records(task: Task, name: str, example: Example, source: Source, data: 
         DataError: if it cannot, or returns anything else than records.
     """
     path = source.path
-    with foreign(name, f"load() of {path}", DataError):
-        loaded: Any = task.load_from(source)
+    try:
+        with foreign(name, f"load() of {path}", DataError):
+            loaded: Any = task.load_from(source)
+    except DataError as error:
+        if is_empty(path):
+            msg = f"{path}: the {'folder' if path.is_dir() else 'file'} is empty; name one with records"
+            raise DataError(msg) from error
+        raise
     if data and data.cache:
         _keep_decoded(loaded, task, name, source, data)
     return check_loaded(loaded, name, example, path, data)
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether a file or folder is there, with nothing in it."""
+    try:
+        return not any(path.iterdir()) if path.is_dir() else path.is_file() and not path.stat().st_size
+    except OSError:
+        return False
 
 
 def _keep_decoded(loaded: object, task: Task, name: str, source: Source, data: Data) -> None:
@@ -92,6 +108,21 @@ def _keep_decoded(loaded: object, task: Task, name: str, source: Source, data: D
         raise DataError(msg) from error
 
 
+@dataclass(frozen=True)
+class Called:
+    """What messages call records and their parts, if a table names them.
+
+    Attributes:
+        row: what the source calls a row, such as `line`.
+        inputs: the column of each input.
+        target: the column of the target; "" if there are several.
+    """
+
+    row: str
+    inputs: Sequence[str]
+    target: str
+
+
 class Fitness:
     """A task, its untrained model, and the records that it makes up.
 
@@ -110,13 +141,14 @@ class Fitness:
         self._example, self._losses = example_of(task), RecordLoss(task)
         self.clamped = list[int]()
 
-    def check(self, records: Records, numbers: Sequence[int], path: Path) -> None:
+    def check(self, records: Records, numbers: Sequence[int], path: Path, called: Called | None = None) -> None:
         """Compute the loss of every record, in batches and separately, and check its label.
 
         Args:
             records: the site's, on the module's device.
-            numbers: the records' numbers, from 1, in the order in which `load` returned them.
+            numbers: the records' numbers, from 1, in the order in which `load` returned them; or those of their rows.
             path: the file of records.
+            called: what rows and columns are called; None: the numbers are in the order of `load`.
 
         Raises:
             DataError: if a record's loss cannot be computed or is not finite, or its label is none that the metrics
@@ -129,17 +161,17 @@ class Fitness:
             if (problem or self._task.named_metrics) and (row := self._labels.first(labels)) is not None:
                 if records.in_memory:
                     known = [self._tried(*batch)[1] for _, batch in records.in_order(_AT_ONCE)]
-                place = f"the target of record {numbers[start + row]}"
-                raise DataError(self._sentence(path, place, self._labels.sentence(known)))
+                wrong = self._labels.sentence(known)
+                raise DataError(self._sentence(path, TARGET, numbers[start + row], wrong, called))
             self.clamped += [numbers[start + row] for row in self._labels.clamped(labels)]
             if problem is None:
                 continue
             for number, record in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
                 if (sentence := self._problem(*record)) is not None:
-                    place = f"{self._part(*record)} of record {numbers[start + number]}"
-                    raise DataError(self._of_loss(path, place, sentence))
-            first, last = numbers[start], numbers[start + len(targets) - 1]
-            raise DataError(self._of_loss(path, f"records {first} to {last}", problem))
+                    part, place = self._part(*record), numbers[start + number]
+                    raise DataError(self._sentence(path, part, place, _of_loss(sentence), called))
+            several = f"{numbers[start]} to {numbers[start + len(targets) - 1]}"
+            raise DataError(self._sentence(path, "", several, _of_loss(problem), called))
 
     def check_metrics(self, records: Records, path: Path, names: Collection[str]) -> None:
         """Compute the metrics of every record separately, as an evaluation does.
@@ -158,17 +190,22 @@ class Fitness:
                         msg = f"{self._name}: some records lack the metric {min(missing)!r}; return it for all"
                         raise TaskError(msg)
 
-    def _sentence(self, path: Path, place: str, problem: str) -> str:
-        return f"{path}: {self._name} cannot use {place}, in the order in which its load() returns them: {problem}"
-
-    def _of_loss(self, path: Path, place: str, problem: str) -> str:
-        return self._sentence(path, place, f"the loss {problem}; correct the record, or leave it out")
+    def _sentence(self, path: Path, part: str, number: object, problem: str, called: Called | None) -> str:
+        if called is None:
+            what = f"{part} of record {number}" if part else f"records {number}"
+            return f"{path}: {self._name} cannot use {what}, in the order in which its load() returns them: {problem}"
+        row = f"{called.row} {number}" if part else f"{called.row}s {number}"
+        column = called.target if part == TARGET else ""
+        if part.startswith(COLUMN):
+            column = called.inputs[int(part.removeprefix(COLUMN)) - 1]
+        place = f", column `{column}`" if column else f", {part}" if part else ""
+        return f"{path}, {row}{place}: {self._name} cannot use it: {problem}"
 
     def _part(self, inputs: Inputs, targets: Tensor) -> str:
         """Name the part of a record that the loss cannot take: with a made-up part instead, the loss works."""
         made_up = move(rows(self._example[0], slice(1)), device_of(inputs)), self._example[1][:1].to(targets.device)
         if self._problem(inputs, made_up[1]) is None:
-            return "the target"
+            return TARGET
         if self._problem(made_up[0], targets) is not None:
             return "inputs and target"
         for place, mended in _mended(inputs, made_up[0]):
@@ -211,6 +248,10 @@ class Fitness:
             return LabelCheck.inferred(self._task, outputs, targets.cpu(), quoting=self._quoting)
 
 
+def _of_loss(problem: str) -> str:
+    return f"the loss {problem}; correct the record, or leave it out"
+
+
 def _mended(inputs: Inputs, made_up: Inputs) -> Iterator[tuple[str, Inputs]]:
     """Yield the names of a record's parts, and the record with that part made up."""
     if not isinstance(inputs, Tensor) or not isinstance(made_up, Tensor):
@@ -221,7 +262,7 @@ def _mended(inputs: Inputs, made_up: Inputs) -> Iterator[tuple[str, Inputs]]:
     for column in range(columns if columns <= _MOST_COLUMNS else 0):
         mended = inputs.clone()
         mended[0, column] = made_up[0, column]
-        yield f"input column {column + 1}", mended
+        yield f"{COLUMN}{column + 1}", mended
 
 
 @contextmanager

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
 
 
+_ROUNDING = 1e-6  # of a range: targets are float32
 _FEW = 0.01  # of all labels: these may be mistakes in records; more are a mistake in `load`, or of the model
 
 
@@ -67,7 +68,8 @@ class LabelCheck:
         it = self.prediction
         if it is None or it.family != "values":
             return []
-        rows: list[int] = np.flatnonzero((labels < it.low) | (labels > it.high)).tolist()
+        slack = _ROUNDING * (it.high - it.low)
+        rows: list[int] = np.flatnonzero((labels < it.low - slack) | (labels > it.high + slack)).tolist()
         return rows
 
     def sentence(self, batches: Sequence[NDArray[np.float64]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from client.data.inputs import named, tensors
 from client.data.people import People, divide
 from client.data.site_records import InMemory
 from client.data.stored import Feed, Reader, Stored
+from client.task.conversions import changes
 from client.task.user_code import foreign
 from privacy.errors import DataError
 
@@ -46,6 +48,7 @@ class OwnRecords:
 
     records: Records
     people: People | None = None
+    notices: tuple[str, ...] = ()  # what was changed of what `load` returned
 
     def divided(self, data: Data, device: torch.device) -> tuple[Side, Side]:
         """Return the records to train on and those held out, to be read to a device.
@@ -78,17 +81,21 @@ def check_loaded(loaded: Any, name: str, example: Example, path: Path, data: Dat
     Raises:
         DataError: if it is anything else.
     """
+    notices: tuple[str, ...] = ()
     parts = list[Any](loaded) if isinstance(loaded, tuple | list) else [loaded]
     if parts and isinstance(parts[0], Dataset) and len(parts) <= 2:  # noqa: PLR2004 - a data set and persons
         records: Records = _stored(parts[0], name, example, path, data)
         persons = parts[1:]
     elif len(parts) in {2, 3}:
-        records, persons = _in_memory(parts[0], parts[1], example, path), parts[2:]
+        in_memory = _in_memory(parts[0], parts[1], example, path)
+        records, persons, notices = in_memory, parts[2:], _changed(parts[0], parts[1], in_memory)
     else:
         kind = f"{len(parts)} things" if isinstance(loaded, tuple | list) else f"a {type(loaded).__name__}"
         msg = f"{path}: the load() of {name} returns {kind}; {_WANTED}"
         raise DataError(msg)
-    return OwnRecords(records, people(persons[0], len(records), name, path) if persons else None)
+    for notice in notices:
+        log.info("%s: %s", path, notice)
+    return OwnRecords(records, people(persons[0], len(records), name, path) if persons else None, notices)
 
 
 def people(value: object, count: int, name: str, path: Path) -> People:
@@ -111,13 +118,16 @@ def people(value: object, count: int, name: str, path: Path) -> People:
 
 
 def _in_memory(inputs: object, targets: object, example: Example, path: Path) -> InMemory:
+    if _counts(inputs) == [0] or _counts(targets) == [0]:
+        msg = f"{path}: the task read no records in it; name one with records, or correct load()"
+        raise DataError(msg)
     records = InMemory(*example.check(inputs, targets, path))
     parts = tensors(records.inputs)
     sizes, count = sorted({len(part) for part in parts}), len(records.targets)
-    if sizes != [count] or count == 0:
+    if sizes != [count]:
         msg = (
             f"{path}: the task read {' and '.join(map(str, sizes))} inputs and {count} targets; it must return the "
-            "same number of both, at least one"
+            "same number of both"
         )
         raise DataError(msg)
     for label, part in (*named(records.inputs).items(), ("target", records.targets)):
@@ -125,6 +135,18 @@ def _in_memory(inputs: object, targets: object, example: Example, path: Path) ->
             msg = f"{path}: {place}, as the task read it, is not finite; correct the record, or the task's scaling"
             raise DataError(msg)
     return records
+
+
+def _counts(part: Any) -> list[int]:  # noqa: ANN401 - whatever a task returns
+    """Return how many records tensors, arrays or lists have; different numbers once."""
+    several = part.values() if isinstance(part, Mapping) else part if isinstance(part, tuple) else [part]
+    return sorted({len(each) for each in several if hasattr(each, "__len__") and getattr(each, "shape", True)})
+
+
+def _changed(inputs: object, targets: object, taken: InMemory) -> tuple[str, ...]:
+    """Return a sentence if numbers were converted."""
+    said = changes((inputs, targets), (taken.inputs, taken.targets))
+    return (f"load() returns other types of numbers than example(); converted: {', '.join(said)}",) if said else ()
 
 
 def _not_finite(label: str, part: Tensor) -> str | None:
@@ -148,7 +170,7 @@ def _stored(dataset: Dataset[Any], name: str, example: Example, path: Path, data
     with foreign(name, f"len() of the data set in {path}", DataError):
         count = len(sized)
     if count == 0:
-        msg = f"{path}: the task's data set has no records; it needs at least one"
+        msg = f"{path}: the task's data set has no records; name a file with records, or correct load()"
         raise DataError(msg)
     workers, pinned = (data.loader_workers, data.pinned_memory) if data else (0, False)
     feed = Feed(Reader(dataset, example, name, path), workers, pinned=pinned and torch.cuda.is_available())

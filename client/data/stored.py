@@ -11,6 +11,7 @@ threads cannot be forked safely.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from client.data.inputs import Inputs, joined, mapped, move, named, rows, tensors
+from client.data.inputs import Inputs, as_inputs, joined, move, named, rows, tensors
 from client.data.site_records import Records
-from client.task.conversions import conversions
-from client.task.probe import form_of
+from client.task.conversions import converted
+from client.task.forms import form_of
 from client.task.user_code import is_memory
 from privacy.errors import CloisterError, DataError
 from privacy.failures import raised
@@ -70,10 +71,10 @@ class Reader(Dataset[Any]):
             targets.append(record[1])
         if not targets:
             return rows(self.example.inputs, slice(0)), self.example.targets[:0]
-        return mapped(lambda *parts: torch.stack(parts), *inputs), torch.stack(targets)
+        return joined(inputs), torch.cat(targets)
 
     def _one(self, index: int) -> Batch | Unreadable:
-        """Return one record, without the dimension that counts records."""
+        """Return one record, as a batch of one."""
         where = f"{self.path}: record {index + 1} (index {index}) of {self.task}'s data set"
         try:
             item: Any = self.dataset[index]
@@ -86,61 +87,59 @@ class Reader(Dataset[Any]):
                 raise MemoryError from error
             reason = raised(error, self.task.partition(":")[0])
             return Unreadable(f"{where} cannot be read: it raises {reason}; correct the record, or leave it out")
+        try:
+            return self._taken(item)
+        except DataError as error:
+            return Unreadable(f"{where} {error}")
+
+    def _taken(self, item: Any) -> Batch:  # noqa: ANN401 - whatever a data set returns
+        """Return a record as a batch of one, in the form of the example.
+
+        Raises:
+            DataError: if it has another form, or numbers that are not finite; what the record is called is missing.
+        """
         if not isinstance(item, tuple | list) or len(item) != 2:  # noqa: PLR2004 - inputs and target
-            return Unreadable(f"{where} is not a pair; return (inputs, target) from its __getitem__")
-        inputs, target = _inputs(item[0], self.example.inputs), _tensor(item[1], self.example.targets)
-        if inputs is None or target is None or not self._fits(inputs, target):
-            read = f"{_form(item[0], inputs)} and {_form(item[1], target)}"
-            wanted = f"{form_of(self.example.inputs)} and {form_of(self.example.targets)}"
-            codes = conversions(item[0], item[1], (self.example.inputs, self.example.targets))
-            how = f", for example with {' and '.join(codes)} in its __getitem__" if codes else ""
-            return Unreadable(f"{where} is {read}, but the example has {wanted}; correct one of the two{how}")
+            msg = "is not a pair; return (inputs, target) from its __getitem__"
+            raise DataError(msg)
+        made_up = self.example.inputs, self.example.targets
+        own = [_alone(*pair) for pair in zip(item, made_up, strict=True)]
+        try:
+            inputs = as_inputs(converted(own[0], made_up[0], "inputs"))
+            target = converted(own[1], made_up[1], "targets")
+        except DataError as error:
+            msg = f"cannot be used: {error}"
+            raise DataError(msg) from error
+        if inputs is None or not isinstance(target, Tensor) or not self._fits(inputs, target):
+            read = f"{form_of(item[0] if inputs is None else inputs)} and {form_of(target)}"
+            msg = f"is {read}, but the example has {' and '.join(map(form_of, made_up))}; correct one of the two"
+            raise DataError(msg)
         for label, part in (*named(inputs).items(), ("target", target)):
             if not bool(part.isfinite().all()):
-                return Unreadable(
-                    f"{where} has numbers in its {label} that are not finite; correct the record, or the task's scaling"
-                )
-        return mapped(Tensor.detach, inputs), target.detach()
+                msg = f"has numbers in its {label} that are not finite; correct the record, or the task's scaling"
+                raise DataError(msg)
+        return inputs, target
 
     def _fits(self, inputs: Inputs, target: Tensor) -> bool:
-        pairs = zip((*tensors(inputs), target), (*tensors(self.example.inputs), self.example.targets), strict=True)
-        return all(
-            (own.dtype, own.shape, own.layout) == (made_up.dtype, made_up.shape[1:], torch.strided)
-            for own, made_up in pairs
+        own, made_up = (*tensors(inputs), target), (*tensors(self.example.inputs), self.example.targets)
+        return (
+            type(inputs) is type(self.example.inputs)
+            and len(own) == len(made_up)
+            and all(
+                (part.dtype, part.shape, part.layout) == (like.dtype, (1, *like.shape[1:]), torch.strided)
+                for part, like in zip(own, made_up, strict=True)
+            )
         )
 
 
-def _inputs(value: Any, example: Inputs) -> Inputs | None:  # noqa: ANN401 - whatever a data set returns
-    """Return one record's inputs in the form of the example, if they are tensors, arrays or numbers."""
-    if isinstance(example, Tensor):
-        return _tensor(value, example)
-    try:
-        keys = list(example) if isinstance(example, dict) else range(len(example))
-        parts = [_tensor(value[key], example[key]) for key in keys] if len(value) == len(keys) else [None]  # type: ignore[index]
-    except (KeyError, IndexError, TypeError):
-        return None
-    if any(part is None for part in parts):
-        return None
-    return dict(zip(keys, parts, strict=True)) if isinstance(example, dict) else tuple(parts)  # type: ignore[arg-type]  # none is None
-
-
-def _tensor(value: object, example: Tensor) -> Tensor | None:
-    """Return a tensor; a plain number gets the type of the example's."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray | np.generic):
-        try:
-            return torch.as_tensor(value)
-        except TypeError:  # texts and objects
-            return None
-    if isinstance(value, bool | int) or (isinstance(value, float) and example.is_floating_point()):
-        return torch.tensor(value, dtype=example.dtype)
-    return None
-
-
-def _form(value: object, read: Inputs | None) -> str:
-    """Return the form of a record's part, as if it were a batch of one."""
-    return form_of(value) if read is None else form_of(mapped(lambda tensor: tensor.unsqueeze(0), read))
+def _alone(value: Any, like: Inputs) -> Any:  # noqa: ANN401 - whatever a data set returns
+    """Return what a record has as a batch of one."""
+    if isinstance(like, dict) and isinstance(value, Mapping):
+        return {name: _alone(part, like[name]) if name in like else part for name, part in value.items()}
+    if isinstance(like, tuple) and isinstance(value, tuple | list) and len(value) == len(like):
+        return tuple(_alone(*pair) for pair in zip(value, like, strict=True))
+    if isinstance(value, Tensor | np.ndarray):
+        return value[None]
+    return value if value is None or isinstance(value, str | bytes | Mapping) else [value]
 
 
 def _same(batch: object) -> object:

@@ -258,7 +258,7 @@ def _check_state(probe: Probe, marks: _Marks, inputs: Inputs, targets: Tensor) -
             msg = "its loss computes gradients itself; return the loss, and leave backward() to Cloister"
             raise TaskError(msg)
         check_leaves(probe, outputs, loss)
-        probe.backward(loss)
+        probe.backward_from_loss(loss, outputs, aims)
         _check_unchanged(probe.module, marks, "a backward pass")
     if not (same(inputs, kept[0]) and same(targets, kept[1])):
         msg = "its model or loss changes the records passed to it; work on new tensors, without inplace=True"

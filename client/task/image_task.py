@@ -23,7 +23,7 @@ from client.data.columns import AnyColumn, check_columns
 from client.data.sources.listed_files import FILE, ImageForm, ImageRecords
 from client.data.sources.registry import Source
 from client.data.sources.table_tensors import Declared, Findings, raise_first
-from client.task.table_task import made_up_targets, targets_of
+from client.task.table_task import made_up_targets, take_values, targets_of
 from client.task.task import Task
 from privacy.errors import TaskError
 
@@ -60,6 +60,8 @@ class ImageTask(Task):
         if not (hasattr(cls, "size") and hasattr(cls, "label")):
             return
         check_columns(targets_of(cls.label))
+        if "label" in vars(cls):
+            take_values(cls, targets_of(cls.label))
         low, high = cls.values
         if len(cls.size) not in _DIMENSIONS or min(*cls.size, cls.channels) < 1:
             msg = "size of this task must be two or three numbers above 0, and channels at least 1"

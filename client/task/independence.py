@@ -225,7 +225,7 @@ _MEET = f"its model mixes the records of a batch; {_GENERAL}"
 
 def _remedy(layer: nn.Module) -> str:
     if isinstance(layer, _BatchNorm):
-        return "use GroupNorm or LayerNorm"
+        return f"use GroupNorm or LayerNorm, for example nn.GroupNorm(1, {layer.num_features})"
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm):  # noqa: SLF001 - has no public name
         return "use it with track_running_stats=False"
     if getattr(layer, "batch_first", True) is False:

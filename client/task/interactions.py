@@ -161,7 +161,7 @@ class _Check:
     def _gradient(self, inputs: Inputs, targets: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the sum of the gradients of the kept records, `(parameters,)`; inputs are `(n, ...)`."""
         outputs = self._probe.outputs(copied(inputs), self._seed)
-        with self._probe.naming("loss()", len(targets)):
+        with self._probe.naming_loss(outputs.detach(), targets):
             back = self._loss.gradients(outputs, targets)
         if kept is not None:
             back = torch.where(kept.view(-1, *[1] * (back.dim() - 1)), back, 0.0)

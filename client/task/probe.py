@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from client.data.inputs import Inputs, as_inputs, call, count, mapped, named, rows, tensors
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES
-from client.task.conversions import conversions
+from client.task.advice import advice_on_loss, advice_on_model, advice_on_outputs
+from client.task.conversions import converted
+from client.task.forms import form_of, one_form
 from privacy.errors import DataError, TaskError
 from privacy.failures import raised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -52,12 +54,14 @@ class Example:
         for name, part in (*named(inputs).items(), ("targets", targets)):
             if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(tensors(inputs)[0]):
                 msg = (
-                    f"its example has {name} {_form(part)}{_length(part)}; make up at least {_FEWEST} records, with "
+                    f"its example has {name} {one_form(part)}{_length(part)}; make up at least {_FEWEST} records, with "
                     f"one target per input, for example {suggested(inputs, targets)}"
                 )
                 raise TaskError(msg)
             if not part.is_complex() and part.dtype not in DTYPES:
-                msg = f"its example has {name} {_form(part)}, with which torch hardly computes; load int32 or float32"
+                msg = (
+                    f"its example has {name} {one_form(part)}, with which torch hardly computes; load int32 or float32"
+                )
                 raise TaskError(msg)
             if part.is_complex() or not part.isfinite().all():
                 msg = f"its example has {name} that are complex or not finite; make up finite real numbers"
@@ -76,29 +80,35 @@ class Example:
         return rows(self.inputs, chosen), self.targets[chosen]
 
     def check(self, inputs: object, targets: object, path: Path) -> Batch:
-        """Return a site's own records if they have the form of these.
+        """Return a site's own records, converted to the types of these, if they have their form.
 
         Raises:
             DataError: if they have not.
         """
-        parts = as_inputs(inputs)
+        try:
+            parts, aims = (
+                as_inputs(converted(inputs, self.inputs, "inputs")), converted(targets, self.targets, "targets")
+            )  # fmt: skip
+        except DataError as error:
+            msg = f"{path}: {error}"
+            raise DataError(msg) from error
         if any(part.layout != torch.strided for part in ([*tensors(parts)] if parts is not None else [])) or (
-            isinstance(targets, Tensor) and targets.layout != torch.strided
+            isinstance(aims, Tensor) and aims.layout != torch.strided
         ):
             msg = f"{path}: its load() returns a sparse tensor; return dense ones"
             raise DataError(msg)
-        read, wanted = (f"{form_of(a)} and {form_of(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
-        if parts is None or not isinstance(targets, Tensor) or read != wanted:
+        read = f"{form_of(inputs if parts is None else parts)} and {form_of(aims)}"
+        wanted = f"{form_of(self.inputs)} and {form_of(self.targets)}"
+        if parts is None or not isinstance(aims, Tensor) or read != wanted:
             msg = (
                 f"{path}: the task read inputs and targets {read}, but its example has {wanted}; correct one of the two"
             )
-            if codes := conversions(inputs, targets, (self.inputs, self.targets)):
-                msg += f", for example with {' and '.join(codes)} in load()"
-            # A model computes in float32: an example in float64 would be refused next.
-            if parts is not None and isinstance(targets, Tensor) and not _doubles(parts, targets):
-                msg += f"; if load() is right, let example() return for example {suggested(parts, targets)}"
+            if parts is not None and _other_lengths(parts, self.inputs):
+                msg += "; pad all texts to one length, a constant of the task, in load() and in example()"
+            elif parts is not None and isinstance(aims, Tensor):
+                msg += f"; if load() is right, let example() return for example {suggested(parts, aims)}"
             raise DataError(msg)
-        return mapped(Tensor.detach, parts), targets.detach()
+        return parts, aims
 
 
 @dataclass(frozen=True)
@@ -123,16 +133,18 @@ class Probe:
             TaskError: if the model fails, or its outputs are not one float32 row per record.
         """
         seed_cpu(seed)
-        with self.naming("model", count(inputs)):
-            outputs: object = call(self.module, inputs if self.number is torch.float32 else mapped(_doubled, inputs))
+        given = inputs if self.number is torch.float32 else mapped(_doubled, inputs)
+        with self._advising(lambda _: advice_on_model(self.module, given)), self.naming("model", count(inputs)):
+            outputs: object = call(self.module, given)
         _check_seed(seed, "model")
         if not isinstance(outputs, Tensor):
-            scores = getattr(outputs, "logits", outputs.get("logits") if isinstance(outputs, dict) else None)
-            which = ", its `logits`," if isinstance(scores, Tensor) else ""
-            msg = f"its model returns {_form(outputs)}; return one tensor{which} with one row per record"
+            example = advice_on_outputs(outputs, count(inputs))
+            msg = f"its model returns {one_form(outputs)}; return one tensor with one row per record{example}"
             raise TaskError(msg)
         if outputs.dtype != self.number:
-            msg = f"its model returns {_form(outputs)}; return float32, for example scores instead of classes"
+            doubles = any(part.dtype == torch.float64 for part in tensors(inputs))
+            instead = "inputs.float() from example() and load()" if doubles else "for example scores instead of classes"
+            msg = f"its model returns {one_form(outputs)}; return {'' if doubles else 'float32, '}{instead}"
             raise TaskError(msg)
         if outputs.dim() == 0 or len(outputs) != count(inputs):
             msg = (
@@ -149,22 +161,53 @@ class Probe:
             TaskError: if it fails, or is not a float32 scalar.
         """
         seed_cpu(seed)
-        with self.naming("loss()", len(outputs)):
+        with self.naming_loss(outputs, targets):
             loss: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
         if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.dtype != self.number:
-            msg = f"its loss returns {_form(loss)}; return a float32 scalar: the mean of one term per record"
+            mean = ", such as loss.mean()" if isinstance(loss, Tensor) and loss.shape == (len(outputs),) else ""
+            msg = f"its loss returns {one_form(loss)}; return a float32 scalar: the mean of one term per record{mean}"
             raise TaskError(msg)
         return loss
 
     def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
-        """Run the backward pass from a loss, or from outputs with this gradient.
+        """Run the backward pass from outputs with this gradient, or from a loss.
 
         Raises:
             TaskError: if it fails.
         """
         with naming("backward pass"):
             outputs.backward(gradient)
+
+    def backward_from_loss(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Run the backward pass from the loss of outputs and targets.
+
+        Raises:
+            TaskError: if it fails.
+        """
+        with self._advising_on_loss(outputs, targets):
+            self.backward(loss)
+
+    @contextmanager
+    def naming_loss(self, outputs: Tensor, targets: Tensor) -> Iterator[None]:
+        """Turn whatever the loss raises into an error that says what to write instead, if that is known."""
+        with self._advising_on_loss(outputs, targets), self.naming("loss()", len(outputs)):
+            yield
+
+    def _advising_on_loss(self, outputs: Tensor, targets: Tensor) -> AbstractContextManager[None]:
+        return self._advising(lambda failure: advice_on_loss(self.task, outputs, targets, failure))
+
+    @contextmanager
+    def _advising(self, advice: Callable[[BaseException | None], str | None]) -> Iterator[None]:
+        """Let an error on made-up records say what to write instead, if that is known."""
+        try:
+            yield
+        except TaskError as error:
+            with forked():
+                said = advice(error.__cause__) if self.records == MADE_UP else None
+            if said is None:
+                raise
+            raise TaskError(said) from error
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> None:
         """Try the metrics.
@@ -177,8 +220,13 @@ class Probe:
         one_a_record(metrics, len(outputs))
 
 
-def _doubles(inputs: Inputs, targets: Tensor) -> bool:
-    return any(part.dtype == torch.float64 for part in (*tensors(inputs), targets))
+def _other_lengths(inputs: Inputs, like: Inputs) -> bool:
+    """Return whether inputs are rows of whole numbers, such as of words, that only have another length than others."""
+    pairs = list(zip(tensors(inputs), tensors(like), strict=False))
+    return len(tensors(inputs)) == len(tensors(like)) and all(
+        part.dtype == other.dtype and part.dim() == other.dim() == 2 and not part.is_floating_point()  # noqa: PLR2004
+        for part, other in pairs
+    )
 
 
 def _doubled(tensor: Tensor) -> Tensor:
@@ -202,7 +250,7 @@ def made_up(task: Task) -> Batch:
     if checked is None or not isinstance(targets, Tensor):
         msg = (
             f"its example has inputs and targets {form_of(inputs)} and {form_of(targets)}; return inputs (one tensor, "
-            f"or a tuple or dict of tensors) and a tensor of targets, as load() would: {_USUAL}"
+            f"or a tuple or dict of tensors) and a tensor of targets: {_USUAL}"
         )
         raise TaskError(msg)
     return checked, targets
@@ -245,12 +293,12 @@ def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
         TaskError: if it is anything else.
     """
     if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
-        msg = f"its metrics() returns {_form(metrics)}; return a dict with a tensor `(n,)` for each name"
+        msg = f"its metrics() returns {one_form(metrics)}; return a dict with a tensor `(n,)` for each name"
         raise TaskError(msg)
     shapes = {(count,), ()} if count == 1 else {(count,)}
     for name, values in metrics.items():
         if not isinstance(values, Tensor) or values.is_complex() or values.shape not in shapes:
-            msg = f"its metric {name!r} is {_form(values)}; return a tensor `(n,)` with one value per record"
+            msg = f"its metric {name!r} is {one_form(values)}; return a tensor `(n,)` with one value per record"
             raise TaskError(msg)
     return metrics
 
@@ -265,7 +313,7 @@ def make_model(task: Task, seed: int) -> nn.Module:
         seed_cpu(seed)
         module: object = task.model()
     if not isinstance(module, nn.Module):
-        msg = f"its model() returns {_form(module)}; return a torch.nn.Module"
+        msg = f"its model() returns {one_form(module)}; return a torch.nn.Module"
         raise TaskError(msg)
     return module.train()
 
@@ -283,27 +331,6 @@ def same(one: Inputs, other: Inputs) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def form_of(part: object) -> str:
-    """Return the type and shape of a tensor, or of each of several."""
-    inputs = as_inputs(part)
-    if inputs is None or isinstance(inputs, Tensor):
-        return _form(part)
-    forms = [f"{name.removeprefix('input ')} {_form(tensor)}" for name, tensor in named(inputs).items()]
-    return f"({', '.join(forms)})"
-
-
-def _form(part: object) -> str:
-    """Return a tensor's type and shape, with n for the first dimension, which counts records; for others, the type.
-
-    >>> _form(torch.zeros(4, 2))
-    'float32 (n, 2)'
-    """
-    if not isinstance(part, Tensor):
-        return f"a {type(part).__module__}.{type(part).__name__}"
-    shape = ", ".join(("n", *(str(size) for size in part.shape[1:]))) if part.dim() else ""
-    return f"{str(part.dtype).removeprefix('torch.')} ({shape}{',' * (part.dim() == 1)})"
 
 
 @contextmanager

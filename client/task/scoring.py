@@ -6,7 +6,7 @@
 The task's class says the rest in public constants; its outputs and targets say which kind of prediction it makes:
 
     classes   outputs are logits: (n,) or (n, 1) for two classes, (n, c) for more; targets are class numbers
-    values    outputs and targets are (n,) or (n, 1); `target_range` is needed
+    values    outputs and targets are (n,) or (n, 1); `target_range` is needed, `target_values` if targets are scaled
     times     outputs are logits of the hazard in each of t intervals, (n, t); targets are interval and event, (n, 2)
 
 A task with other outputs overrides `scored`.
@@ -15,7 +15,7 @@ A task with other outputs overrides `scored`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,7 +54,12 @@ class NamedMetrics:
     """The number of bins of the scores that an evaluation sums; more bins need a little more noise."""
 
     target_range: ClassVar[tuple[float, float] | None] = None
-    """For RMSE, MAE and R² over all sites: the public range to which targets and predictions are clamped."""
+    """For RMSE, MAE and R² over all sites: the public range to which targets and predictions are clamped, in the units
+    of `target_values`."""
+
+    target_values: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """What targets of 0 and of 1 stand for, public constants: RMSE and MAE are in their unit. `(150, 230)` for targets
+    (y - 150) / 80. A task that declares a `Number` to predict need not say it, nor its `target_range`."""
 
     @override
     def __init_subclass__(cls, **more: object) -> None:
@@ -72,7 +77,11 @@ class NamedMetrics:
             and values, both `(n,)`; or risks from 0 to 1, `(n,)`, and intervals from 0 with events, `(n, 2)`. Each
             record's depend on that record alone.
         """
-        return default_scores(family_of(self), outputs, targets)
+        scores, labels = default_scores(family_of(self), outputs, targets)
+        zero, one = self.target_values
+        if family_of(self) == "values" and (zero, one) != (0, 1):
+            scores, labels = (zero + (one - zero) * part.double() for part in (scores, labels))
+        return scores, labels
 
 
 def check_names(task: NamedMetrics) -> None:
@@ -109,16 +118,28 @@ def _check_constants(task: NamedMetrics, *, values: bool) -> None:
         raise TaskError(msg)
     if not values:
         return
-    try:
-        low, high = (float(end) for end in task.target_range or ())
-    except (TypeError, ValueError):
-        low = high = math.nan
+    low, high = _two_numbers(task.target_range)
+    zero, one = _two_numbers(task.target_values)
+    if zero == one or not math.isfinite(one - zero):
+        msg = (
+            f"its target_values is {task.target_values!r}; set two numbers, what targets of 0 and of 1 stand for, such "
+            "as (150, 230) for targets (y - 150) / 80"
+        )
+        raise TaskError(msg)
     if not (low < high and math.isfinite(high - low)):
         msg = (
             f"it names {task.named_metrics[0]!r}, which needs target_range = (low, high), the public range of its "
             "targets; it must not come from the data"
         )
         raise TaskError(msg)
+
+
+def _two_numbers(value: Any) -> tuple[float, float]:  # noqa: ANN401 - whatever a class says
+    try:
+        one, other = (float(end) for end in value or ())
+    except (TypeError, ValueError):
+        return math.nan, math.nan
+    return one, other
 
 
 def family_of(task: NamedMetrics) -> Family:

@@ -7,13 +7,15 @@ in no record's gradient: some clipping methods drop it silently, others let it p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from client.data.inputs import copied
-from client.task.probe import form_of, same
+from client.task.forms import form_of
+from client.task.probe import same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -78,7 +80,11 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
             continue
         if (loss - own.sum()).abs() <= bound * count:
             msg = "its loss is a sum over the batch; return the mean over its records"
-        elif outputs.shape != targets.shape and outputs.numel() == targets.numel() and targets.is_floating_point():
+        elif (
+            outputs.shape != targets.shape
+            and outputs.numel() == targets.numel()
+            and _makes_pairs(probe, outputs, targets)
+        ):
             msg = (
                 f"its loss over a batch is not the mean of its records' own losses: outputs are {form_of(outputs)} and "
                 f"targets {form_of(targets)}, of which torch makes all pairs unless the loss gives both one shape, for "
@@ -92,6 +98,17 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
                 "broadcast against targets)"
             )
         raise TaskError(msg)
+
+
+def _makes_pairs(probe: Probe, outputs: Tensor, targets: Tensor) -> bool:
+    """Return whether a loss is a mean of terms once outputs have the shape of their targets."""
+    if targets.is_floating_point():
+        return True
+    aligned = outputs.view_as(targets)
+    with suppress(TaskError):
+        terms = [probe.loss(aligned[row : row + 1], targets[row : row + 1]) for row in range(len(aligned))]
+        return bool(torch.isclose(probe.loss(aligned, targets), torch.stack(terms).mean(), _RELATIVE))
+    return False
 
 
 def check_leaves(probe: Probe, outputs: Tensor, loss: Tensor) -> None:

@@ -60,6 +60,8 @@ class TableTask(Task):
                 msg = "this task has no columns; declare at least one"
                 raise TaskError(msg)
             check_columns((*cls.columns, *targets_of(cls.target)))
+            if "target" in vars(cls):
+                take_values(cls, targets_of(cls.target))
 
     @property
     def width(self) -> int:
@@ -190,6 +192,16 @@ def targets_of(target: AnyColumn | Sequence[AnyColumn]) -> Sequence[AnyColumn]:
         msg = "a Category must be the only target of this task; declare a Flag for each of its values, or one target"
         raise TaskError(msg)
     return targets
+
+
+def take_values(task: type[Task], targets: Sequence[AnyColumn]) -> None:
+    """Let metrics of a task that predicts one `Number` be in its unit, unless the class says another."""
+    if len(targets) != 1 or not isinstance(column := targets[0], Number) or task.scored is not Task.scored:
+        return
+    if "target_values" not in vars(task):
+        task.target_values = (column.low + column.high) / 2, column.high
+    if "target_range" not in vars(task):
+        task.target_range = column.low, column.high
 
 
 def made_up_targets(targets: Sequence[AnyColumn], count: int) -> Tensor:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from client.settings import PersonalAlone
+from client.state.initial_model import files_of
 from client.task.installed import find_for_run
 from client.task.task import import_class
 from cloister.views.observers import against_whom, cost_of_votes
@@ -17,6 +18,7 @@ from privacy.run.settings import RunSettings
 from server.settings import read_consortium, read_run
 from simulations.engine.inline import run_inline
 from simulations.engine.results import read_own_metrics, read_personal_metrics, read_results
+from simulations.study.runner import find_public
 from simulations.tasks.reference_study import prepare_study
 
 if TYPE_CHECKING:
@@ -42,17 +44,21 @@ def simulate(run: Path | None, folder: Path, console: Console, personal: Path | 
         CloisterError: if settings are wrong, or the run failed.
     """
     settings = read_toml(run, RunSettings) if run else None
-    if settings and settings.start:
-        msg = f"{run}: simulated hospitals are new and have no initial model; remove [start]"
+    if settings and settings.evaluation:
+        msg = f"{run}: this run evaluates a model and trains nothing; simulate the run that trains it"
         raise ConfigError(msg)
     if settings and settings.statistics:
         msg = f"{run}: this run computes statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
     own = read_toml(personal, PersonalAlone).personal if personal else None
-    if run and settings:
+    files: list[Path] = []
+    if run and settings:  # fail before any folder is made
         find_for_run(run, settings.task)
-        import_class(settings.task)  # fail before any folder is made
+        task = import_class(settings.task)
+        if settings.start and (public := find_public(settings.start, task, run)):
+            files = files_of(public, settings.start.model)
     study = prepare_study(folder, run, limits=False, personal=own)
+    study.federation.share(files)
     results = run_here(study, console)
     manifest = _manifest_of(study)
     last = next(event for event in reversed(results.events) if event.get("released"))

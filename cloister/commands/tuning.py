@@ -62,11 +62,11 @@ def tune(
     from cloister.tuning import tune as search  # noqa: PLC0415
     from simulations.study.run_settings import read_with_task  # noqa: PLC0415
 
-    settings, task = read_with_task(run)
+    _, task = read_with_task(run)
     find_for_run(run, task)
     with going_on(folder):
         tuned = search(
-            task, records, settings, space=space, trials=trials, metric=metric, pruner=pruner,
+            task, records, run, space=space, trials=trials, metric=metric, pruner=pruner,
             larger_is_better=False if minimise else None, processes=processes, folder=folder, sites=sites,
             partition=partition, participation=participation, test=test, engine=engine, seed=seed, device=device,
         )  # fmt: skip

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDE = 34  # characters of a range
-_MOST = 20  # problems
+_MOST = 20  # kinds of problems
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -44,14 +44,20 @@ def _show_result(task: dict[str, Any], console: Console) -> None:
     count, problems = task["problem_count"], task["problems"]
     for problem in problems[:_MOST]:
         _line(console, f"✗ {problem}", "red")
-    if count > len(problems[:_MOST]):
-        _line(console, f"  and {count - len(problems[:_MOST]):,} more")
+    if len(problems) > _MOST:
+        _line(console, "  and other problems; --json lists more")
     if count:
         _line(console, f"✗ {count:,} problem{'s' * (count > 1)}: the agent would refuse to train", "red")
         _line(console, f"  records   {task['records']:,} without problems")
     else:
         records = f"{task['records']:,} record{'s' * (task['records'] != 1)}"
-        _line(console, f"✓ {records}: {task['training']:,} to train on, {task['held_out']:,} held out")
+        line = f"✓ {records}: {task['training']:,} to train on, {task['held_out']:,} held out"
+        if task["left_out"]:
+            line += (
+                f", {task['left_out']:,} left out (records_per_person = {task['records_per_person']} in [data] of "
+                "site.toml: of each person, only the first are used)"
+            )
+        _line(console, line)
     for notice in task["notices"]:
         _line(console, f"  notice    {notice}", "yellow")
     _line(console, f"  model     gets inputs {task['inputs']}, targets {task['targets']}")

@@ -175,8 +175,11 @@ def prepare(
     gpus_per_site: float | None = None,
     folder: Path,
     resumable: bool = False,
+    public: Path | None = None,
 ) -> Study:
     """Read records, divide them among sites, and choose the engine.
+
+    `public` is the folder with the model that `[start]` names; by default, `find_public` looks for it.
 
     Raises:
         CloisterError: if anything is wrong, before any round is played.
@@ -216,14 +219,14 @@ def prepare(
         folder,
         resumable,
         processes or processes_here(),
-        _public(wanted.start, own, run),
+        public or find_public(wanted.start, type(own), run),
     )
     chosen = choose(engine, simulation, manifest, cluster=cluster_of(ray_address, cpus_per_site, gpus_per_site))
     check_personal(alone, simulation, dealt.held_out)
     return Study(simulation, wanted, manifest, chosen, dealt.test, dealt.held_out, alone)
 
 
-def _public(start: Start | None, task: Task, run: object) -> Path | None:
+def find_public(start: Start | None, task: type, run: object) -> Path | None:
     """Return the folder with the model that a run starts from: `models/public` beside its file, the task's, or here.
 
     Raises:
@@ -233,7 +236,7 @@ def _public(start: Start | None, task: Task, run: object) -> Path | None:
     if start is None:
         return None
     beside = [Path(run).absolute().parent] if isinstance(run, str | Path) else []
-    if source := getattr(sys.modules[type(task).__module__], "__file__", None):
+    if source := getattr(sys.modules[task.__module__], "__file__", None):
         beside.append(Path(source).absolute().parent)
     folders = [folder / "models" / "public" for folder in dict.fromkeys((*beside, Path.cwd()))]
     for folder in folders:

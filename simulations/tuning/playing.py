@@ -43,6 +43,7 @@ class Objective:
     test: Pool | Division
     metric: str
     options: Mapping[str, Any]
+    public: Path | None = None  # the folder with the model from which each trial starts
 
     def play(self, values: Mapping[str, Value], report: Callable[[int, float], bool]) -> dict[str, Any]:
         """Play a trial; `report` takes a round and the metric, and says whether to go on.
@@ -57,7 +58,7 @@ class Objective:
         with TemporaryDirectory(prefix="cloister-") as folder:
             study = prepare(
                 str(values.get("task", self.task)), self.records, run, test=self.test,
-                folder=Path(folder, "federation"), **self.options,
+                folder=Path(folder, "federation"), public=self.public, **self.options,
             )  # fmt: skip
             row: dict[str, Any] = {"round": 0, "epsilon": 0.0, "bytes": 0}
             value, pruned, why = math.nan, False, ""

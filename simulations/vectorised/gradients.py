@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from client.task.task import Task
 
+_SHOWN = 100  # characters of a message
+
 Parameters = dict[str, Tensor]
 """Trained parameters by name, `(S, ...)`: one model for each site."""
 
@@ -83,8 +85,23 @@ def unmappable(task: Task, module: nn.Module) -> str | None:
         except CloisterError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the model's own code raises when it is mapped
-            return f"torch.func.vmap cannot map its model over records ({type(error).__name__})"
+            return _unmapped(module, error)
     return None
+
+
+def _unmapped(module: nn.Module, error: Exception) -> str:
+    """Return what cannot be mapped, and what to change so that it can."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and layer.dropout:
+            return (
+                f"torch.func.vmap cannot map the dropout of attention; write {f'{name}.' if name else ''}dropout = 0.0 "
+                "for its model in model(), and leave other dropout as it is"
+            )
+    said = str(error).strip().removeprefix("vmap: ").partition("\n")[0].partition(". ")[0][:_SHOWN]
+    return (
+        f"torch.func.vmap cannot map its model over records ({type(error).__name__}: {said}); write this operation "
+        "otherwise, such as with torch.where"
+    )
 
 
 def _chain(module: nn.Module) -> list[nn.Module] | None:

@@ -29,10 +29,20 @@ class Problem:
     column: str | None  # as the site calls it; None: the row as a whole
     text: str  # and what to do
 
-    def sentence(self, path: Path, row: str) -> str:
-        """Return the whole sentence; `row` is what the source calls a row."""
+    def sentence(self, path: Path, row: str, count: int = 1, further: Sequence[int] = ()) -> str:
+        """Return the whole sentence.
+
+        Args:
+            path: the file of records.
+            row: what the source calls a row.
+            count: how many rows have this problem.
+            further: some of the others.
+        """
         column = f", column `{self.column}`" if self.column else ""
-        return f"{path}, {row} {self.row}{column}: {self.text}"
+        if count == 1:
+            return f"{path}, {row} {self.row}{column}: {self.text}"
+        rows = ", ".join(map(str, (self.row, *further, *(["…"] if count > 1 + len(further) else []))))
+        return f"{path}, {count:,} {row}s ({rows}){column}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,11 @@ class Table(ABC):
         path: what messages name: the file that `site.toml` names.
         options: the source's options.
         row: what this source calls a row.
+        nothing: what to say if there is none, and what to do.
     """
 
     row = "row"
+    nothing = ("it has columns, but no rows", "add one row per record, or name another")
 
     def __init__(self, path: Path, options: TableOptions | ListedOptions) -> None:
         self.path, self.options = path, options
@@ -102,6 +114,8 @@ class Table(ABC):
         Raises:
             DataError: if a column is missing, or two have the same name; those without a name are passed over.
         """
+        if not any(names):
+            self.fail("it has no columns", "name one with the task's columns, and one row per record")
         twice = next((number for number, name in enumerate(names, 1) if name and names.index(name) < number - 1), 0)
         if twice:
             first = names.index(names[twice - 1]) + 1

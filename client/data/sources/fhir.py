@@ -80,6 +80,7 @@ class FhirTable(Table):
     """Patients, with the values of the wanted codes."""
 
     row = "patient"
+    nothing = ("there is no Patient resource", "add one for each record, or name other bundles")
 
     @override
     def chunks(self, wanted: Mapping[str, str | None]) -> Iterator[Chunk]:
@@ -148,6 +149,8 @@ class FhirTable(Table):
             yield str(entry.get("fullUrl", "")) if resource else "", resource
 
     def _parsed(self, data: bytes, number: int) -> Any:  # noqa: ANN401 - JSON
+        if not data.strip():
+            self.fail(f"file {number} (in order of names) is empty", "copy it again, or move it away")
         try:
             return json.loads(data.decode("utf-8-sig"), parse_constant=_refused)
         except (ValueError, RecursionError):  # of Unicode, too

@@ -195,6 +195,10 @@ class ListedTable(TextTable):
 
     @override
     def chunks(self, wanted: Mapping[str, str | None]) -> Iterator[Chunk]:
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.fail(
+                "this folder is empty", "put the images into it, with the table that lists them, and name the table"
+            )
         for chunk in super().chunks({FILE: None, **wanted}):
             problems, usable = list(chunk.problems), list[bool]()
             for row, name in zip(chunk.rows, chunk.columns[FILE].to_pylist(), strict=True):

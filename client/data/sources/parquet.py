@@ -29,6 +29,11 @@ class ParquetTable(Table):
         for path in self._paths():
             try:
                 with open_file(path) as file:
+                    if not path.stat().st_size:
+                        self.fail(
+                            "a file is empty" if self.path.is_dir() else "the file is empty",
+                            "name a whole Parquet file",
+                        )
                     reader = parquet.ParquetFile(file)
                     names = list(reader.schema_arrow.names)
                     places = self.places(wanted, names)

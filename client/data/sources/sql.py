@@ -37,6 +37,7 @@ class SqlTable(Table):
     """The rows of a query."""
 
     options: Sql
+    nothing = ("the query returns no rows", "correct it, or fill the database's tables")
 
     def __init__(self, path: Path, options: Sql, folder: Path) -> None:
         super().__init__(path, options)

@@ -23,6 +23,7 @@ from privacy.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -36,7 +37,7 @@ _NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 _COMMA = r"^[+-]?[0-9]+,[0-9]+$"
 _WHOLE = r"^([+-]?[0-9]+)\.0+$"
 _LONGEST = 1000  # bytes of a cell
-_KEPT = 100  # problems
+_KEPT, _SHOWN = 100, 3  # kinds of problems; rows of each
 _EPOCH = date(1970, 1, 1)
 
 
@@ -55,13 +56,27 @@ class Findings:
 
     records: int = 0  # that can be used
     counts: dict[str, Counts] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)  # the first ones
     problem_count: int = 0
+    kinds: dict[tuple[str | None, str], list[int]] = field(default_factory=dict)
+    """By column and text: how many rows have the problem, then the first of them. In the order of the first rows."""
 
     def add(self, problems: Sequence[Problem]) -> None:
-        """Count problems, and keep the first."""
+        """Count problems of different rows, in their order."""
         self.problem_count += len(problems)
-        self.problems += problems[: _KEPT - len(self.problems)]
+        for problem in problems:
+            kind = problem.column, problem.text
+            if kind in self.kinds or len(self.kinds) < _KEPT:
+                rows = self.kinds.setdefault(kind, [0])
+                rows[0] += 1
+                if len(rows) <= _SHOWN:
+                    rows.append(problem.row)
+
+    def sentences(self, path: Path, row: str) -> list[str]:
+        """Return a sentence for each kind of problem; `row` is what the source calls a row."""
+        return [
+            Problem(first, column, text).sentence(path, row, count, rest)
+            for (column, text), (count, first, *rest) in self.kinds.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ def read_tensors(
         persons += [text for text, use in zip(named, usable, strict=bool(named)) if use]
         progress(read)
     if not read:
-        table.fail("no records follow", f"add one {table.row} per record")
+        table.fail(*table.nothing)
     findings.records += len(rows)
     return TableRecords(
         torch.from_numpy(np.concatenate(inputs)),
@@ -135,10 +150,10 @@ def raise_first(table: Table, findings: Findings) -> None:
     Raises:
         DataError: if there is any.
     """
-    if findings.problem_count:
+    for (column, text), (_, first, *_) in findings.kinds.items():
         more = findings.problem_count - 1
         rest = f" ({more:,} more; `cloister data check` lists them)" if more else ""
-        raise DataError(findings.problems[0].sentence(table.path, table.row) + rest)
+        raise DataError(Problem(first, column, text).sentence(table.path, table.row) + rest)
 
 
 class Encoder:

@@ -48,6 +48,7 @@ class TextTable(Table):
     """A text file whose first line names its columns."""
 
     row = "line"
+    nothing = ("no records follow the line that names the columns", "add one line per record")
     what = "a text file"
     options: Csv | ListedOptions
 

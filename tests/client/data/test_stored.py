@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -199,14 +200,11 @@ SPOILT: dict[str, tuple[Callable[[], Any], str]] = {
     "no number": (no_number, "cannot be read: it raises ValueError at tests/client/data/data_sets.py:"),
     "exits": (lambda: sys.exit(QUOTE), "cannot be read: it raises SystemExit at tests/client/data/"),
     "longer": (lambda: (torch.ones(3), torch.ones(1)), "is float32 (n, 3) and float32 (n, 1), but the example has"),
-    "double": (lambda: (torch.ones(2).double(), torch.ones(1)), "is float64 (n, 2) and float32 (n, 1), but the"),
-    "array": (
-        lambda: (torch.ones(2).double().numpy(), torch.ones(1)),
-        (
-            "is float64 (n, 2) and float32 (n, 1), but the example has float32 (n, 2) and float32 (n, 1); correct one "
-            "of the two, for example with torch.from_numpy(inputs).float() in its __getitem__"
-        ),
+    "complex": (
+        lambda: (torch.ones(2), torch.ones(1, dtype=torch.complex64)),
+        "is float32 (n, 2) and complex64 (n, 1), but the example has",
     ),
+    "texts": (lambda: ([QUOTE, QUOTE], torch.ones(1)), "cannot be used: the inputs are no numbers (<U"),
     "text": (lambda: (QUOTE, torch.ones(1)), "is a builtins.str and float32 (n, 1), but the example has"),
     "alone": (lambda: torch.ones(2), "is not a pair; return (inputs, target)"),
     "NaN": (
@@ -231,6 +229,22 @@ def test_a_record_that_cannot_be_used_is_named_before_anything_is_charged(
     assert f"record {ODD + 1} (index {ODD}) of {task_name(Spoiling)}'s data set {message}" in str(caught.value)
     assert QUOTE not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "target"),
+    [
+        (torch.ones(2).double(), 1),
+        (np.ones(2), np.float64(1)),
+        ([1, 1], [1.0]),
+        (np.ones(2, np.uint16), True),
+        (torch.ones(2).int(), torch.tensor(1)),
+    ],
+)
+def test_numbers_of_any_type_become_those_of_the_example(inputs: object, target: object) -> None:
+    (read, aims) = stored(Spoilt(lambda: (inputs, target)), Tiny()).whole()
+    assert torch.equal(whole(read)[ODD], torch.ones(2))
+    assert aims[ODD].tolist() == [1.0]
 
 
 def test_a_data_error_of_the_task_is_shown_as_it_is() -> None:

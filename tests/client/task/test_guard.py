@@ -86,7 +86,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
     "a model that fails": (Toy(failing), "its model() fails (ValueError: no such luck); correct it"),
     "no module": (Toy(lambda: cast("Any", 3)), "its model() returns a builtins.int; return a torch.nn.Module"),
     "another width": (
-        Toy(lambda: nn.Linear(9, 3)), "its model fails on 5 made-up records (RuntimeError: mat1 and mat2"),
+        Toy(lambda: nn.Linear(9, 3)), "its model's only layer (Linear) takes 9 numbers, but gets 4, in float32"),
     "a layer without a size": (Toy(lambda: nn.LazyLinear(3)), "its model's parameter `weight` has no size yet; use"),
     "doubles": (
         Toy(lambda: head().double()), "its model trains parameters that are not float32; make all of them float32"),
@@ -100,7 +100,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         Toy(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
     "outputs by name": (
         Toy(lambda: Through(lambda x: x, head(), Through(lambda x: cast("Any", {"logits": x})))),
-        "its model returns a builtins.dict; return one tensor, its `logits`, with one row per record"),
+        "its model returns a builtins.dict; return one tensor with one row per record, for example outputs['logits']"),
     "complex outputs": (
         Toy(lambda: Through(lambda x: x, head(), Through(torch.fft.fft))), "its model returns complex64 (n, 3)"),
     "classes": (

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from client.task.forms import form_of
 from client.task.guard import check_task
-from client.task.probe import form_of
 from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.idle import Idle
 from tests.probes import CLASSES, LENGTH, WIDTH, Through, Toy, head, sequences, vectors, words

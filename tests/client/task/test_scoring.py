@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from client.data.columns import AnyColumn, Number
 from client.task.guard import check_task
 from client.task.scoring import as_numbers, prediction_of
+from client.task.table_task import TableTask
 from client.task.task import Task, import_task
+from privacy.analytics.exact import exact
 from privacy.analytics.scores import Prediction
 from privacy.errors import TaskError
 from tests.federations import task_name
@@ -124,6 +127,57 @@ def test_malformed_metric_names_are_refused_when_the_task_is_imported(
     assert str(caught.value).startswith(task_name(Wanting))
 
 
+class Scaled(Tiny):
+    """Predicts (y - 150) / 80."""
+
+    named_metrics: ClassVar[Sequence[str]] = ("rmse",)
+    target_values = (150.0, 230.0)
+    target_range = (0, 400)
+
+
+class Glucose(TableTask):
+    """Declares what it predicts."""
+
+    columns: ClassVar[Sequence[AnyColumn]] = [Number("age", low=18, high=100)]
+    target: ClassVar[AnyColumn | Sequence[AnyColumn]] = Number("glucose", low=2, high=20)
+    named_metrics: ClassVar[Sequence[str]] = ("rmse", "mae", "r2")
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, targets)
+
+
+class InMilligrams(Glucose):
+    """Reports in another unit, in a range of its own."""
+
+    target: ClassVar[AnyColumn | Sequence[AnyColumn]] = Number("glucose", low=2, high=20)
+    target_values = (200.0, 360.0)
+    target_range = (40, 350)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "low", "high"),
+    [
+        (Scaled(), [150.0, 190.0], 0, 400),
+        (Glucose(), [11.0, 15.5], 2, 20),
+        (InMilligrams(), [200.0, 280.0], 40, 350),
+    ],
+)
+def test_errors_are_in_the_units_of_the_target(task: Task, values: list[float], low: float, high: float) -> None:
+    outputs, targets = torch.tensor([[0.5], [0.5]]), torch.tensor([[0.0], [0.5]])
+    scores, labels = as_numbers(task, outputs, targets)
+    assert labels.tolist() == values
+    assert scores.tolist() == [values[1]] * 2
+    prediction = prediction_of(task, outputs, targets)
+    assert (prediction.low, prediction.high) == (low, high)
+    figures = exact(prediction, ("rmse",), scores, labels)
+    assert figures["rmse"]["value"] == pytest.approx((values[1] - values[0]) / 2**0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("constant", "value", "message"),
     [
@@ -135,12 +189,14 @@ def test_malformed_metric_names_are_refused_when_the_task_is_imported(
         ("target_range", (1.0, 1.0), "needs target_range"),
         ("target_range", (0.0, float("inf")), "needs target_range"),
         ("target_range", "wide", "needs target_range"),
+        ("target_values", (1.0, 1.0), "its target_values is (1.0, 1.0); set two numbers, what targets of 0 and of 1"),
+        ("target_values", None, "its target_values is None"),
     ],
 )
 def test_a_constant_that_is_out_of_range_is_refused(
     monkeypatch: pytest.MonkeyPatch, constant: str, value: object, message: str
 ) -> None:
-    names = ["rmse"] if constant == "target_range" else ["auc"]
+    names = ["rmse"] if constant.startswith("target") else ["auc"]
     monkeypatch.setattr(Wanting, "named_metrics", names)
     monkeypatch.setattr(Wanting, constant, value)
     with pytest.raises(TaskError) as caught:

@@ -61,10 +61,10 @@ LOADS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a missing file": (Path("missing.csv").read_text, "if `file` in [data] of site.toml is wrong, correct that"),
     "nothing": (lambda: None, "returns a NoneType; return two tensors"),
-    "lists": (lambda: ([[1.0, 2.0]] * 5, [0.0] * 5), "the task read inputs and targets a builtins.list"),
+    "lists": (lambda: ([[1.0, 2.0], [1.0]], [0.0] * 2), "the inputs cannot be read as numbers of one shape"),
     "sparse": (lambda: (torch.rand(5, 2).to_sparse(), torch.rand(5, 1)), "returns a sparse tensor"),
     "short": (lambda: (torch.rand(5, 2), torch.rand(4, 1)), "5 inputs and 4 targets"),
-    "empty": (lambda: (torch.rand(0, 2), torch.rand(0, 1)), "0 inputs and 0 targets"),
+    "empty": (lambda: (torch.rand(0, 2), torch.rand(0, 1)), "the task read no records in it; name one with records"),
     "not finite": (
         lambda: (torch.tensor([[1.0, 2.0], [1.0, torch.inf]]), torch.rand(2, 1)),
         "input 2 of record 2, as the task read it, is not finite",

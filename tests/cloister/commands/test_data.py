@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 from typer.testing import CliRunner
+from typing_extensions import override
 
+from client.data.columns import AnyColumn, Number
+from client.task.image_task import ImageTask
 from client.task.installed import installed_digest
+from client.task.table_task import TableTask
 from cloister.cli import app
 from privacy.errors import ConfigError, TaskError
-from tests.client.data.sources.cohorts import HEADER, ROWS, SECRET, Picture, Ward
+from tests.client.data.sources.cohorts import HEADER, ROWS, SECRET, Picture, Visits, Ward
 from tests.client.data.test_labels import Percent
 from tests.client.task.test_scoring import Binary
 from tests.federations import task_name
+from tests.studies import Tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 SETTINGS = """\
@@ -40,6 +47,45 @@ delta = 1e-5
 tasks = [{tasks}]
 maximum_epsilon = 3.0
 """
+
+
+def logarithmic(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that is infinite for the lowest target, which no example makes up."""
+    return ((outputs - (targets + 1).log()) ** 2).mean()
+
+
+class Costs(TableTask):
+    columns: ClassVar[Sequence[AnyColumn]] = [Number("age", low=18, high=100)]
+    target: ClassVar[AnyColumn | Sequence[AnyColumn]] = Number("cost", low=0, high=10)
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return logarithmic(outputs, targets)
+
+
+class Sizes(ImageTask):
+    size: ClassVar[tuple[int, ...]] = (4, 6)
+    label: ClassVar[AnyColumn | Sequence[AnyColumn]] = Number("size", low=0, high=10)
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(24, 1))
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return logarithmic(outputs, targets)
+
+
+class Listing(Tiny):
+    """Reads all files of a folder by itself."""
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        return torch.stack([torch.ones(2) for _ in path.iterdir()]), torch.ones(1, 1)
 
 
 @pytest.fixture
@@ -99,12 +145,45 @@ def test_every_problem_is_listed_with_its_place_and_ends_with_1(site: Callable[.
     bad = [f"18,4,surgery,yes,2020-01-01,{SECRET}"] * 30
     folder = site("\n".join([HEADER, *ROWS, *bad]))
     output = check(folder, code=1)
-    assert f"✗ {folder}/patients.csv, line 5, column `outcome`: none of the task's 2 values (well, ill)" in output
-    assert "  and 10 more" in output
+    assert f"✗ {folder}/patients.csv, 30 lines (5, 6, 7, …), column `outcome`: none of the task's 2 values" in output
     assert "✗ 30 problems: the agent would refuse to train\n  records   3 without problems" in output
     result = report(folder, code=1)
     assert not result["usable"]
     assert (result["tasks"][0]["problem_count"], result["tasks"][0]["records"]) == (30, 3)
+
+
+def test_records_left_out_because_a_person_has_more_are_counted(site: Callable[..., Path]) -> None:
+    rows = [f"{row},{person}" for person in "abcdef" for row in ROWS]
+    output = check(site("\n".join([f"{HEADER},patient", *rows]), task=task_name(Visits)))
+    assert "✓ 18 records: 4 to train on, 2 held out, 12 left out (records_per_person = 1 in [data] of site" in output
+
+
+def test_a_record_of_a_table_whose_loss_cannot_be_computed_has_line_and_column(site: Callable[..., Path]) -> None:
+    output = check(site("age,cost\n\n20,1\n30,0\n", task=task_name(Costs)), code=1)
+    assert f"patients.csv, line 4, column `cost`: {task_name(Costs)} cannot use it: the loss is not finite" in output
+    folder = site("file,size\n\na.png,1\na.png,0\n", task=task_name(Sizes), source='source = "images"')
+    Image.new("L", (6, 4), 30).save(folder / "a.png")
+    assert "patients.csv, line 4, column `size`: " in check(folder, code=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "source", "message"),
+    [
+        (Ward, "patients.csv", "csv", "no records follow the line that names the columns; add one line per record"),
+        (Picture, "images", "images", "images: this folder is empty; put the images into it, with the table"),
+        (Tiny, "nothing.csv", "", "nothing.csv: the file is empty; name one with records"),
+        (Listing, "images", "", "images: the folder is empty; name one with records"),
+        (Listing, "nothing.csv", "", "nothing.csv: the file is empty; name one with records"),
+    ],
+)
+def test_what_is_empty_is_called_so(
+    site: Callable[..., Path], tmp_path: Path, task: type, file: str, source: str, message: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "nothing.csv").touch()
+    (tmp_path / "patients.csv").write_text(HEADER)
+    folder = site(task=task_name(task), file=file, source=f'source = "{source}"' if source else "")
+    assert message in check(folder, code=1)
 
 
 def test_a_file_that_cannot_be_read_at_all_is_a_problem_too(site: Callable[..., Path]) -> None:

@@ -3,12 +3,17 @@
 import json
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from client.settings import Personal, read_site
+from client.task.probe import make_model
+from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.hospitals import write_patients
 from tests.cloister.in_process import Run
 from tests.ports import unused_port
@@ -60,6 +65,26 @@ def test_a_file_without_such_a_model_is_refused_before_anything_is_made(
     assert done.returncode == 1
     assert message in done.stderr
     assert not (folder / "simulation").exists()
+
+
+def test_hospitals_start_from_the_file_that_the_run_names(folder: Path, cloister: Run) -> None:
+    (folder / "models" / "public").mkdir(parents=True)
+    file, model = folder / "models" / "public" / "model.safetensors", make_model(Diagnosis(), 5)
+    save_file(model.state_dict(), file)
+    start = '\n[start]\nmodel = "{}"\n'
+    text = (folder / "study.toml").read_text("utf-8").replace("rounds = 2", "rounds = 1")
+    (folder / "lost.toml").write_text(text + start.format("0" * 64), "utf-8")
+    lost = cloister("simulate", "lost.toml", cwd=folder)
+    assert (lost.returncode, "[start] names the safetensors file" in lost.stderr) == (1, True), lost.stderr
+    assert not (folder / "simulation").exists()
+    tiny = text.replace("learning_rate = 1.6", "learning_rate = 1e-9")
+    tiny = tiny.replace("epsilon = 2.9", "noise_multiplier = 0.0").replace("delta = 1e-5", "")
+    (folder / "study.toml").write_text(tiny + start.format(sha256(file.read_bytes()).hexdigest()), "utf-8")
+    done = cloister("simulate", "study.toml", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    trained = load_file(folder / report["model"]["north"])
+    assert all(torch.allclose(trained[name], value, atol=1e-3) for name, value in model.state_dict().items())
 
 
 def test_records_of_ones_own_are_divided_among_any_number_of_sites(folder: Path, cloister: Run) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cloister import CloisterError, save_frozen, simulate
+from cloister import CloisterError, save_frozen, simulate, tune
 from tests.pictures import SIDE, Net, Transfer
 
 RUN: dict[str, Any] = {
@@ -51,6 +51,24 @@ def test_a_file_beside_the_run_s_is_found_from_elsewhere(
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     result = simulate(Transfer, RECORDS, here / "run.toml", sites=2, engine="inline")
     assert (result.model.state_dict()[FROZEN] == 0.25).all()
+
+
+def test_every_trial_of_a_search_and_the_best_start_from_the_file(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna", reason="the extra simulation is not installed")
+    digest = _started(here)["start"]["model"]
+    text = "rounds = 1\n[privacy]\nnoise_multiplier = 0.0\nmax_grad_norm = 1.0\n"
+    (here / "run.toml").write_text(f'{text}[start]\nmodel = "{digest}"\n')
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    space = {"training.learning_rate": [0.1, 0.2]}
+    for processes in (1, 2):
+        tuned = tune(
+            Transfer, RECORDS, here / "run.toml", space=space, trials=2, sites=2, engine="vectorised", progress=False,
+            processes=processes,
+        )  # fmt: skip
+        assert [trial["state"] for trial in tuned.trials] == ["complete"] * 2
+        assert (tuned.result.model.state_dict()[FROZEN] == 0.25).all()
 
 
 def test_a_run_goes_on_from_an_earlier_one_s_model(here: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cloister import CloisterError, simulate
+from simulations.vectorised.gradients import unmappable
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 if TYPE_CHECKING:
@@ -55,9 +56,29 @@ def test_dropout_is_drawn_for_each_record_and_repeated_with_the_runs_seed(tmp_pa
     assert simulate(Forgetful, (INPUTS, TARGETS), PLAIN | seed, sites=6, progress=False).digest != one.digest
 
 
+def test_attention_with_dropout_says_what_to_change_so_that_it_is_mapped() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True)
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.head(self.layer(inputs.unsqueeze(1))[:, 0])
+            return outputs
+
+    module = Attending().train()
+    said = unmappable(Sign(), module)
+    assert said is not None
+    assert "write layer.self_attn.dropout = 0.0 for its model in model()" in said
+    module.layer.self_attn.dropout = 0.0
+    assert unmappable(Sign(), module) is None
+
+
 def test_a_model_that_cannot_be_mapped_plays_the_whole_protocol() -> None:
     result = play(Branches, processes=1)
     assert result.engine == "inline"
-    assert "torch.func.vmap cannot map its model over records (RuntimeError)" in result.why
+    assert "torch.func.vmap cannot map its model over records (RuntimeError: It looks like" in result.why
+    assert "write this operation otherwise" in result.why
     with pytest.raises(CloisterError, match=r"vectorised cannot play this run: torch\.func\.vmap cannot map its model"):
         play(Branches, engine="vectorised")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.data.columns import AnyColumn, Category, Date, Flag, Number
+from client.data.sources.chunks import Problem
 from client.data.sources.listed_files import ImageRecords
 from client.data.sources.registry import Source
 from client.data.sources.table_tensors import Findings, read_tensors
@@ -102,4 +104,6 @@ def problems(path: Path, options: TableOptions, task: TableTask | None = None) -
     findings, task = Findings(), task or Ward()
     table = Source(path, options).table()
     read_tensors(table, task.declared, findings)
-    return [problem.sentence(path, table.row).replace(f"{path.parent}/", "") for problem in findings.problems]
+    found = [(row, kind) for kind, (_, *rows) in findings.kinds.items() for row in rows]
+    sentences = (Problem(row, *kind).sentence(path, table.row) for row, kind in sorted(found, key=itemgetter(0)))
+    return [sentence.replace(f"{path.parent}/", "") for sentence in sentences]

@@ -142,13 +142,14 @@ def test_every_problem_has_its_patient_and_column_and_never_the_value(tmp_path: 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("", "file 1 (in order of names) is not JSON; it may have been cut; copy it again"),
+        ("", "file 1 (in order of names) is empty; copy it again, or move it away"),
+        ("{", "file 1 (in order of names) is not JSON; it may have been cut; copy it again"),
         ('{"resourceType": "Bundle", "entry": [', "is not JSON; it may have been cut"),
         ("[" * 100_000, "is not JSON"),
         ("[1]", "file 1 (in order of names) is not a FHIR bundle"),
         ('{"resourceType": "Bundle", "entry": [1]}', "entry 1 of file 1 (in order of names) is not a FHIR resource"),
         ('{"resourceType": "Bundle", "entry": [{"resource": {"resourceType": "Patient"}}]}', "entry 1 of file 1"),
-        ('{"resourceType": "Bundle"}', "no records follow; add one patient per record"),
+        ('{"resourceType": "Bundle"}', "there is no Patient resource; add one for each record, or name other bundles"),
         ('{"resourceType": "Patient", "id": NaN}', "is not JSON"),
     ],
 )

@@ -152,9 +152,11 @@ def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
     path = write(tmp_path)
     whole = path.read_bytes()
     message = "the file of row 1 is not a whole Parquet file, or is encrypted; write it again, as plain Parquet"
-    for data in (b"", whole[:4], whole[: len(whole) // 2], whole[:-1], b"x" * 200):
+    for data in (whole[:4], whole[: len(whole) // 2], whole[:-1], b"x" * 200):
         path.write_bytes(data)
         assert complaint(path, Parquet()) == f"patients.parquet: {message}"
+    path.write_bytes(b"")
+    assert complaint(path, Parquet()) == "patients.parquet: the file is empty; name a whole Parquet file"
     path.write_bytes(whole[:4] + bytes(120) + whole[124:])
     assert "damaged" in complaint(path, Parquet()) or "whole" in complaint(path, Parquet())
     path.unlink()
@@ -169,7 +171,10 @@ def test_a_missing_or_doubled_column_is_refused_and_an_empty_table_too(tmp_path:
     parquet.write_table(table.append_column("ward", table["ward"]), path)
     assert "columns 3 and 8 have the same name" in complaint(path, Parquet())
     parquet.write_table(table.slice(0, 0), path)
-    assert complaint(path, Parquet()) == "patients.parquet: no records follow; add one row per record"
+    said = complaint(path, Parquet())
+    assert said == "patients.parquet: it has columns, but no rows; add one row per record, or name another"
+    parquet.write_table(pa.table({}), path)
+    assert "patients.parquet: it has no columns; name one with the task's columns" in complaint(path, Parquet())
 
 
 def test_a_row_group_too_large_for_memory_is_refused_before_it_is_read(

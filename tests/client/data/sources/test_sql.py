@@ -154,7 +154,10 @@ def test_rows_whose_order_is_not_fixed_are_refused(cohort: tuple[Path, Sql]) -> 
     path.write_text("SELECT person_id, year_of_birth, year_of_birth FROM person")
     assert "columns 2 and 3 have the same name" in complaint(path, options, Diabetes())
     path.write_text(QUERY.replace("FROM person p", "FROM person p WHERE FALSE"))
-    assert complaint(path, options, Diabetes()) == "cohort.sql: no records follow; add one row per record"
+    assert (
+        complaint(path, options, Diabetes())
+        == "cohort.sql: the query returns no rows; correct it, or fill the database's tables"
+    )
 
 
 def test_the_password_comes_from_the_environment_and_is_never_shown(

@@ -139,7 +139,7 @@ def test_problems_of_a_whole_file_are_reported_without_a_line(tmp_path: Path) ->
     for data, message in {
         "": "the file is empty; name a file with the columns' names and one line per record",
         "\n \n": "the file is empty; name a file with the columns' names and one line per record",
-        HEADER: "no records follow; add one line per record",
+        HEADER: "no records follow the line that names the columns; add one line per record",
         f"{HEADER},ward\n": "columns 3 and 7 have the same name; rename or remove one of them",
         WHOLE.replace("smoker", "smokr"): (
             "there is no column `smoker`; did you mean `smokr`? If so, correct it, or set columns in [data.source]"

@@ -1,0 +1,107 @@
+"""Where a model or a loss fails on made-up records, a task is refused with what to write instead."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from tests.probes import Toy, complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Loss = Callable[[Tensor, Tensor], Tensor]
+
+NUMBERS = torch.arange(32).reshape(8, 4) % 7
+ENTROPY, LOGITS = functional.cross_entropy, functional.binary_cross_entropy_with_logits
+
+
+def vectors(*shape: int) -> Tensor:
+    return torch.rand(8, *shape)
+
+
+def classes(count: int) -> Tensor:
+    return torch.arange(8) % count
+
+
+def network(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: deepcopy(nn.Sequential(*layers))
+
+
+class Words(nn.Module):
+    """Takes two tensors by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+    @override
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.words(ids) + values)
+        return outputs
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, Loss, str]] = {
+    "doubles": (network(nn.Linear(4, 2)), vectors(4).double(), classes(2), ENTROPY, "return inputs.float() from"),
+    "whole numbers": (network(nn.Linear(4, 2)), NUMBERS, classes(2), ENTROPY,
+                      "inputs int64 (n, 4), as its example() makes them up"),
+    "numbers of words": (network(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2)), 8 * vectors(4), classes(2),
+                         ENTROPY, "return inputs.long() from example() and load() instead"),
+    "by name": (Words, {"ids": classes(5).float(), "values": vectors(4).double()}, classes(2), ENTROPY,
+                "return inputs['ids'].long() and inputs['values'].float() from"),
+    "no channel": (network(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), vectors(4, 4), classes(2), ENTROPY,
+                   "return inputs.unsqueeze(1) from"),
+    "images": (network(nn.Linear(16, 2)), vectors(1, 4, 4), classes(2), ENTROPY, "return inputs.flatten(1) from"),
+    "width": (network(nn.Linear(9, 3), nn.Linear(3, 2)), vectors(4), classes(2), ENTROPY,
+              "layer `0` (Linear) takes 9 numbers, but gets 4, in float32 (n, 4); write nn.Linear(4, 3), or let"),
+    "inner width": (network(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(9, 2)), vectors(1, 4, 4), classes(2), ENTROPY,
+                    "write nn.Linear(8, 2), or let example() and load() return other inputs than float32 (n, 1, 4, 4)"),
+    "channels": (network(nn.Conv2d(3, 2, 3)), vectors(1, 4, 4), classes(2), ENTROPY, "write nn.Conv2d(1, 2, …), or"),
+    "flat": (network(nn.Conv2d(1, 2, 3)), vectors(16), classes(2), ENTROPY, "let it get (n, channels, height, width)"),
+    "features": (network(nn.GRU(3, 2, batch_first=True)), vectors(5, 4), classes(2), ENTROPY, "write nn.GRU(4, …), or"),
+    "groups": (network(nn.GroupNorm(2, 4), nn.Flatten()), vectors(6, 2), classes(2), ENTROPY, "nn.GroupNorm(2, 6)"),
+    "norm": (network(nn.LayerNorm(3)), vectors(4), classes(2), ENTROPY, "write nn.LayerNorm(4), or let"),
+    "vocabulary": (network(nn.Embedding(3, 2), nn.Flatten(), nn.Linear(8, 2)), NUMBERS,
+                   classes(2), ENTROPY, "(Embedding) takes 3 different numbers, but gets 7,"),
+    "float labels": (network(nn.Linear(4, 2)), vectors(4), classes(2).float(), ENTROPY, "return targets.long() from"),
+    "a column of labels": (network(nn.Linear(4, 2)), vectors(4), classes(2).float()[:, None], ENTROPY,
+                           "return targets.long().squeeze(1) from"),
+    "no column": (network(nn.Linear(4, 1)), vectors(4), classes(2).float(), LOGITS, "return targets.unsqueeze(1) from"),
+    "whole targets": (network(nn.Linear(4, 1)), vectors(4), classes(2), LOGITS,
+                      "as its model and its example() make them; return targets.float().unsqueeze(1) from"),
+    "probabilities": (network(nn.Linear(4, 1)), 9 * vectors(4), classes(2).float()[:, None],
+                      functional.binary_cross_entropy, "write functional.binary_cross_entropy_with_logits(outputs, t"),
+    "all pairs": (network(nn.Linear(4, 1)), vectors(4), classes(3), lambda one, other: ((one - other) ** 2).mean(),
+                  "of which torch makes all pairs unless the loss gives both one shape, for example by"),
+    "too few outputs": (network(nn.Linear(4, 2)), vectors(4), classes(3), ENTROPY,
+                        "classes up to 2, but its model returns 2 numbers for a record; give the model 3 outputs"),
+    "one output": (network(nn.Linear(4, 1)), vectors(4), classes(2), ENTROPY,
+                   "give the model 2 outputs in model(), or write functional.binary_cross_entropy_with_logits("),
+    "other classes": (network(nn.Linear(4, 3)), vectors(4), functional.one_hot(classes(4)).float(), ENTROPY,
+                      "give the model 4 outputs in model()"),
+    "not averaged": (network(nn.Linear(4, 2)), vectors(4), classes(2),
+                     lambda outputs, targets: ENTROPY(outputs, targets, reduction="none"), "such as loss.mean()"),
+    "a tuple": (network(nn.GRU(4, 2, batch_first=True)), vectors(5, 4), classes(2), ENTROPY,
+                "returns a builtins.tuple; return one tensor with one row per record, for example output"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "inputs", "targets", "loss", "message"), CASES.values(), ids=CASES)
+def test_a_wrong_example_model_or_loss_is_refused_with_what_to_write(
+    model: Callable[[], nn.Module],
+    inputs: Any,  # noqa: ANN401 - one tensor, or several
+    targets: Tensor,
+    loss: Loss,
+    message: str,
+) -> None:
+    before = torch.get_rng_state()
+    said = complaint(Toy(model, loss=loss, example=lambda: cast("Any", (inputs, targets))))
+    assert message in said
+    assert "RuntimeError" not in said
+    assert torch.equal(before, torch.get_rng_state())
