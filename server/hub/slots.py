@@ -56,6 +56,7 @@ class Slots:
         """
         loop = asyncio.get_running_loop()
         done, since = 0, loop.time()
+        next_look: asyncio.TimerHandle
 
         def use(amount: int) -> None:
             nonlocal done, since

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from privacy.errors import StorageError
 from server.store import schema
@@ -107,7 +107,7 @@ def _killed_after(calls: int, place: ServerFolder) -> bool:
             left -= 1
 
         for name in ("begin", "before_cursor_execute", "after_cursor_execute", "commit"):
-            sa.event.listen(Engine, name, count)
+            event.listen(Engine, name, count)
         try:
             Store.open(place)
         finally:
