@@ -6,7 +6,7 @@ import logging
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from privacy.errors import CloisterError, RunError
+from privacy.errors import CloisterError, RunError, StorageError
 from privacy.failures import sentence
 from privacy.folder_locks import folder_in_use
 from server.app import check_failure, shared_by_runs
@@ -20,6 +20,7 @@ from server.roster_watch import RosterWatch
 from server.service.agents import Agents
 from server.service.service import Service
 from server.settings import read_consortium, read_run
+from server.store.database import is_away
 from server.store.store import Store
 from transport.address import read_address
 from transport.flower import quieten
@@ -39,20 +40,44 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.server")
 
 _LOOK = 0.5  # seconds between looks whether this process still leads
+_AWAY = 2.0  # seconds between tries to reach a database that is away
 
 
 def serve(consortium: Path, say: Callable[[str], None], ended: threading.Event) -> None:
     """Serve the queue of runs until `ended` is set; meanwhile sites may join and leave. Call `say` for each port.
 
-    Without runs, agents get no work, but take a newer roster, renew their certificates, and can be checked.
+    Without runs, agents get no work, but take a newer roster, renew their certificates, and can be checked. While
+    another server leads on the same PostgreSQL, or that cannot be reached, this one waits.
 
     Raises:
-        CloisterError: if settings or keys are wrong, a port cannot be opened, or another server leads.
+        CloisterError: if settings or keys are wrong, a port cannot be opened, or another server uses the SQLite file.
     """
-    with open_service(read_consortium(consortium), say, ended) as service:
-        while service.leads and not ended.wait(_LOOK):
-            pass
-        service.check_leading()
+    place = read_consortium(consortium)
+    while not ended.is_set():
+        try:
+            with open_service(place, say, ended) as service:
+                while service.leads and not ended.wait(_LOOK):
+                    pass
+            if not ended.is_set():
+                say("this server leads no longer, and waits to lead again")
+        except StorageError as error:
+            if not is_away(error):
+                raise
+            _await_store(place, say, ended, str(error))
+
+
+def _await_store(place: ServerFolder, say: Callable[[str], None], ended: threading.Event, why: str) -> None:
+    """Wait until the database can be reached, or `ended` is set; meanwhile, operators see that this process lives."""
+    say(f"{why}; this server waits for it")
+    with operating(place):
+        while not ended.wait(_AWAY):
+            try:
+                Store.open(place).close()
+            except StorageError as error:
+                if not is_away(error):
+                    raise
+            else:
+                return
 
 
 def serve_one(

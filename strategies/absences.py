@@ -34,7 +34,7 @@ class Absences:
         """Take what returns the nodes that are online, and what returns the open round and each node's site."""
         self._event_log, self._online, self._where = event_log, online, where
         self._looked, self._round = 0.0, 0
-        self._since = dict[int, float]()  # nodes that are away; seconds since 1970
+        self._since = dict[int, float]()  # nodes that are away, by a clock that nobody sets
         self._reported = set[int]()
         self._patience = defaultdict[int, float](lambda: PATIENCE)
 
@@ -47,7 +47,8 @@ class Absences:
         """
         if not self._reported and time.monotonic() - self._looked < _LOOK:
             return
-        self._looked, now, online = time.monotonic(), time.time(), set(self._online())
+        self._looked = now = time.monotonic()
+        online = set(self._online())
         number, names = self._where()
         if number != self._round:
             self._round = number
@@ -62,10 +63,11 @@ class Absences:
             self._reported |= away
             for node in away:
                 self._patience[node] *= 2
-            since = min(self._since[node] for node in away)
+            since, here = min(self._since[node] for node in away) - now, time.time()
             self._event_log.record(
-                "away", round=number, sites=_named(away, names), since=round(since, 3), until=round(now + left, 3)
-            )
+                "away", round=number, sites=_named(away, names), since=round(here + since, 3),
+                until=round(here + left, 3),
+            )  # fmt: skip
 
 
 def _named(nodes: Iterable[int], names: dict[int, str]) -> list[str]:

@@ -54,6 +54,7 @@ class Attention:
         self._away: set[int] = set()  # silent nodes that have been offline since
         self._forgiven: dict[int, set[str]] = {}
         self._open: dict[str, Message] = {}  # pushed, not answered yet
+        self._until: dict[str, float] = {}  # these, until when, by a clock that nobody sets
         self._late: list[tuple[Message, Message]] = []
         self._exchange = _Exchange()
         self._phases: dict[str, float] = {}
@@ -104,9 +105,9 @@ class Attention:
                 self._silent[node], kinds = self._silent[node] & forgiven, self._silent[node]
                 forgiven |= kinds
                 self._away.discard(node)
-        now = time.time()
+        now = time.monotonic()
         for name, metadata in [(name, message.metadata) for name, message in self._open.items()]:
-            if metadata.created_at + metadata.ttl < now:
+            if self._until[name] < now:
                 del self._open[name]
                 self.silent(metadata.dst_node_id, metadata.message_type)
 
@@ -123,6 +124,10 @@ class Attention:
         grid.push_messages(messages)
         sent = {message.metadata.message_id: message for message in messages}
         self._open |= sent
+        now = time.monotonic()
+        self._until = {name: until for name, until in self._until.items() if name in self._open} | {
+            name: now + message.metadata.ttl for name, message in sent.items()
+        }
         return set(sent)
 
     def forget_queries(self) -> None:

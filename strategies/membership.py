@@ -40,6 +40,7 @@ APART = "it reached a different model than most sites, and is left out until it 
 UNDECIDED = "too few other sites report which model they reached"
 UNOPENED = "it reports that the sum does not open, but others opened it"
 _OTHER = "a different model than most sites; install the same versions of torch and the task"
+_OLD = "the server's folder is from an old backup, or lost what it kept last: sign the run again"
 
 Standing = tuple[str, float]  # digest of a model, and the range of updates that start from it
 T = TypeVar("T")
@@ -377,11 +378,11 @@ class Membership:
         if model == self.model or self.event_log.behind(model) is not None:
             return
         if not self.event_log.started:
-            msg = f"{site} starts from {_OTHER}"
+            msg = f"{site} starts from {_OTHER}; if most sites do, {_OLD}"
             raise ProtocolError(msg)
         msg = (
-            f"{site} has a model that this run never had; if most sites do, the server's folder is from an old backup: "
-            "sign the run again; otherwise, move its checkpoint of this run aside and restart its agent"
+            f"{site} has a model that this run never had; if most sites do, {_OLD}; otherwise, move its checkpoint of "
+            "this run aside and restart its agent"
         )
         raise ProtocolError(msg)
 

@@ -76,9 +76,12 @@ def submit(
             _follow(client, submitted, folder, as_json=as_json)
             return
         text = f"✓ {submitted.name} {submitted.digest[:8]} is {submitted.status}"
+        if submitted.ended is not None:
+            why = f": {submitted.reason}" if submitted.reason else ""
+            text = f"! {submitted.name} {submitted.digest[:8]} was submitted before, and {_has(submitted)}{why}"
         _say(asdict(submitted), text, as_json=as_json)
         if not as_json:
-            typer.echo(f"next: {_command(submitted.digest, folder)}")
+            typer.echo(f"next: {_next(submitted, folder)}")
 
 
 def runs(
@@ -219,6 +222,15 @@ def _has(run: RunStatus) -> str:
 def _row(run: RunStatus) -> str:
     rounds = f"{run.released:>4}/{run.rounds:<4}"
     return f"{run.digest[:8]}  {run.status:<8}  {rounds}  {moment(run.submitted)}  {run.name}, by {run.by}"
+
+
+def _next(run: RunStatus, folder: Path) -> str:
+    """Return what to do after a run was submitted."""
+    if run.status == "finished":
+        return "cloister sign RUN.toml, which makes a new run, to train again"
+    if run.ended is not None:
+        return f"an operator or a coordinator may let it go on: cloister retry {run.digest[:8]}"
+    return _command(run.digest, folder)
 
 
 def _command(digest: str, folder: Path) -> str:

@@ -52,6 +52,7 @@ class GrpcGrid(ReplyGrid):
         self._mailboxes = mailboxes
         self._interruption = interruption or Interruption()
         self._sent: dict[str, Message] = {}
+        self._until: dict[str, float] = {}  # when nobody waits for an answer any more, by a clock that nobody sets
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the sites that are online."""
@@ -69,10 +70,8 @@ class GrpcGrid(ReplyGrid):
 
     def _push(self, messages: Iterable[Message], *, awaited: bool = False) -> list[str]:
         self._interruption.check()
-        sent, now = self._sent, time.time()
-        self._withdraw(
-            {name for name, message in sent.items() if message.metadata.created_at + message.metadata.ttl < now}
-        )
+        now = time.monotonic()
+        self._withdraw({name for name, until in self._until.items() if until < now})
         return super()._push(messages, awaited=awaited)
 
     def _expect(self, message_id: str) -> None:
@@ -81,6 +80,7 @@ class GrpcGrid(ReplyGrid):
     def _send(self, message: Message) -> None:
         message_id = message.metadata.message_id
         self._sent[message_id] = message
+        self._until[message_id] = time.monotonic() + message.metadata.ttl
         self._mailboxes.put(message.metadata.dst_node_id, message_id, encode(message))
         failpoint("message-sent")
 
@@ -99,6 +99,7 @@ class GrpcGrid(ReplyGrid):
                 return None
         message_id, data = taken
         message = self._sent.pop(message_id)
+        del self._until[message_id]
         if data is None:
             return reply(Error(LEFT, GONE), message)
         return self._read(data, message)
@@ -107,3 +108,4 @@ class GrpcGrid(ReplyGrid):
         self._mailboxes.withdraw(message_ids)
         for message_id in message_ids:
             self._sent.pop(message_id, None)
+            self._until.pop(message_id, None)

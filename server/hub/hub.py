@@ -31,7 +31,7 @@ from server.hub.signing_in import signing_in
 from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, credentials_without_clients, server_credentials
-from transport.framing import PROTOCOL, Assembly, measurement_answer, read_roster_request, to_frames
+from transport.framing import FRAME_BYTES, PROTOCOL, Assembly, measurement_answer, read_roster_request, to_frames
 from transport.pki import public_key_digest
 from transport.sign_in import token_in
 
@@ -50,6 +50,7 @@ log = logging.getLogger("cloister.server")
 _LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
 _BODY_SECONDS = 600.0  # until a body must be complete, in either direction
 _BODIES_AT_ONCE = 4
+_PIECE_SECONDS = 30.0  # for the next mebibyte of a body for whose slot others wait
 _PULLS = 4  # open streams of messages per member, over all its connections
 _START_SECONDS = 10.0
 _LARGEST_PEM = 16 << 10  # bytes of a member's certificate
@@ -312,13 +313,15 @@ class Hub:
                 await self._bodies.acquire()
                 free = self._release_once()
                 try:
-                    return await self._receive(member, chunks, free)
+                    async with self._bodies.kept_busy(FRAME_BYTES, _PIECE_SECONDS) as came:
+                        return await self._receive(member, chunks, free, came)
                 except BaseException:
                     free()
                     raise
         except TimeoutError:
             await self._caller(context)  # which refuses a site that has left
-            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
+            msg = f"a body must come in {_BODY_SECONDS:g} s, and if others wait, each MiB in {_PIECE_SECONDS:g} s"
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, msg)
         except ProtocolError as error:
             log.warning("%s: %s", member.site, error)
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
@@ -335,10 +338,13 @@ class Hub:
 
         return free
 
-    async def _receive(self, member: Member, chunks: AsyncIterator[pb.Chunk], free: Callable[[], None]) -> pb.Receipt:
+    async def _receive(
+        self, member: Member, chunks: AsyncIterator[pb.Chunk], free: Callable[[], None], came: Callable[[int], None]
+    ) -> pb.Receipt:
         """Receive a body. Its slot is freed once the reply has been read: waiting bodies count too."""
         assembly, reply_to = Assembly(self._limit), None
         async for chunk in chunks:
+            came(len(chunk.data))
             if reply_to is None:
                 reply_to = chunk.opening.reply_to
                 if not self._mailboxes.expects(member.node_id, reply_to):

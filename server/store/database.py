@@ -37,12 +37,14 @@ _BUSY = 30.0  # seconds that SQLite waits for another process
 _PATIENCE = 60.0  # seconds for which a lost connection is made again
 _PAUSE = 0.5
 _PAGE = 1 << 14  # bytes of a page of a new SQLite file: sums are large
+_HEAD = 100  # bytes with which an SQLite file begins
 _READS = "cloister_reads"
 
+_DAMAGED = "this database is damaged; restore it from the server's backup, or sign its runs again"
 _SQLITE = {
     sqlite3.SQLITE_FULL: "the disk is full; make room on it",
-    sqlite3.SQLITE_CORRUPT: "this database is damaged; restore it from the server's backup, or sign its runs again",
-    sqlite3.SQLITE_NOTADB: "this database is damaged; restore it from the server's backup, or sign its runs again",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
     sqlite3.SQLITE_READONLY: "it cannot be written; let this account write it and its folder",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; let this account read and write it and its folder",
     sqlite3.SQLITE_PERM: "it cannot be opened; let this account read and write it and its folder",
@@ -125,6 +127,10 @@ class Database:
                 return result
             time.sleep(_PAUSE)
 
+    def damaged(self) -> StorageError:
+        """Return what to raise if what was read cannot have been written."""
+        return StorageError(f"{self.place}: {_DAMAGED}")
+
     def fail(self, error: SQLAlchemyError) -> NoReturn:
         """Raise a database's error as a sentence."""
         cause = getattr(error, "orig", None) or error
@@ -136,12 +142,24 @@ class Database:
         elif self.is_postgres:
             said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
             advice = "check that PostgreSQL runs and has room, and the network"
-            if "password" in said or "authentication" in said:
+            if _unknown(cause):
                 advice = f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
             msg = f"{self.place}: PostgreSQL cannot be used ({said}); {advice}"
         else:
             msg = f"{self.place}: {type(cause).__name__}; check the file and its disk"
         raise StorageError(msg) from error
+
+
+def is_away(error: StorageError) -> bool:
+    """Whether a PostgreSQL could not be reached, and may be there later; not if it refused the password."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and _may_pass(cause) and not _unknown(cause.orig)
+
+
+def _unknown(cause: BaseException | None) -> bool:
+    """Whether a PostgreSQL does not let this server in."""
+    said = str(cause)
+    return "password" in said or "authentication" in said
 
 
 def _may_pass(error: DBAPIError) -> bool:
@@ -180,6 +198,7 @@ def _sqlite(file: Path) -> Engine:
     def connect() -> sqlite3.Connection:
         try:
             make_folder(file.parent)
+            _check_whole(file)
             with suppress(FileExistsError):  # only its owner may read it
                 # Never opened here if it exists: to close it would end the locks of this process's other connections,
                 # and the next process that looks at the store would take the log for its own, and remove it.
@@ -208,6 +227,23 @@ def _sqlite(file: Path) -> Engine:
 
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _check_whole(file: Path) -> None:
+    """Check that a file that had runs is there: SQLite would take none, or an empty one, for new, and delete its log.
+
+    Raises:
+        StorageError: if it is not.
+        OSError: if nobody can look.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    if file.exists():
+        lost = "is empty" if file.stat().st_size < _HEAD else ""
+    else:
+        lost = f"is missing, though its log {log.name} is there" if log.exists() else ""
+    if lost:
+        msg = f"{file} {lost}; restore it from the server's backup, or, if it had no runs, remove {file.name}*"
+        raise StorageError(msg)
 
 
 def _postgres(url: URL) -> Engine:

@@ -188,7 +188,8 @@ class _PostgresLeader:
         self._ended.set()
         if self._watch.is_alive():
             self._watch.join()
-        self._database.fence = lambda _: None
+        if not self.leadership.lost.is_set():  # otherwise, what still tries to write must not
+            self._database.fence = lambda _: None
         self._drop()
 
 

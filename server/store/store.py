@@ -175,10 +175,10 @@ class Store:
         Raises:
             NotFoundError: naming what there is, if no run or several do.
         """
-        digest = RUNS.c.digest.startswith(name, autoescape=True)
+        digest = _begins(RUNS.c.digest, name)
         exactly = (RUNS.c.name == name) | (digest if len(name) >= _SHOWN else RUNS.c.digest == name)
         found: list[StoredRun] = []
-        for which in (exactly, digest | RUNS.c.name.startswith(name, autoescape=True)):
+        for which in (exactly, digest | _begins(RUNS.c.name, name)):
             found = self._select(which, limit=_NAMED) if name else []
             if len(found) == 1:
                 return found[0]
@@ -301,7 +301,12 @@ class Store:
             .limit(limit)
         )
         rows: Sequence[Row[int, bytes]] = self.database.read(lambda connection: connection.execute(query).all())
-        return [(number, json.loads(self._sealing.open("events", (digest, number), value))) for number, value in rows]
+        try:
+            return [
+                (number, json.loads(self._sealing.open("events", (digest, number), value))) for number, value in rows
+            ]
+        except ValueError as error:
+            raise self.database.damaged() from error
 
     def wait_for_events(self, digest: str, after: int, seconds: float) -> bool:
         """Wait until a run has an event with a higher number than `after`; return whether it has."""
@@ -313,5 +318,14 @@ class Store:
             left = deadline - time.monotonic()
             if last > after or left <= 0:
                 return last > after
-            with self._changed:
-                self._changed.wait_for(lambda: self._changes != seen, min(left, _POLL))  # noqa: B023 - called at once
+            self.wait_for_change(seen, min(left, _POLL))
+
+    def wait_for_change(self, changes: int, seconds: float) -> None:
+        """Wait until this process has made another number of changes than this, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._changes != changes, seconds)
+
+
+def _begins(column: sa.Column[str], text: str) -> sa.ColumnElement[bool]:
+    """Whether a text begins so. For SQLite's LIKE, unlike PostgreSQL's, capital letters are the same as others."""
+    return sa.func.substr(column, 1, len(text)) == text

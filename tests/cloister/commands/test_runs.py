@@ -118,14 +118,23 @@ def test_a_run_is_stopped_and_whoever_watches_it_learns_why(server: Server, cloi
 
 
 def test_a_failed_run_goes_on_when_an_operator_says_so(server: Server, cloister: Run) -> None:
-    digest = server.queue.submit(server.consortium.sign("failing"), "rosa").digest
+    run = signed(server, "failing")
+    digest = server.queue.submit(run.read_bytes(), "rosa").digest
     server.store.mark(digest, "failed", "the disk is full")
     rosa, otto = (("--as", server.consortium.path(name), "--api", server.address) for name in ("rosa", "otto"))
     refused = cloister("retry", "failing", *rosa)
     assert (refused.returncode, "rosa is researcher" in refused.stderr) == (1, True)
     assert "          the disk is full\n" in cloister("runs", *rosa).stdout
     assert "  reason    the disk is full\n" in cloister("runs", "failing", *rosa).stdout
+    assert cloister("submit", run, *rosa).stdout == (
+        f"! failing {digest[:8]} was submitted before, and failed; 0 of 1 rounds released a model: the disk is full\n"
+        f"next: an operator or a coordinator may let it go on: cloister retry {digest[:8]}\n"
+    )
     assert cloister("retry", "failing", *otto).stdout == f"✓ failing {digest[:8]} is waiting\n"
+    server.store.mark(digest, "finished")
+    again = cloister("submit", run, *rosa)
+    assert (again.returncode, "was submitted before, and has finished" in again.stdout) == (0, True)
+    assert "next: cloister sign RUN.toml, which makes a new run" in again.stdout
 
 
 def test_one_run_is_shown_in_full(server: Server, cloister: Run) -> None:

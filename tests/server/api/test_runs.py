@@ -13,6 +13,7 @@ import pytest
 from cloister.event_stream import EventStream
 from privacy.crypto.signing import SignedDocument
 from privacy.run.manifest import KIND, open_run
+from server.api import following
 from server.api.following import AT_ONCE_OF_ONE
 from tests.server.api.consortia import serving
 
@@ -201,6 +202,29 @@ def test_many_people_follow_one_run_and_nobody_follows_too_many(shared_server: S
             client.join(SECONDS)
     assert seen == [["message", "end"]] * AT_ONCE_OF_ONE
     wait_until(lambda: not server.port._following._streams)
+
+
+def test_each_event_comes_at_once_however_many_runs_are_followed(
+    shared_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "_LOOK_SECONDS", 4 * SECONDS)  # for whoever waits in vain
+    server, runs, followers = shared_server, [], ("otto", "aude")
+    wait_until(lambda: not server.port._following._streams)  # those of earlier tests end
+    for number in range(2 * AT_ONCE_OF_ONE):
+        runs.append(server.queue.submit(server.consortium.sign(f"many-{number}"), "rosa").digest)
+        record(server, runs[-1], "started")
+    with ExitStack() as clients:
+        streams: list[Iterator[tuple[str, str, dict[str, Any]]]] = []
+        for number, run in enumerate(runs):
+            http = clients.enter_context(server.http(server.token(followers[number % 2])))
+            streams.append(follow(http, run))
+            assert next(streams[-1])[2]["event"] == "started"
+        for run, stream in zip(runs, streams, strict=True):
+            record(server, run, "round")
+            assert next(stream)[2]["event"] == "round"
+        for run in runs:
+            server.store.mark(run, "stopped", "enough")
+        assert [[kind for _, kind, _ in stream] for stream in streams] == [["end"]] * len(runs)
 
 
 def test_nobody_follows_too_many_by_asking_for_them_at_once(shared_server: Server) -> None:

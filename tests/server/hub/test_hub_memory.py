@@ -14,7 +14,7 @@ import pytest
 from server.hub import hub
 from server.hub.hub import _PULLS
 from tests.federations import await_condition
-from tests.server.callers import ACCEPTED, LATE, LIMIT, LONG, UNDER_WAY, Caller, Endless, Server, chunk, refusal
+from tests.server.callers import ACCEPTED, LATE, LIMIT, LONG, SITES, UNDER_WAY, Caller, Endless, Server, chunk, refusal
 from transport import cloister_pb2 as pb
 from transport.framing import FRAME_BYTES, PROTOCOL, to_frames
 
@@ -41,6 +41,24 @@ def test_a_member_that_stalls_many_bodies_does_not_block_another(server: Server,
         stop.set()
         for call in calls:
             call.cancel()
+
+
+def test_members_whose_bodies_do_not_go_on_give_way_to_others_that_wait(
+    server: Server, north: Caller, south: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_PIECE_SECONDS", 0.2)
+    server.hub._bodies._free = 1
+    for site in SITES:
+        server.mailboxes.put(server.node(site), site, ())
+    slow = north._push.future(_trickling("north"), timeout=LONG)
+    await_condition(server.hub._turns["north"].locked)
+    Event().wait(0.5)
+    assert not slow.done()  # nobody waits
+    assert south.push(to_frames([bytes(FRAME_BYTES * 2)], "south")) == ACCEPTED
+    assert slow.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert slow.details() == "a body must come in 600 s, and if others wait, each MiB in 0.2 s"
+    server.mailboxes.take({"south"}, 0.0)
+    assert north.push(to_frames([b"again"], "north")) == ACCEPTED
 
 
 class Message(list[bytes]):
@@ -156,3 +174,10 @@ def test_bodies_that_are_not_kept_take_no_room(server: Server, north: Caller) ->
 def _stalling(reply_to: str) -> Iterator[pb.Chunk]:
     yield chunk(10, b"", reply_to)
     Event().wait(LONG)
+
+
+def _trickling(reply_to: str) -> Iterator[pb.Chunk]:
+    yield chunk(LIMIT, b"", reply_to)
+    for _ in range(int(LONG / 0.02)):
+        Event().wait(0.02)
+        yield pb.Chunk(data=b".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tests.client.data.sources.databases import PASSWORD
 from tests.federations import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -26,6 +28,21 @@ def place_in(folder: Path, url: str = "sqlite:///store.sqlite") -> ServerFolder:
 def connected(url: str) -> psycopg.Connection:
     """Connect to a PostgreSQL that tests started."""
     return psycopg.connect(url.replace("+psycopg", ""), password=PASSWORD, autocommit=True)
+
+
+@contextmanager
+def away(url: str) -> Iterator[None]:
+    """Have a PostgreSQL end all connections, and take none, while this context lasts."""
+    with connected(url) as connection:
+        connection.execute("DROP ROLE IF EXISTS spare")
+        connection.execute(f"CREATE ROLE spare SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+        connection.execute("ALTER ROLE owner NOLOGIN")
+    with connected(url.replace("owner@", "spare@")) as spare:
+        spare.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'owner'")
+        try:
+            yield
+        finally:
+            spare.execute("ALTER ROLE owner LOGIN")
 
 
 def run_named(name: str = "lungs", signer: str = "ada") -> SignedRun:

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from privacy.errors import ConfigError, StorageError
+from server import process
 from server.founding import create_consortium
-from server.process import open_service
+from server.process import open_service, serve
 from server.settings import read_consortium
+from server.store import database as databases
 from server.store import leadership
 from server.store.store import Store
-from tests.server.store.stores import connected, place_in, run_named
+from tests.federations import await_condition
+from tests.ports import unused_port
+from tests.server.store.stores import away, connected, place_in, run_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,3 +137,40 @@ def test_a_server_that_could_not_serve_says_so_and_does_not_wait_to_lead(tmp_pat
         open_service(read_consortium(other), print, threading.Event()),
     ):
         pass
+
+
+def test_a_server_whose_database_is_away_waits_for_it_and_serves_again(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "_PATIENCE", 0.5)
+    monkeypatch.setattr(leadership, "_LOOK", 0.05)
+    monkeypatch.setattr(process, "_AWAY", 0.05)
+    create_consortium(tmp_path, "Test", "localhost", unused_port(), joining_port=unused_port(), online=True)
+    settings = tmp_path / "server" / "consortium.toml"
+    text = settings.read_text(encoding="utf-8")
+    settings.write_text(f'{text}\n[store]\nurl = "{database}"\n', encoding="utf-8")
+    said, ended = list[str](), threading.Event()
+    server = threading.Thread(target=serve, args=(settings.parent, said.append, ended))
+
+    def await_said(*, waits: int, serves: int) -> None:
+        await_condition(
+            lambda: (
+                sum("; this server waits for it" in text for text in said) == waits
+                and sum("sites may join at port" in text for text in said) == serves
+            ),
+            LONG,
+        )
+
+    with away(database):
+        server.start()
+        await_said(waits=1, serves=0)
+    try:
+        await_said(waits=1, serves=1)
+        with away(database):
+            await_said(waits=2, serves=1)
+        await_said(waits=2, serves=2)
+    finally:
+        ended.set()
+        server.join(LONG)
+    assert not server.is_alive()
+    assert "this server leads no longer, and waits to lead again" in said

@@ -50,6 +50,14 @@ def test_a_run_that_is_here_as_somebody_else_signed_it_is_refused(store: Store) 
         store.document("0" * 64)
 
 
+def test_capital_letters_name_no_run_on_any_database(store: Store) -> None:
+    run = store.submit(run_named("abcdef0123"))
+    assert store.run("abcdef").digest == run.digest
+    for name in ("ABCDEF", "Abcdef0123", run.digest.upper()[:12], "%", "_bcdef"):
+        with pytest.raises(NotFoundError, match="there is no run"):
+            store.run(name)
+
+
 def test_every_run_that_has_ended_says_which_sites_it_left_behind(store: Store) -> None:
     runs = [store.submit(run_named(f"run-{number}")).digest for number in range(120)]
     for run in runs:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import resource
 import threading
 from contextlib import contextmanager
+from shutil import copytree
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
+import sqlalchemy as sa
 
 from privacy.errors import ConfigError, StorageError
 from server.store import database as databases
-from server.store.database import PASSWORD_VARIABLE
+from server.store.database import PASSWORD_VARIABLE, is_away
+from server.store.records import CHUNK
 from server.store.store import Store
-from tests.client.data.sources.databases import PASSWORD
+from server.store.tables import CHUNKS, EVENTS
 from tests.ports import unused_port
-from tests.server.store.stores import connected, place_in, run_named
+from tests.server.store.stores import away, connected, place_in, run_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from server.settings import ServerFolder
 
 pytestmark = pytest.mark.xdist_group("databases")
 
@@ -90,6 +94,39 @@ def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path: Path, damage: str)
     assert file.read_bytes() == bytes(data)
 
 
+def test_what_a_disk_altered_without_a_database_noticing_is_not_taken_for_what_was_written(place: ServerFolder) -> None:
+    with Store.open(place) as store:
+        digest = store.submit(run_named()).digest
+        record = store.record(digest)
+        record.append({"event": "started"})
+        record.write_sum(1, [bytes(CHUNK), b"and more"])
+        assert record.read_sum(1) == bytes(CHUNK) + b"and more"
+        altered = sa.update(CHUNKS).where(CHUNKS.c.number == 1).values(value=b"and m0re")
+        store.database.write(lambda connection: connection.execute(altered))
+        with pytest.raises(StorageError, match="the sum of round 1 is lost or damaged; restore the database"):
+            record.read_sum(1)
+        store.database.write(lambda connection: connection.execute(sa.update(EVENTS).values(value=b"\xff{")))
+        with pytest.raises(StorageError, match="this database is damaged; restore it from the server's backup"):
+            store.events(digest)
+
+
+@pytest.mark.parametrize("lost", ["is empty", "is missing, though its log store.sqlite-wal is there"])
+def test_a_file_that_lost_its_runs_is_not_taken_for_a_new_one(tmp_path: Path, lost: str) -> None:
+    killed = tmp_path / "killed"
+    with Store.open(place_in(tmp_path)) as store:
+        store.submit(run_named())
+        copytree(tmp_path, killed, ignore=lambda *_: {"killed"})
+    file, log = killed / "store.sqlite", killed / "store.sqlite-wal"
+    file.write_bytes(b"") if lost == "is empty" else file.unlink()
+    kept = log.read_bytes()
+    with pytest.raises(StorageError) as raised:
+        Store.open(place_in(killed))
+    assert str(raised.value) == (
+        f"{file} {lost}; restore it from the server's backup, or, if it had no runs, remove store.sqlite*"
+    )
+    assert log.read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -116,8 +153,10 @@ def test_a_server_that_is_away_or_refuses_the_password_is_named(
         Store.open(place_in(tmp_path, away))
     for password in ("", "wrong"):
         monkeypatch.setenv(PASSWORD_VARIABLE, password)
-        with pytest.raises(StorageError, match=rf"password.*; set the environment variable {PASSWORD_VARIABLE}"):
+        advice = rf"password.*; set the environment variable {PASSWORD_VARIABLE}"
+        with pytest.raises(StorageError, match=advice) as raised:
             Store.open(place_in(tmp_path, database))
+        assert not is_away(raised.value)
 
 
 def end_connections(url: str) -> int:
@@ -164,19 +203,13 @@ def test_a_database_that_stays_away_ends_in_a_sentence(tmp_path: Path, database:
     with Store.open(place_in(tmp_path, database)) as store:
         digest = store.submit(run_named()).digest
         store.database.patience = 0.1
-        with connected(database) as connection:
-            connection.execute("CREATE ROLE spare SUPERUSER LOGIN PASSWORD 'not-a-secret'")
-            connection.execute("ALTER ROLE owner NOLOGIN")
-        try:
-            with psycopg.connect(
-                database.replace("+psycopg", "").replace("owner@", "spare@"), password=PASSWORD, autocommit=True
-            ) as spare:
-                spare.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'owner'")
-                with pytest.raises(StorageError, match=r"PostgreSQL cannot be used .*not permitted to log in"):
-                    store.record(digest).append({"event": "lost"})
-                spare.execute("ALTER ROLE owner LOGIN")
-        finally:
-            store.database.patience = 1.0
+        with (
+            away(database),
+            pytest.raises(StorageError, match=r"PostgreSQL cannot be used .*not permitted to log in") as raised,
+        ):
+            store.record(digest).append({"event": "lost"})
+        assert is_away(raised.value)
+        store.database.patience = 1.0
         assert store.events(digest) == []
         store.record(digest).append({"event": "there"})
         assert len(store.events(digest)) == 1
