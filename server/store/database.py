@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from privacy.errors import ConfigError, StorageError
 from privacy.failpoints import failpoint
 from privacy.failures import reason
-from privacy.files import make_folder, private
+from privacy.files import created, make_folder, naming, sync_folder, temporary
 from privacy.untrusted_text import plain
 
 if TYPE_CHECKING:
@@ -199,10 +199,8 @@ def _sqlite(file: Path) -> Engine:
         try:
             make_folder(file.parent)
             _check_whole(file)
-            with suppress(FileExistsError):  # only its owner may read it
-                # Never opened here if it exists: to close it would end the locks of this process's other connections,
-                # and the next process that looks at the store would take the log for its own, and remove it.
-                os.close(private(str(file), os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            if not file.exists():
+                _create(file)
         except OSError as error:
             msg = f"{file}: {reason(error)}; let this account read and write this file and its folder"
             raise StorageError(msg) from error
@@ -227,6 +225,31 @@ def _sqlite(file: Path) -> Engine:
 
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _create(file: Path) -> None:
+    """Make a database without tables, whole at once: an empty file is one that has lost its runs.
+
+    A file that is there is never opened: to close it would end the locks of this process's other connections, and the
+    next process that looks at the store would take the log for its own, and remove it.
+
+    Raises:
+        OSError: naming the file, if it cannot be made.
+    """
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(f"PRAGMA page_size={_PAGE}; PRAGMA user_version=0")
+        empty = connection.serialize()
+    beside = temporary(file)
+    with created(beside, file) as new:
+        new.write(empty)
+        new.flush()
+        os.fsync(new.fileno())
+    try:
+        with naming(file), suppress(FileExistsError):  # another process was faster
+            os.link(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(file.parent)
 
 
 def _check_whole(file: Path) -> None:

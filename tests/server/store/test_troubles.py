@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from contextlib import contextmanager
@@ -125,6 +126,27 @@ def test_a_file_that_lost_its_runs_is_not_taken_for_a_new_one(tmp_path: Path, lo
         f"{file} {lost}; restore it from the server's backup, or, if it had no runs, remove store.sqlite*"
     )
     assert log.read_bytes() == kept
+
+
+def test_a_server_that_is_killed_while_it_makes_its_store_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    file = tmp_path / "store.sqlite"
+    for call in ("fsync", "link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, killed)
+            with pytest.raises(Killed):
+                Store.open(place_in(tmp_path))
+        assert not file.exists()
+    with Store.open(place_in(tmp_path)) as store:
+        assert store.runs() == []
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
