@@ -23,4 +23,4 @@ class ServerState:
     @property
     def unready(self) -> tuple[str, ...]:
         """Why it is not ready; nothing if it is."""
-        return self.troubles or (() if self.leading else ("another process leads; this one waits to take over",))
+        return self.troubles if self.leading else ("another process leads; this one waits to take over", *self.troubles)
