@@ -195,7 +195,7 @@ class Randomness:
 
         Radii √(−2 ln u) use u in (0, 1] in steps of 2⁻⁶², as far as a double can resolve them, and logarithms in double
         precision: no tail is cut off, and no sample is zero because its radius is. The rest is computed in the
-        precision of `drawn`, from angles of as many bits, which are rounded to it once. In single precision, a sample
+        precision of `drawn`, from angles of as many bits, which are rounded to it. In single precision, a sample
         is wrong by at most 2⁻²¹ of its radius, of which rounding a finished sample makes up to 2⁻²⁴.
 
         The work is block by block, in memory that is kept from call to call: the system takes longer to provide new
@@ -211,12 +211,15 @@ class Randomness:
             self._stream.update_into(_ZEROS[: half * (8 + drawn.itemsize)], room.output.data)
             words, logarithms, (radius, angle) = room.words, room.logarithms, room.numbers
             words |= 1  # never zero, and negative as often as positive
-            np.multiply(words, 2.0**-63, out=logarithms)
+            np.copyto(logarithms, words)
+            np.multiply(logarithms, 2.0**-63, out=logarithms)
             np.log2(np.abs(logarithms, out=logarithms), out=logarithms)
-            np.multiply(logarithms, -2.0 * np.log(2.0), out=radius, casting="same_kind")
+            np.copyto(radius, logarithms, casting="same_kind")
+            np.multiply(radius, number(-2.0 * np.log(2.0)), out=radius)
             np.sqrt(radius, out=radius)
             np.multiply(radius, number(deviation), out=radius)  # its square might be no number of single precision
-            np.multiply(room.angles, np.pi * 2.0 ** (1 - 8 * drawn.itemsize), out=angle, casting="same_kind")
+            np.copyto(angle, room.angles, casting="same_kind")
+            np.multiply(angle, number(np.pi * 2.0 ** (1 - 8 * drawn.itemsize)), out=angle)
             sines, cosines = block[half:], block[:half]
             np.multiply(np.cos(angle, out=cosines), radius, out=cosines)
             few = sines.size
