@@ -77,12 +77,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A federation that has only its keys, to be copied."""
+    """A federation that has only its keys and an empty store, to be copied."""
+    from server.settings import read_consortium  # noqa: PLC0415
+    from server.store.store import Store  # noqa: PLC0415
     from simulations.engine.federation import Federation  # noqa: PLC0415
     from tests.federations import SITES, share_keys  # noqa: PLC0415
 
     federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
     share_keys(federation)
+    Store.open(read_consortium(federation.server)).close()  # makes its tables
     return federation.folder
 
 
