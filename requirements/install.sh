@@ -52,11 +52,17 @@ pip() {
 }
 
 echo "2/4 $(grep -c '^[a-z]' requirements/lock.txt) packages, each checked against its hash in requirements/lock.txt"
-quietly pip install --progress-bar off --no-deps --require-hashes -r requirements/lock.txt
+quietly pip install --progress-bar off --no-compile --no-deps --require-hashes -r requirements/lock.txt
 
 # With its dependencies: those in the lock are there already, so that this adds at most its CUDA parts.
 echo "3/4 torch (the largest: 200 MB, or several GB with CUDA)"
-quietly pip install --progress-bar off -r requirements/torch.txt
+quietly pip install --progress-bar off --no-compile -r requirements/torch.txt
+
+# What pip would do on one core. Some packages have files that are no Python: those are left, as pip leaves them.
+compile_all() {
+    .venv/bin/python -m compileall -q -j 0 .venv/lib || echo "(not all files could be compiled)"
+}
+quietly compile_all
 
 echo "4/4 Cloister itself"
 quietly pip install --progress-bar off --no-deps --no-build-isolation -e .

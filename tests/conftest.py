@@ -25,6 +25,7 @@ settings.register_profile("cloister", _PATIENT, derandomize=True, max_examples=5
 settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
 
+_CORES = os.cpu_count() or 1
 
 collect_ignore = ["language.py"]  # it has no examples, and loads transformers, which one test file needs
 
@@ -44,15 +45,21 @@ def pytest_collection_finish() -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """Run one worker more than there are cores: that of the group `processes` waits for processes."""
-    return 1 + (os.cpu_count() or 1)
+    return 1 + _CORES
 
 
 class _ByFile(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives a worker whole files or groups: what a file's tests share is made once, not by every worker."""
+    """Gives a worker whole files or groups: what a file's tests share is made once, not by every worker.
+
+    On one or two cores, one worker takes both groups that wait for processes, and the others keep the cores at work. On
+    more, the tests would wait for it at the end.
+    """
 
     @override
     def _split_scope(self, nodeid: str) -> str:
         group = str(super()._split_scope(nodeid))
+        if group == "agents" and _CORES <= 2:
+            return "processes"
         return nodeid.partition("::")[0] if group == nodeid else group
 
 
@@ -77,12 +84,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A federation that has only its keys, to be copied."""
+    """A federation that has only its keys and an empty store, to be copied."""
+    from server.settings import read_consortium  # noqa: PLC0415
+    from server.store.store import Store  # noqa: PLC0415
     from simulations.engine.federation import Federation  # noqa: PLC0415
     from tests.federations import SITES, share_keys  # noqa: PLC0415
 
     federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
     share_keys(federation)
+    Store.open(read_consortium(federation.server)).close()  # makes its tables
     return federation.folder
 
 

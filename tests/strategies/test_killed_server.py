@@ -111,7 +111,9 @@ def serve_to_a_reply(federation: Federation, countdown: Countdown) -> None:
 
 def make(make_federation: FederationMaker, settings: RunSettings, name: str) -> Federation:
     """Make a federation whose sites allow votes, with nothing in it yet."""
-    return make_federation(settings, dict.fromkeys(SITES, replace(TERMS, vote_epsilon=1.0)), name=name)
+    federation = make_federation(settings, dict.fromkeys(SITES, replace(TERMS, vote_epsilon=1.0)), name=name)
+    (federation.server / "store.sqlite").unlink()  # its tables are written under the countdown, too
+    return federation
 
 
 def sites(federation: Federation) -> Answer:

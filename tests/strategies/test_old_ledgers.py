@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from client.flower import app as client_app
-from tests.federations import NOISY, charges_of, node_of, restart, run_with
+from tests.federations import NOISY, charges_of, node_of, restart, run_with, with_deadline
 from transport.ledger_head import read_head
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def test_a_whole_ledger_takes_part_in_run_after_run(make_federation: FederationM
 def test_a_ledger_that_is_restored_while_a_run_goes_on_is_noticed_in_the_next_round(
     make_federation: FederationMaker,
 ) -> None:
-    federation = make_federation(replace(NOISY, rounds=3))
+    federation = make_federation(with_deadline(replace(NOISY, rounds=3), 20.0))
     north = node_of(federation, "north")
 
     def restored(message: Message, context: Context) -> Message:

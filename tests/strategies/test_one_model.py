@@ -27,6 +27,7 @@ from tests.federations import (
     node_of,
     run_with,
     signed_run,
+    with_deadline,
 )
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, NOWHERE, QUERY, answering, lost
 from transport.flower import reply
@@ -39,10 +40,12 @@ from transport.run_messages import (
     read_sum,
 )
 
+RUN = with_deadline(SETTINGS, 20.0)  # seconds; a tenth of them is how long its end waits for sites that are behind
+
 
 @pytest.fixture
 def federation(make_federation: FederationMaker) -> Federation:
-    return make_federation()
+    return make_federation(RUN)
 
 
 def with_model(federation: Federation, message: Message, genuine: Message, model: str, bound: float = 1.0) -> Message:
@@ -107,7 +110,7 @@ def test_sites_that_start_from_two_models_end_the_run_before_anything_is_spent(f
 def test_a_run_continues_if_a_site_claims_another_model_and_an_honest_one_is_late(
     make_federation: FederationMaker,
 ) -> None:
-    federation, late = make_federation(replace(SETTINGS, rounds=2)), list[int]()
+    federation, late = make_federation(replace(RUN, rounds=2)), list[int]()
 
     def answer(message: Message, context: Context) -> Message:
         genuine, node = client_app(message, context), message.metadata.dst_node_id
@@ -131,7 +134,7 @@ def test_a_run_continues_if_a_site_claims_another_model_and_an_honest_one_is_lat
 def test_a_site_that_ends_with_something_else_is_named_and_the_others_go_on(
     make_federation: FederationMaker, site: str, lie: dict[str, Any]
 ) -> None:
-    federation = make_federation(replace(SETTINGS, rounds=2))
+    federation = make_federation(replace(RUN, rounds=2))
     rounds = run_with(federation, opening(federation, site, **lie))
     for event in rounds:
         assert event["problems"] == {site: APART}
@@ -147,7 +150,7 @@ def test_a_digest_that_was_signed_for_another_plan_or_by_nobody_does_not_count(f
 
 
 def test_sites_that_end_with_two_models_end_the_run(make_federation: FederationMaker) -> None:
-    federation = make_federation(replace(SETTINGS, rounds=3))
+    federation = make_federation(replace(RUN, rounds=3))
     pattern = f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"
     with pytest.raises(RunError, match=pattern):
         run_with(federation, opening(federation, "east", HOSTILE, model=NOWHERE))
@@ -156,7 +159,7 @@ def test_sites_that_end_with_two_models_end_the_run(make_federation: FederationM
 
 def test_a_member_of_the_consortium_that_the_run_does_not_name_takes_no_part(make_federation: FederationMaker) -> None:
     sizes = {site: size for site, size in SIZES.items() if site != HOSTILE}
-    federation = make_federation(replace(SETTINGS, cohort=replace(SETTINGS.cohort, sizes=sizes)))
+    federation = make_federation(replace(RUN, cohort=replace(RUN.cohort, sizes=sizes)))
     document, _, run = signed_run(federation)
 
     def claim(message: Message, genuine: Message) -> Message:
@@ -176,7 +179,7 @@ def test_a_member_of_the_consortium_that_the_run_does_not_name_takes_no_part(mak
 def test_a_site_with_a_model_that_the_run_never_had_is_named_and_the_others_go_on(
     make_federation: FederationMaker,
 ) -> None:
-    federation = make_federation(replace(SETTINGS, rounds=2))
+    federation = make_federation(replace(RUN, rounds=2))
     calls: list[int] = []
 
     def differ(message: Message, genuine: Message) -> Message:
@@ -216,7 +219,7 @@ class Losing:
 def test_sites_that_miss_a_sum_catch_up_and_end_with_the_same_file(
     make_federation: FederationMaker, undisturbed: str, sites: tuple[str, ...], *, delivered: bool
 ) -> None:
-    federation = make_federation(replace(SETTINGS, rounds=4))
+    federation = make_federation(replace(RUN, rounds=4))
     rounds = run_with(federation, Losing(federation, sites, delivered=delivered))
     assert set(rounds[0]["problems"]) == set(sites)
     assert rounds[0]["released"]
@@ -231,7 +234,7 @@ def test_sites_that_miss_a_sum_catch_up_and_end_with_the_same_file(
 @pytest.fixture(scope="module")
 def undisturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model of four rounds in which nothing went wrong."""
-    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("undisturbed"))(replace(SETTINGS, rounds=4))
+    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("undisturbed"))(replace(RUN, rounds=4))
     run_with(federation)
     return read_results(federation).model
 
@@ -240,7 +243,7 @@ def undisturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_a_site_that_misses_two_sums_opens_both_in_order(
     make_federation: FederationMaker, sites: tuple[str, ...]
 ) -> None:
-    federation = make_federation(replace(SETTINGS, rounds=4))
+    federation = make_federation(replace(RUN, rounds=4))
     run_with(federation, Losing(federation, sites, delivered=False, times=2))
     assert len(set(models_of(federation).values())) == 1
     assert len(models_of(federation)) == 4

@@ -22,6 +22,7 @@ from tests.federations import (
     rounds_of,
     run_with,
     task_name,
+    with_deadline,
 )
 from tests.privacy.consortium import make_plan
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, QUERY, answering
@@ -114,7 +115,7 @@ def test_the_cause_of_a_failed_round_decides_whether_it_is_repeated() -> None:
 def test_a_site_whose_disk_fails_is_asked_again_and_left_out_until_it_is_repaired(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = make_federation(replace(NOISY, rounds=2))
+    federation = make_federation(with_deadline(replace(NOISY, rounds=2), 20.0))
     outbox, release = federation.paths[HOSTILE] / "outbox", Study.release
 
     def spoiling(self: Study, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - what it returns

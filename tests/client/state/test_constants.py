@@ -33,6 +33,7 @@ from tests.federations import (
     run_with,
     signed_run,
     task_name,
+    with_deadline,
 )
 from tests.studies import Tiny
 from tests.tables import table
@@ -99,7 +100,7 @@ class Counted(nn.Linear):
         return super().forward(inputs)
 
 
-RUN = replace(SETTINGS, task=task_name(Frozen), rounds=2)
+RUN = with_deadline(replace(SETTINGS, task=task_name(Frozen), rounds=2), 20.0)
 
 
 def trained_model(federation: Federation) -> dict[str, Tensor]:

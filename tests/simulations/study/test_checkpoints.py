@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from safetensors.numpy import load, save
 
 from cloister import CloisterError, EarlyStop, SitePrivacy, simulate
 from privacy.folder_locks import folder_alone
+from tests.forked import Forked
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 if TYPE_CHECKING:
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 
     from cloister import Result
 
-ROOT = Path(__file__).parents[3]
-KILLED = """
-import sys
-from pathlib import Path
-from tests.simulations.study.test_checkpoints import until_killed
-until_killed(Path(sys.argv[1]), sys.argv[2])
-"""
 CALL: dict[str, Any] = {
     "sites": 5, "dropout": 0.1, "site_seconds": "exponential:30", "deadline": 90.0, "processes": 2, "progress": False,
     "keep_models": True,
@@ -46,14 +38,14 @@ def play(folder: Path | None, /, **changed: Any) -> Result:  # noqa: ANN401 - wh
     return simulate(task, records, run, checkpoint=folder, **given)
 
 
-def until_killed(folder: Path, engine: str) -> None:
+def until_killed(folder: str, engine: str) -> None:
     """Simulate until this process is killed, after the second round."""
 
     def kill(row: Mapping[str, Any]) -> None:
         if row["round"] == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    play(folder, engine=engine, callbacks=[kill])
+    play(Path(folder), engine=engine, callbacks=[kill])
 
 
 def interrupted(folder: Path, **changed: Any) -> None:  # noqa: ANN401 - as for `play`
@@ -73,9 +65,8 @@ def _told(result: Result) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("engine", ["vectorised", "inline", "processes"])
 def test_a_killed_simulation_goes_on_and_gives_the_same_result(engine: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # a process of its own: gRPC's threads must not be forked
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "here"), engine]
-    assert subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=100).returncode == -signal.SIGKILL
+    killed = Forked(tmp_path / "log", until_killed, str(tmp_path / "here"), engine, env={})
+    assert killed.wait(100) == -signal.SIGKILL, killed.log.read_text(encoding="utf-8")
     rows: list[Any] = []
     resumed, whole = play(tmp_path / "here", engine=engine, callbacks=[rows.append]), play(None, engine=engine)
     assert resumed.digest == whole.digest

@@ -22,6 +22,7 @@ from privacy.accounting.accounting import RDP, epsilon
 from simulations.tuning import playing
 from simulations.tuning.playing import reported
 from simulations.tuning.space import Space
+from tests.forked import Forked
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
 pytest.importorskip("optuna", reason="the extra simulation is not installed")
@@ -37,12 +38,6 @@ import sys
 from pathlib import Path
 from tests.simulations.tuning.test_tune import half_a_search
 half_a_search(Path(sys.argv[1]), int(sys.argv[2]))
-"""
-KILLED_IN_TRIAL = """
-import sys
-from pathlib import Path
-from tests.simulations.tuning.test_tune import until_killed
-until_killed(Path(sys.argv[1]))
 """
 
 
@@ -162,9 +157,8 @@ def test_a_search_with_noise_says_what_all_trials_cost() -> None:
 
 @pytest.mark.slow
 def test_epsilon_counts_every_attempt_and_every_last_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED_IN_TRIAL, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=100).returncode == -signal.SIGKILL
+    killed = Forked(tmp_path.with_suffix(".log"), until_killed, str(tmp_path), env={})
+    assert killed.wait(100) == -signal.SIGKILL, killed.log.read_text(encoding="utf-8")
     assert _states(tmp_path) == Counter(COMPLETE=1, RUNNING=1)
     tuned = _private(tmp_path, trials=3)
     cost = tuned.result._outcome.study.manifest.run_cost
@@ -183,7 +177,7 @@ def _private(folder: Path, trials: int) -> Tuning:
     )  # fmt: skip
 
 
-def until_killed(folder: Path) -> None:
+def until_killed(folder: str) -> None:
     """Search until a kill after the first round of the second trial."""
     rounds = 0
 
@@ -195,7 +189,7 @@ def until_killed(folder: Path) -> None:
         return reported(trial, step, value)
 
     playing.reported = kill
-    _private(folder, trials=3)
+    _private(Path(folder), trials=3)
 
 
 def test_a_trial_that_fails_says_why_and_the_others_go_on() -> None:
