@@ -3,10 +3,12 @@
 import time
 from threading import Event, Thread
 
+import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from server.hub.grid import GrpcGrid
 from server.hub.mailboxes import Mailboxes
+from strategies.attention import Attention
 from tests.federations import await_condition
 
 
@@ -24,6 +26,21 @@ def test_an_expired_message_makes_room_for_the_next() -> None:
     (second,) = grid.push_messages([message("second", 60.0)])
     (third,) = grid.push_messages([message("third", 60.0)])
     assert [mailboxes.expects(5, message_id) for message_id in (first, second, third)] == [False, True, True]
+
+
+@pytest.mark.parametrize("seconds", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_withdraws_no_message_and_keeps_none(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    mailboxes = Mailboxes({5})
+    grid, attention, real = GrpcGrid(1, mailboxes), Attention(600.0), time.time
+    (first, brief) = (next(iter(attention.push(grid, [message("", ttl)]))) for ttl in (600.0, 0.05))
+    monkeypatch.setattr(time, "time", lambda: real() + seconds)
+    Event().wait(0.1)
+    attention.see({5})
+    grid.push_messages([message("next", 60.0)])
+    assert [mailboxes.expects(5, message_id) for message_id in (first, brief)] == [True, False]
+    assert attention._open.keys() == {first}
 
 
 def test_nobody_waits_for_the_answer_of_a_site_that_was_revoked() -> None:
