@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from privacy.errors import StorageError
+from server.store.tables import RUNS
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -28,7 +29,7 @@ def upgrade(database: Database) -> None:
         StorageError: if a newer version of Cloister has changed them, or the database cannot be used.
     """
     if database.read(_version) != NEWEST:
-        database.write(lambda connection: _migrate(connection, database.place))
+        database.write(lambda connection: _migrate(connection, database))
 
 
 def _version(connection: Connection) -> str | None:
@@ -38,7 +39,7 @@ def _version(connection: Connection) -> str | None:
     return found
 
 
-def _migrate(connection: Connection, place: str) -> None:
+def _migrate(connection: Connection, database: Database) -> None:
     from alembic import command  # noqa: PLC0415 - it takes a while to import, and is rarely needed
     from alembic.config import Config  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
@@ -52,6 +53,8 @@ def _migrate(connection: Connection, place: str) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     version = _version(connection)
     if version is not None and version not in known:
-        msg = f"{place}: a newer version of Cloister has written this store; use that version, or a newer one"
+        msg = f"{database.place}: a newer version of Cloister has written this store; use that version, or a newer one"
         raise StorageError(msg)
+    if version is None and sa.inspect(connection).has_table(RUNS.name):  # all tables are made in one transaction
+        raise database.damaged()
     command.upgrade(config, NEWEST)

@@ -128,6 +128,15 @@ def test_a_file_that_lost_its_runs_is_not_taken_for_a_new_one(tmp_path: Path, lo
     assert log.read_bytes() == kept
 
 
+@pytest.mark.parametrize("lost", ["DELETE FROM alembic_version", "DROP TABLE alembic_version"])
+def test_tables_without_a_version_are_not_made_anew(place: ServerFolder, lost: str) -> None:
+    with Store.open(place) as store:
+        store.submit(run_named())
+        store.database.write(lambda connection: connection.execute(sa.text(lost)))
+    with pytest.raises(StorageError, match="this database is damaged; restore it from the server's backup"):
+        Store.open(place)
+
+
 def test_a_server_that_is_killed_while_it_makes_its_store_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
