@@ -208,6 +208,11 @@ def _serve(strategy: EncryptedStrategy, run: SignedRun, grid: Grid, event_log: E
     behind = strategy.finish(grid)
     if not strategy.released:
         msg = f"no round had enough sites: nothing was trained and no model was saved; {strategy.problems}"
+        if event_log.late:
+            msg += (
+                f"; within round_deadline_seconds = {settings.cohort.round_deadline_seconds:g}, no update came from "
+                f"{', '.join(sorted(event_log.late))}: sign the run with more"
+            )
         raise RunError(msg)
     event_log.record("finished", rounds=strategy.released, model=strategy.model, behind=behind)
     return behind

@@ -10,6 +10,7 @@ from privacy.codec.envelope import verify_update
 from privacy.crypto.summation import RunningSum
 from privacy.errors import CloisterError
 from privacy.failpoints import failpoint
+from strategies.event_log import NO_UPDATE
 from transport.flower import FAILED, REFUSED
 from transport.messages import TRAIN
 from transport.run_messages import content_of
@@ -72,7 +73,7 @@ class Adder:
         for site in silent:
             if site not in members.nodes and site in problems:  # it was not there to be asked
                 continue
-            problems[site] = "no update by the round's deadline"
+            problems[site] = NO_UPDATE
             if members.nodes.get(site) in attention.unanswered(MessageType.TRAIN):
                 problems[site] = (
                     "no update yet; it failed an earlier round, so rounds do not wait for it until it sends an update"

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.run")  # displays of a run listen here
 
+NO_UPDATE = "no update by the round's deadline"
+"""The problem of a site that was asked for an update, and sent none in time."""
+
 _LONGEST = 2000  # characters of one text
 
 
@@ -57,6 +60,7 @@ class EventLog:
         self.kept, self._label = kept, label
         self._steps: list[ReleasedSum] = []
         self._undone: dict[str, Undone] = {}  # by the resulting model
+        self.late = set[str]()  # sites that sent no update in time, in any round since this process began
 
     def together(self) -> AbstractContextManager[None]:
         """Record what is recorded within this context as one, or nothing of it."""
@@ -66,6 +70,7 @@ class EventLog:
         """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         self.kept.append(entry)
+        self.late |= {site for site, problem in details.get("problems", {}).items() if problem == NO_UPDATE}
         log.info("%s", ": ".join(filter(None, (self._label, line_of(entry)))), extra={"entry": entry})
 
     def check_room(self, size: int) -> None:

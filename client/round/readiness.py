@@ -62,7 +62,7 @@ def get_ready(
     check_hours(site.settings.policy, site.name)
     seconds = admitted.settings.cohort.round_deadline_seconds
     if sent is not None:  # only the server can tell how long the question travelled
-        check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
+        check_clock(site.name, now, sent, sent + seconds, tolerance(seconds), waited=True)
     admitted.ledger.check_head(known)
     checkpoint = admitted.checkpoint()
     if admitted.run not in admitted.ledger.runs():  # later, each round is checked against the budget separately

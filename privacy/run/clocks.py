@@ -21,7 +21,7 @@ def tolerance(deadline_seconds: float) -> float:
     return min(MOST_APART, deadline_seconds / 2)
 
 
-def check_clock(site: str, there: float, sent: float, received: float, allowed: float) -> None:
+def check_clock(site: str, there: float, sent: float, received: float, allowed: float, *, waited: bool = False) -> None:
     """Check a site's clock against the server's.
 
     Args:
@@ -30,6 +30,7 @@ def check_clock(site: str, there: float, sent: float, received: float, allowed: 
         sent: the server's clock before that reading.
         received: the server's clock after that reading.
         allowed: how many seconds the clocks may differ.
+        waited: whether the site may have read its clock long after the message came, because it was at work.
 
     Raises:
         ProtocolError: if they differ by more, however long the messages took; it shows both times.
@@ -41,6 +42,11 @@ def check_clock(site: str, there: float, sent: float, received: float, allowed: 
         f"{site}'s clock is {way} the server's: it shows {_utc(there)}, the server's {_utc(sent)}; set both "
         "by the same time server (NTP)"
     )
+    if waited and there > sent:
+        msg += (
+            ". If they agree, the question waited for this site to finish its work: sign runs with a longer "
+            "round_deadline_seconds"
+        )
     raise ProtocolError(msg)
 
 

@@ -30,5 +30,12 @@ def test_a_clock_beyond_the_tolerance_is_refused_with_both_times(
         check_clock("north", sent - allowed - more, sent, sent + took, allowed)
 
 
+def test_a_question_that_waited_for_a_busy_site_is_no_proof_of_a_wrong_clock() -> None:
+    with pytest.raises(ProtocolError, match=r"\(NTP\)\. If they agree, .* a longer round_deadline_seconds$"):
+        check_clock("north", 1e9 + 60, 1e9, 1e9 + 1, 0.5, waited=True)
+    with pytest.raises(ProtocolError, match=r"behind the server's: .* \(NTP\)$"):
+        check_clock("north", 1e9 - 60, 1e9, 1e9 + 1, 0.5, waited=True)
+
+
 def test_clocks_may_differ_by_half_a_round_and_five_minutes_at_most() -> None:
     assert [tolerance(seconds) for seconds in (4.0, 100.0, 600.0, 86400.0)] == [2.0, 50.0, 300.0, 300.0]

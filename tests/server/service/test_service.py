@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
@@ -193,6 +193,18 @@ def test_a_run_with_a_short_deadline_loses_no_round_beside_one_with_a_long_deadl
     waits = [event for event in events["quick"] if event["event"] == "waiting"]
     assert [event["problems"] for event in waits] == [dict.fromkeys(SITES, "it is at work for another run")]
     assert consortium.charged() == dict.fromkeys(SITES, 44)
+
+
+def test_a_run_whose_rounds_are_too_short_for_its_sites_says_so(consortium: Consortium) -> None:
+    hurried = consortium.signed(with_deadline(HELD, 1.0), name="hurried", rounds=1)
+    with consortium.serving() as service, ExitStack() as held:
+        for site in SITES:
+            held.enter_context(consortium.held(site))
+        run = over(service, service.submit(hurried, "ana"))
+    assert run.status == "failed"
+    assert run.reason.endswith(
+        f"within round_deadline_seconds = 1, no update came from {', '.join(sorted(SITES))}: sign the run with more"
+    )
 
 
 def test_a_person_submits_a_run_over_the_network_and_follows_it_to_its_end(consortium: Consortium) -> None:
