@@ -1,9 +1,11 @@
 """What the README shows works exactly as printed."""
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from client.task.guard import check_task
@@ -31,6 +33,20 @@ def test_the_task_in_the_readme_reads_records_and_learns_from_them(tmp_path: Pat
     assert inputs.shape == (2, 2)
     assert loss.shape == torch.Size([])
     assert task.metrics(outputs, targets)["accuracy"].shape == (2,)
+
+
+def test_the_simulation_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    task, simulation = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "shown_in_readme.py").write_text(task, encoding="utf-8")
+    names = runpy.run_module("shown_in_readme", alter_sys=False, run_name="shown_in_readme")
+    rows, labels = torch.rand(300, 2).numpy(), (torch.rand(300, 1) < 0.5).float().numpy()
+
+    exec(simulation, names | {"rows": rows, "labels": labels})  # noqa: S102 - our own README
+
+    saved = {file.name for file in (tmp_path / "trial").iterdir()}
+    assert saved >= {"history.csv", "plot.svg", "report.html", "model.safetensors", "run.toml"}
 
 
 def test_every_path_in_the_readme_exists() -> None:
