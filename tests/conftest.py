@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ collect_ignore = ["language.py"]  # it has no examples, and loads transformers, 
 if (_MEMORY := Path("/dev/shm")).is_dir() and disk_usage(_MEMORY).free > 4 << 30:  # noqa: S108 - in folders of pytest
     os.environ.setdefault("TMPDIR", str(_MEMORY))
     tempfile.tempdir = None  # look again
+
+# A shell's job in the background ignores Ctrl-C, and so would the commands that tests end by it: each for two minutes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all tests are collected: nothing that collecting makes is garbage, but there is a lot to look at
 
