@@ -39,7 +39,7 @@ class Killer:
 
     def __init__(self, federation: Federation, kills: int, seed: int) -> None:
         self.federation, self.kills = federation, kills
-        self.most = -(-kills // (2 * signed_run(federation)[1].settings.rounds))  # for one message: all have their turn
+        self.most = kills // signed_run(federation)[1].settings.rounds  # for one message: others have their turn, too
         self.rng = random.Random(seed)  # noqa: S311 - guards nothing
         self.places: dict[str, list[Place]] = {}
         self.left: dict[str, set[str]] = {}  # by message: digests of the updates that left in answer to it
