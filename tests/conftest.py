@@ -35,7 +35,7 @@ if (_MEMORY := Path("/dev/shm")).is_dir() and disk_usage(_MEMORY).free > 4 << 30
     os.environ.setdefault("TMPDIR", str(_MEMORY))
     tempfile.tempdir = None  # look again
 
-# A shell that starts the suite in the background has it ignore Ctrl-C, and all that it starts, too; tests press it.
+# A shell's job in the background ignores Ctrl-C, and so would the commands that tests end by it: each for two minutes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all tests are collected: nothing that collecting makes is garbage, but there is a lot to look at

@@ -157,10 +157,6 @@ class Feed:
     _parts: list[list[int]] = field(default_factory=list)  # what the other processes are to read
     _busy: bool = False
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Iterate over the parts to read, as the loader's sampler."""
-        return iter(self._parts)
-
     def read(self, parts: list[list[int]]) -> Iterator[Batch]:
         """Read records, given the indices of each part, one part after the other.
 
@@ -175,7 +171,7 @@ class Feed:
 
     def _read_ahead(self, parts: list[list[int]]) -> Iterator[Batch]:
         chunks = [[part[at : at + _CHUNK] for at in range(0, len(part), _CHUNK)] for part in parts]
-        self._parts = [chunk for of_part in chunks for chunk in of_part]
+        self._parts[:] = [chunk for of_part in chunks for chunk in of_part]
         self._busy = True
         try:
             batches = iter(self._loader)
@@ -200,7 +196,7 @@ class Feed:
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
             self.reader,
-            batch_sampler=self,
+            batch_sampler=self._parts,  # not this object: in a cycle, its processes would take seconds to end
             num_workers=self.workers,
             collate_fn=_same,
             pin_memory=self.pinned,

@@ -82,9 +82,15 @@ def _others() -> tuple[Tensor, Tensor]:
     wide = functional.interpolate(small / small.amax(), size=(20, 20), mode="bilinear", align_corners=False)
     features = _rooted(functional.pad(wide, (edge,) * 4)[:, 0]).double()
     mean = features.mean(0)
-    variances, axes = torch.linalg.eigh((features - mean).mT @ (features - mean) / len(features))
-    scale = (variances.clamp_min(0) + _LEAST * variances.max()).rsqrt()
-    return mean.float(), (axes * scale @ axes.mT).float()  # symmetric, so that the signs of axes do not matter
+    centred = features - mean
+    # There are fewer digits than features: their products have the same variances, and are the smaller matrix.
+    variances, sides = torch.linalg.eigh(centred @ centred.mT / len(features))
+    least = _LEAST * variances.max()
+    scale, root = (variances.clamp_min(0) + least).sqrt(), least.sqrt()
+    axes = centred.mT @ sides
+    # The inverse root of (covariance + least): 1/root, less along the axes, whose lengths are those of the digits.
+    whitening = torch.eye(FEATURES) - axes / (len(features) * scale * (scale + root)) @ axes.mT
+    return mean.float(), (whitening / root).float()
 
 
 def _rooted(images: Tensor) -> Tensor:
@@ -96,16 +102,17 @@ def _scattered(images: Tensor) -> Tensor:
     """Map images `(n, 28, 28)` to the output of a scattering network, `(n, 49, 7, 7)`."""
     small, large, blur = _filters()
     edge = (_PADDED - SIDE) // 2
-    spectrum = torch.fft.fft2(functional.pad(images, (edge,) * 4)).unsqueeze(1)
-    first, second = (_modulus(spectrum * wavelets) for wavelets in (small, large))
-    both = _modulus((first.unsqueeze(2) * large).flatten(1, 2))
-    smooth: Tensor = torch.fft.ifft2(torch.cat([spectrum, first, second, both], dim=1) * blur).real
+    images = functional.pad(images, (edge,) * 4).unsqueeze(1)
+    first, second = (_modulus(images, wavelets) for wavelets in (small, large))
+    both = _modulus(first.unsqueeze(2), large).flatten(1, 2)
+    averaged = torch.fft.rfft2(torch.cat([images, first, second, both], dim=1)) * blur[:, : _PADDED // 2 + 1]
+    smooth: Tensor = torch.fft.irfft2(averaged)
     return smooth[:, :, edge : _PADDED - edge : 4, edge : _PADDED - edge : 4]
 
 
-def _modulus(spectrum: Tensor) -> Tensor:
-    """Return the spectrum of an image's modulus."""
-    modulus: Tensor = torch.fft.fft2(torch.fft.ifft2(spectrum).abs())
+def _modulus(images: Tensor, wavelets: Tensor) -> Tensor:
+    """Filter images with wavelets, and return the modulus."""
+    modulus: Tensor = torch.fft.ifft2(torch.fft.fft2(images) * wavelets).abs()
     return modulus
 
 

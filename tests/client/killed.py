@@ -22,7 +22,7 @@ from flwr.app import Context, Message, MessageType
 
 from client.flower import app, open_site
 from simulations.engine.federation import Federation
-from tests.federations import SITES, charges_of, node_of, run_with
+from tests.federations import SITES, charges_of, node_of, run_with, signed_run
 from transport.parcel import decode_reply, encode
 from transport.run_messages import read_update
 
@@ -39,11 +39,12 @@ class Killer:
 
     def __init__(self, federation: Federation, kills: int, seed: int) -> None:
         self.federation, self.kills = federation, kills
+        self.most = kills // signed_run(federation)[1].settings.rounds  # for one message: others have their turn, too
         self.rng = random.Random(seed)  # noqa: S311 - guards nothing
         self.places: dict[str, list[Place]] = {}
         self.left: dict[str, set[str]] = {}  # by message: digests of the updates that left in answer to it
         self.seen: list[tuple[int, int]] = []  # after every child: updates that had left, charges
-        self.deaths: list[Place] = []
+        self.deaths: list[tuple[str, *Place]] = []  # with the kind of message
 
     def __call__(self, message: Message, context: Context) -> Message:
         if context.node_id != node_of(self.federation, VICTIM):
@@ -51,8 +52,9 @@ class Killer:
         kind = message.metadata.message_type
         if kind not in self.places:
             self.places[kind] = self._rehearse(message, context)
+        until = min(self.kills, len(self.deaths) + self.most)
         while True:
-            calm = len(self.deaths) >= self.kills or self.rng.random() < CALM
+            calm = len(self.deaths) >= until or self.rng.random() < CALM
             place = None if calm else self.rng.choice(self.places[kind])
             data, died = in_child(message, context, place)
             if data and kind == MessageType.TRAIN:
@@ -60,7 +62,7 @@ class Killer:
                 self.left.setdefault(message.metadata.message_id, set()).add(sha256(repr(update).encode()).hexdigest())
             self.seen.append((len(self.left), charges_of(self.federation, VICTIM)))
             if died and place:
-                self.deaths.append(place)
+                self.deaths.append((kind, *place))
             if data and not died and self.rng.random() > LOST:
                 return decode_reply(data, message)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from flwr.app import MessageType
 
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.run.settings import Encryption
@@ -16,7 +17,7 @@ from tests.forked import Forked
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("kills", "rounds"), [(10, 3), pytest.param(100, 10, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "encryption",
     [
@@ -25,11 +26,12 @@ from tests.forked import Forked
     ],
 )
 def test_a_site_that_is_killed_often_has_charged_for_all_that_left_it(
-    make_federation: FederationMaker, encryption: Encryption, kills: int
+    make_federation: FederationMaker, encryption: Encryption, kills: int, rounds: int
 ) -> None:
-    federation = make_federation(replace(NOISY, rounds=10, encryption=encryption))
+    federation = make_federation(replace(NOISY, rounds=rounds, encryption=encryption))
     outcome = killed(federation, kills, seed=int(encryption.collusion_resistant))
     assert len(outcome["deaths"]) == kills
+    assert MessageType.TRAIN in {kind for kind, *_ in outcome["deaths"]}
     cost = Mechanism(2.0, 1.0, 1)
     for left, charged in outcome["seen"]:
         assert epsilon([cost] * left, 1e-5) <= epsilon([cost] * charged, 1e-5)

@@ -71,6 +71,7 @@ def fill_in(site: str, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_a_hospital_gets_from_the_first_command_to_predictions(
     folder: Path, cloister: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

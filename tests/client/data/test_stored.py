@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -102,6 +103,10 @@ def test_processes_read_ahead_the_same_records_in_the_same_order(tmp_path: Path)
         next(ahead.parts(order, 30))  # the rest is left
     assert [len(targets) for _, targets in ahead.parts(order[:0], 30)] == [0]
     assert torch.equal(before, torch.get_rng_state())
+    assert isinstance(ahead, Stored)
+    feed = ref(ahead.feed)
+    del ahead
+    assert feed() is None  # without the garbage collector, under which the processes would wait for seconds
 
 
 @pytest.mark.parametrize(("task", "count"), [(Named(), 40), (Named(Towers, pairs), 12)], ids=["dict", "tuple"])

@@ -123,7 +123,6 @@ def test_the_demo_shows_one_row_per_round_and_leaves_nothing_running(demo: Demo)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "demo"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell would ignore it
     with subprocess.Popen(
         [sys.executable, "-m", "cloister", "demo", "--folder", str(folder)],
         stdout=subprocess.DEVNULL,

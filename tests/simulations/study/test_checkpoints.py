@@ -63,6 +63,7 @@ def _told(result: Result) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in {"seconds", "bytes"}} for row in result.rows]
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("engine", ["vectorised", "inline", "processes"])
 def test_a_killed_simulation_goes_on_and_gives_the_same_result(engine: str, tmp_path: Path) -> None:
     killed = Forked(tmp_path / "log", until_killed, str(tmp_path / "here"), engine, env={})

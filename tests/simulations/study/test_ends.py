@@ -93,7 +93,6 @@ def test_a_signal_ends_a_simulation_whose_sites_train(engine: str, number: signa
     (tmp_path / "a_slow_task.py").write_text(SLOW)
     (tmp_path / "slow.toml").write_text(RUN)
     (tmp_path / "records").touch()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell would ignore it
     command = [sys.executable, "-m", "cloister", "simulate", "slow.toml", "--records", "records", "--sites", "2"]
     with subprocess.Popen(
         [*command, "--engine", engine, "--folder", "sites"],

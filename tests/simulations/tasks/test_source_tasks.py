@@ -40,8 +40,8 @@ def test_the_guard_passes_it_and_a_round_trains_it(reference: Reference, make_fe
         records_per_person=reference.records_per_person,
     )
     federation = make_federation(run, dict.fromkeys(SITES, terms))
-    for number, site in enumerate(SITES):
-        reference.write(federation.paths[site] / TERMS.file, np.arange(12) + 12 * number)
+    for site in SITES:
+        reference.write(federation.paths[site] / TERMS.file, np.arange(12))  # the same: the guard looks at them once
         if reference.name == "photographs" and site == "north":
             with (federation.paths[site] / "site.toml").open("a") as settings:
                 settings.write('[training]\nprecision = "bfloat16"\n')

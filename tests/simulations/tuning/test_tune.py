@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -22,6 +20,7 @@ from privacy.accounting.accounting import RDP, epsilon
 from simulations.tuning import playing
 from simulations.tuning.playing import reported
 from simulations.tuning.space import Space
+from tests.federations import await_condition
 from tests.forked import Forked
 from tests.simulations.study.test_simulate import INPUTS, PLAIN, TARGETS, Sign
 
@@ -31,14 +30,7 @@ from simulations.tuning.trials import Trials
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ROOT = Path(__file__).parents[3]
 SPACE: dict[str, Any] = {"training.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}}
-KILLED = """
-import sys
-from pathlib import Path
-from tests.simulations.tuning.test_tune import half_a_search
-half_a_search(Path(sys.argv[1]), int(sys.argv[2]))
-"""
 
 
 def search(folder: Path, **further: Any) -> Tuning:  # noqa: ANN401 - arguments of all kinds
@@ -46,9 +38,9 @@ def search(folder: Path, **further: Any) -> Tuning:  # noqa: ANN401 - arguments 
     return tune(Sign, (INPUTS, TARGETS), PLAIN, folder=folder, progress=False, **(options | further))
 
 
-def half_a_search(folder: Path, count: int) -> None:
+def half_a_search(folder: str, trials: str) -> None:
     """Search until half of the trials have ended, and wait to be killed, if that has not happened before."""
-    tell, told = playing._tell, 0
+    tell, told, count = playing._tell, 0, int(trials)
 
     def tell_half(trials: Trials, trial: Any, answer: Mapping[str, Any]) -> None:  # noqa: ANN401 - Optuna's Trial
         nonlocal told
@@ -58,7 +50,11 @@ def half_a_search(folder: Path, count: int) -> None:
             Event().wait(120)
 
     playing._tell = tell_half
-    search(folder, trials=count)
+    search(Path(folder), trials=count)
+
+
+def _is_stopped(pid: int | None) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "T"
 
 
 def _states(folder: Path) -> Counter[str]:
@@ -76,22 +72,23 @@ def _in_the_middle(states: Counter[str], count: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("count", [12, pytest.param(50, marks=pytest.mark.soak)])
 def test_a_search_that_was_killed_goes_on_with_every_trial_once(count: int, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(count)], env=environment, cwd=ROOT)
+    process = Forked(tmp_path.with_suffix(".log"), half_a_search, str(tmp_path), str(count), env={})
+    assert process.pid is not None
     deadline = time.monotonic() + 100
     while True:
         time.sleep(0.02)
         assert time.monotonic() < deadline
         if not _in_the_middle(_states(tmp_path), count):
             continue
-        process.send_signal(signal.SIGSTOP)
-        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        os.kill(process.pid, signal.SIGSTOP)
+        await_condition(lambda: _is_stopped(process.pid))
         if _in_the_middle(before := _states(tmp_path), count):
             break
-        process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGCONT)
+    process.kill()
     process.wait(10)
     assert before["RUNNING"] in {1, 2}
     assert _ended(before) < count
@@ -156,6 +153,7 @@ def test_a_search_with_noise_says_what_all_trials_cost() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_epsilon_counts_every_attempt_and_every_last_run(tmp_path: Path) -> None:
     killed = Forked(tmp_path.with_suffix(".log"), until_killed, str(tmp_path), env={})
     assert killed.wait(100) == -signal.SIGKILL, killed.log.read_text(encoding="utf-8")

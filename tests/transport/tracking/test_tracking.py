@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,9 @@ from tests.ports import unused_port
 from transport.tracking.settings import Report
 from transport.tracking.tracking import Tracking
 
-pytest.importorskip("mlflow", reason="the extra tracking is not installed")
-from mlflow.tracking import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 RUN = "1a2b3c4d" + 56 * "0"
 pytestmark = [
+    pytest.mark.skipif(find_spec("mlflow") is None, reason="the extra tracking is not installed"),
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # mlflow's tables
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
     pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
@@ -29,6 +27,8 @@ pytestmark = [
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard would draw of a run, by tag: steps and values."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+
     found = defaultdict[str, list[tuple[int, float]]](list)
     accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
@@ -50,6 +50,8 @@ def test_tensorboard_reads_what_was_reported_also_after_a_restart(tmp_path: Path
 
 
 def test_mlflow_has_a_run_once_however_often_the_process_starts(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415 - takes a second, which every collection would
+
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for number in (1, 2):
         with Tracking(Report(mlflow=uri, experiment="lungs"), tmp_path) as tracking:
