@@ -97,7 +97,7 @@ def simulate(
             one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
             does not say has its default. The model that `[start]` names is looked for in `models/public` beside the
             run's file, beside the task's, and in the current folder.
-        sites: how many; 10 if neither the records nor the run name them.
+        sites: how many; 10 if neither the records nor the partition nor the run say so.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
         participation: the fraction of sites in a round, or `poisson:0.1`, `available`, or a `Participation`.
