@@ -283,7 +283,7 @@ def compare(
     title: str = "",
     path: Path | str | None = None,
 ) -> Any:  # noqa: ANN401 - a matplotlib figure
-    """Draw one metric of several simulations in one figure: by round, against ε, and against bytes.
+    """Draw one metric of several simulations in one figure: by round, against ε, and against bytes if they differ.
 
     Args:
         results: by the names that the legend shows. Where one run was repeated, with several seeds, give the results

@@ -128,7 +128,8 @@ def simulate(
             find it; by default, Ray starts here.
         cpus_per_site: with `flower`, how many CPUs a site has while it works; by default, 1.
         gpus_per_site: with `flower`, how many GPUs, for example 0.5; by default, none.
-        folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
+        folder: where server and sites keep what they keep, in the whole protocol: an empty or a new one; by default, it
+            is removed at the end.
             With `ray_address`, on storage that all machines of the cluster share.
         checkpoint: a folder that has what the simulation needs to go on after each round: the same call goes on there
             after the last whole round, and gives the same result. Callbacks get the earlier rounds' rows again.

@@ -211,6 +211,9 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
     assert len(again.rows) == 2
     assert again.rows[0]["sites"] == 6
     assert "accuracy" in repr(result)
+    for taken, message in ((folder, "is not empty; name an empty or a new folder"), (folder / "plot.svg", "is a file")):
+        with pytest.raises(CloisterError, match=message):  # of an earlier simulation, or anything else
+            simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=3, engine="inline", folder=taken)
 
 
 @pytest.mark.parametrize(
