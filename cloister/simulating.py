@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloister.result import Result
 from cloister.run_logs import RunLogs, settings_of
-from cloister.views import NOT_METRICS
 from cloister.views.progress import progress_bar
 from privacy.errors import ConfigError
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
