@@ -222,6 +222,9 @@ class FlowerPartition:
         """Give these records to a copy of the partitioner, which takes records only once."""
         from datasets import Dataset  # noqa: PLC0415 - an extra
 
+        if type(self.partitioner).__name__.startswith("Vertical"):
+            msg = f"{type(self.partitioner).__name__} divides columns, and sites have whole records; name another"
+            raise ConfigError(msg)
         columns = {"label": records.labels, **records.columns, _PLACE: np.arange(len(records.labels))}
         try:
             with warnings.catch_warnings():  # about functions that flwr-datasets and its libraries will lose

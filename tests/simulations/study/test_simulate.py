@@ -335,6 +335,8 @@ def test_flower_s_partitioners_divide_records() -> None:
     for way in ways:
         result = simulate(Sign, _frame(), PLAIN | {"rounds": 1}, partition=FlowerPartition(way), engine="vectorised")
         assert result.rows[0]["sites"] == 4, type(way).__name__
+    with pytest.raises(CloisterError, match="divides columns, and sites have whole records"):
+        simulate(Sign, _frame(), PLAIN, partition=FlowerPartition(flower.VerticalEvenPartitioner(4)))
 
 
 @pytest.mark.parametrize(
