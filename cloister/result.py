@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cloister.views import NOT_METRICS
 from privacy.errors import ConfigError
 from privacy.storage import write_atomically
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -283,7 +283,7 @@ def compare(
     title: str = "",
     path: Path | str | None = None,
 ) -> Any:  # noqa: ANN401 - a matplotlib figure
-    """Draw one metric of several simulations in one figure: by round, against ε, and against bytes.
+    """Draw one metric of several simulations in one figure: by round, against ε, and against bytes if they differ.
 
     Args:
         results: by the names that the legend shows. Where one run was repeated, with several seeds, give the results

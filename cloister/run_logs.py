@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from transport.tracking.settings import Report
 from transport.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
@@ -39,7 +39,11 @@ class RunLogs:
         Raises:
             ConfigError: if there is no such log, a file cannot be one, or a package is not installed.
         """
-        given = dict(given or {})
+        logs: Any = given or {}
+        if not isinstance(logs, Mapping):
+            msg = f'log = {logs!r}; write for example log={{"csv": "rounds.csv"}}'
+            raise ConfigError(msg)
+        given = dict(logs)
         for kind in given:
             if kind not in KINDS:
                 msg = f"log: {kind!a} is no log; {did_you_mean(str(kind), KINDS) or 'logs are ' + ', '.join(KINDS)}"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloister.result import Result
 from cloister.run_logs import RunLogs, settings_of
-from cloister.views import NOT_METRICS
 from cloister.views.progress import progress_bar
 from privacy.errors import ConfigError
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,7 +97,7 @@ def simulate(
             one epoch in batches of 32; without `[privacy]` the whole run costs ε = 3. So it is key by key: what a table
             does not say has its default. The model that `[start]` names is looked for in `models/public` beside the
             run's file, beside the task's, and in the current folder.
-        sites: how many; 10 if neither the records nor the run name them.
+        sites: how many; 10 if neither the records nor the partition nor the run say so.
         partition: `iid`, `dirichlet:0.3`, `shards:2`, `by_column:ward`, `quantity_skew:0.5`, `feature_shift:0.1`, or a
             `Partition` of `simulations.partitions`, which has one for any partitioner of flwr-datasets.
         participation: the fraction of sites in a round, or `poisson:0.1`, `available`, or a `Participation`.
@@ -128,7 +128,8 @@ def simulate(
             find it; by default, Ray starts here.
         cpus_per_site: with `flower`, how many CPUs a site has while it works; by default, 1.
         gpus_per_site: with `flower`, how many GPUs, for example 0.5; by default, none.
-        folder: where server and sites keep what they keep, in the whole protocol; by default, it is removed at the end.
+        folder: where server and sites keep what they keep, in the whole protocol: an empty or a new one; by default, it
+            is removed at the end.
             With `ray_address`, on storage that all machines of the cluster share.
         checkpoint: a folder that has what the simulation needs to go on after each round: the same call goes on there
             after the last whole round, and gives the same result. Callbacks get the earlier rounds' rows again.

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloister.simulating import play_study, shown
-from cloister.views import NOT_METRICS
 from cloister.views.progress import progress_bar
 from privacy.accounting.accounting import RDP, Mechanism, epsilon
 from privacy.errors import CloisterError, ConfigError, RunError
 from privacy.run.new_manifest import make_manifest
 from privacy.storage import write_atomically
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,8 +6,10 @@ Every record is at exactly one site. With the same version of NumPy, the same se
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -18,11 +20,12 @@ from privacy.errors import ConfigError
 from simulations.tasks.partition import dealt_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
 _LEAST = 1  # records at a site
+_USUAL = 10  # sites
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Described:
     """What a partition may know of the records."""
 
     labels: NDArray[np.int64]  # (n,): the place of each record's target among the different ones
-    columns: Mapping[str, NDArray[Any]]  # (n,) each: what else is known of records, by name
+    columns: Mapping[str, NDArray[Any]]  # (n,) each: what else is known of records, by name; None where it is not
 
 
 @runtime_checkable
@@ -44,6 +47,22 @@ class Partition(Protocol):
             ConfigError: if the records cannot be divided so.
         """
         ...
+
+
+@runtime_checkable
+class _OwnCount(Protocol):
+    """A partition that makes so many parts as the records, or its own settings, say."""
+
+    def sites(self, records: Described) -> int: ...
+
+
+def usual_sites(partition: Partition, records: Described) -> int:
+    """Return into how many parts a partition divides records, if nobody says.
+
+    Raises:
+        ConfigError: if the records cannot be divided so.
+    """
+    return partition.sites(records) if isinstance(partition, _OwnCount) else _USUAL
 
 
 @dataclass(frozen=True)
@@ -109,16 +128,34 @@ class ByColumn:
     def split(self, records: Described, sites: int, seed: int) -> list[NDArray[np.intp]]:
         """Return the indices of each site's records."""
         del seed
+        places = self._places(records)
+        if (count := self.sites(records)) != sites:
+            msg = f"by_column:{self.column}: this column has {count} values; set sites = {count}, or leave it out"
+            raise ConfigError(msg)
+        return [np.flatnonzero(places == place) for place in range(sites)]
+
+    def sites(self, records: Described) -> int:
+        """Return how many values there are."""
+        return int(self._places(records).max()) + 1
+
+    def _places(self, records: Described) -> NDArray[np.intp]:
+        """Return the place of each record's value among the different ones, in ascending order.
+
+        Raises:
+            ConfigError: if there is no such column, or a record has no value there.
+        """
         columns = {"label": records.labels, **records.columns}
         if self.column not in columns:
             hint = did_you_mean(self.column, columns) or f"columns are {', '.join(columns)}"
             msg = f"by_column:{self.column}: the records have no such column; {hint}"
             raise ConfigError(msg)
-        values, places = np.unique(columns[self.column], return_inverse=True)
-        if len(values) != sites:
-            msg = f"by_column:{self.column}: this column has {len(values)} values; set sites = {len(values)}"
+        values = columns[self.column]
+        if missing := sum(value is None for value in values.tolist()):
+            msg = f"by_column:{self.column}: {missing:,} records have no value there; fill it in, or leave them out"
             raise ConfigError(msg)
-        return [np.flatnonzero(places == place) for place in range(sites)]
+        if values.dtype == object:  # perhaps numbers and texts, which have no order
+            values = values.astype(str)
+        return np.unique(values, return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -156,6 +193,9 @@ class FeatureShift:
         return Iid().split(records, sites, seed)
 
 
+_PLACE = "place in the pool"
+
+
 @dataclass(frozen=True)
 class FlowerPartition:
     """Any partitioner of flwr-datasets; it may partition by `label` or by one of the records' columns."""
@@ -165,22 +205,36 @@ class FlowerPartition:
     def split(self, records: Described, sites: int, seed: int) -> list[NDArray[np.intp]]:
         """Return the indices of each site's records."""
         del seed  # the partitioner has its own
+        with self._given(records) as partitioner:
+            count = partitioner.num_partitions
+            if count == sites:
+                return [np.asarray(partitioner.load_partition(site)[_PLACE], np.intp) for site in range(sites)]
+        msg = f"{type(self.partitioner).__name__} makes {count} parts; set sites = {count}, or leave it out"
+        raise ConfigError(msg)
+
+    def sites(self, records: Described) -> int:
+        """Return how many parts the partitioner makes."""
+        with self._given(records) as partitioner:
+            return int(partitioner.num_partitions)
+
+    @contextmanager
+    def _given(self, records: Described) -> Iterator[Any]:
+        """Give these records to a copy of the partitioner, which takes records only once."""
         from datasets import Dataset  # noqa: PLC0415 - an extra
 
-        place = "place in the pool"
-        columns = {"label": records.labels, **records.columns, place: np.arange(len(records.labels))}
+        if type(self.partitioner).__name__.startswith("Vertical"):
+            msg = f"{type(self.partitioner).__name__} divides columns, and sites have whole records; name another"
+            raise ConfigError(msg)
+        columns = {"label": records.labels, **records.columns, _PLACE: np.arange(len(records.labels))}
         try:
             with warnings.catch_warnings():  # about functions that flwr-datasets and its libraries will lose
                 warnings.simplefilter("ignore", FutureWarning)
-                self.partitioner.dataset = Dataset.from_dict({name: list(values) for name, values in columns.items()})
-                count = self.partitioner.num_partitions
-                if count == sites:
-                    return [np.asarray(self.partitioner.load_partition(site)[place], np.intp) for site in range(sites)]
+                partitioner = copy.deepcopy(self.partitioner)
+                partitioner.dataset = Dataset.from_dict({name: list(values) for name, values in columns.items()})
+                yield partitioner
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"{type(self.partitioner).__name__} cannot divide these records: {error}"
             raise ConfigError(msg) from error
-        msg = f"{type(self.partitioner).__name__} makes {count} parts; set sites = {count}"
-        raise ConfigError(msg)
 
 
 _NAMED: dict[str, Callable[[str], Partition]] = {

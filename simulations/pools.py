@@ -91,6 +91,7 @@ class Pool:
 
 
 _MOST_LABELS = 100
+_LISTED = "; `cloister data check` lists them"  # of files
 
 
 class Division(Mapping[str, Pool]):
@@ -167,7 +168,7 @@ def read_pool(task: Task, name: str, example: Example, records: Any) -> Pool:  #
     columns: Mapping[str, NDArray[Any]] = {}
     path = Path("records")
     if _is_frame(records):
-        columns = {str(column): records[column].to_numpy() for column in records.columns}
+        columns = _known(records)
         loaded = _of_frame(task, name, records)
     elif isinstance(records, str | Path):
         path = Path(records)
@@ -231,8 +232,12 @@ def _of_frame(task: Task, name: str, frame: Any) -> Any:  # noqa: ANN401 - of pa
     with TemporaryDirectory(prefix="cloister-") as folder:
         path = Path(folder, "records.csv")
         frame.to_csv(path, index=False)
-        with foreign(name, "load() of a data frame, which it read as a CSV file", DataError):
-            return task.load_from(Source(path))
+        try:
+            with foreign(name, "load() of a data frame, which it read as a CSV file", DataError):
+                return task.load_from(Source(path))
+        except DataError as error:
+            said = str(error).replace(str(path), "the data frame, as a CSV file").replace(_LISTED, "")
+            raise DataError(said) from error
 
 
 def _columns(path: Path) -> dict[str, NDArray[Any]]:
@@ -249,4 +254,13 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
         frame = reader(path)
     except (ValueError, OSError, UnicodeError):  # in a dialect that only the task knows
         return {}
-    return {str(column): frame[column].to_numpy() for column in frame.columns}
+    return _known(frame)
+
+
+def _known(frame: Any) -> dict[str, NDArray[Any]]:  # noqa: ANN401 - of pandas
+    """Return the columns of a data frame; None stands for every kind of missing value."""
+    columns = {str(name): column for name, column in frame.items()}
+    return {
+        name: (column.astype(object).where(column.notna(), None) if column.hasnans else column).to_numpy()
+        for name, column in columns.items()
+    }

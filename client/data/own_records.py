@@ -140,7 +140,13 @@ def _in_memory(inputs: object, targets: object, example: Example, path: Path) ->
 def _counts(part: Any) -> list[int]:  # noqa: ANN401 - whatever a task returns
     """Return how many records tensors, arrays or lists have; different numbers once."""
     several = part.values() if isinstance(part, Mapping) else part if isinstance(part, tuple) else [part]
-    return sorted({len(each) for each in several if hasattr(each, "__len__") and getattr(each, "shape", True)})
+    counts = set[int]()
+    for each in several:
+        if shape := getattr(each, "shape", None):
+            counts.add(shape[0])
+        elif shape is None and hasattr(each, "__len__"):
+            counts.add(len(each))
+    return sorted(counts)
 
 
 def _changed(inputs: object, targets: object, taken: InMemory) -> tuple[str, ...]:

@@ -126,6 +126,12 @@ def _numbers(values: Any, what: str) -> NDArray[Any]:  # noqa: ANN401 - whatever
     Raises:
         DataError: if there are others; says how to make numbers of them.
     """
+    if np.ma.is_masked(values):
+        msg = f"the {what} are a masked array, in which values are missing; give others for them: filled(…)"
+        raise DataError(msg)
+    if hasattr(values, "toarray"):
+        msg = f"the {what} are a sparse matrix; give a dense one: toarray()"
+        raise DataError(msg)
     try:
         array = np.ascontiguousarray(values)
         if array.dtype == object:  # a data frame's, if its columns are of several types

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from simulations.study.site_privacy import SitePrivacy
 
 
+_OF_HOSPITALS = frozenset({"run", "--folder", "--personal", "--json"})
+
+
 def simulate(
+    context: typer.Context,
     run: Annotated[
         Path | None,
         typer.Argument(
@@ -103,15 +107,7 @@ def simulate(
     logs = {"csv": log_csv, "jsonl": log_jsonl, "tensorboard": tensorboard, "mlflow": mlflow}
     log = {kind: place for kind, place in logs.items() if place is not None}
     if records is None:
-        if log or checkpoint:
-            msg = "logs and checkpoints are for simulations of --records; made-up hospitals keep theirs in the folder"
-            raise ConfigError(msg)
-        if dropout or any(option is not None for option in (site_seconds, deadline, site_epsilon)):
-            msg = "--dropout, --site-seconds, --deadline and --site-epsilon are for simulations of --records; add some"
-            raise ConfigError(msg)
-        if engine == "flower" or ray_address is not None:
-            msg = "--engine flower needs --records; made-up hospitals are played in this process"
-            raise ConfigError(msg)
+        _check_hospitals(context)
         _hospitals(run, folder or Path("simulation"), personal, console, as_json=as_json)
         return
     if run is None:
@@ -142,6 +138,19 @@ def simulate(
     if result.personal_line:
         typer.echo(result.personal_line)
     typer.echo(f"next: open {save / 'report.html'}" if save else "nothing is kept; --save FOLDER writes a run's model")
+
+
+def _check_hospitals(context: typer.Context) -> None:
+    """Check that no option was given which says something about --records.
+
+    Raises:
+        ConfigError: if one was.
+    """
+    sources = {each.opts[0]: context.get_parameter_source(str(each.name)) for each in context.command.params}
+    given = [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if others := [option for option in given if option not in _OF_HOSPITALS]:
+        msg = f"made-up hospitals take no {', '.join(others)}; add --records, or leave that out"
+        raise ConfigError(msg)
 
 
 def _check_trained(result: Result) -> None:

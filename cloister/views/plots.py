@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cloister.audit.checks import CONFIDENCE
-from cloister.views import NOT_METRICS
 from privacy.config import did_you_mean
 from privacy.errors import ConfigError
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

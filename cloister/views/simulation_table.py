@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from cloister.views import NOT_METRICS
 from cloister.views.progress import progress_bar
 from cloister.views.run import size
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,6 +24,7 @@ from client.data.own_records import OwnRecords
 from client.settings import read_site
 from client.site import Site
 from client.state.local_parameters import FOLDER, LocalParameters
+from privacy.errors import ConfigError
 from privacy.run.plan import read_plan
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
@@ -154,12 +155,20 @@ class WholeProtocol:
 
 
 def _founded(simulation: Simulation, terms: SiteTerms) -> Federation:
-    """Return the simulation's federation, which an earlier process may have made."""
-    federation = Federation(simulation.folder, simulation.sites)
-    if federation.manifest.exists():
-        return federation
-    if simulation.resumable:  # an earlier process ended before it had made all of it
-        shutil.rmtree(simulation.folder, ignore_errors=True)
+    """Return the simulation's federation, which an earlier process may have made if there is a checkpoint.
+
+    Raises:
+        ConfigError: if there is no checkpoint, and something is in the folder.
+    """
+    folder = simulation.folder
+    if simulation.resumable:
+        federation = Federation(folder, simulation.sites)
+        if federation.manifest.exists():
+            return federation
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier process ended before it had made all of it
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder} is {'not empty' if folder.is_dir() else 'a file'}; name an empty or a new folder"
+        raise ConfigError(msg)
     federation = Federation.create(simulation.folder, simulation.sites, consortium="simulation")
     for site in simulation.sites:
         federation.write_settings(site, "localhost:1", terms)

@@ -259,14 +259,14 @@ def named_sites(count: int) -> list[str]:
     return [f"site-{number:0{width}d}" for number in range(1, count + 1)]
 
 
-def checked_names(names: Sequence[str]) -> list[str]:
+def checked_names(names: Sequence[Any]) -> list[str]:
     """Return sites' names, which must be those of real sites.
 
     Raises:
         ConfigError: if one cannot be.
     """
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             msg = f"{name!a} is no name of a site; use lower-case letters, digits and hyphens"
             raise ConfigError(msg)
     return list(names)

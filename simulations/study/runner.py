@@ -29,7 +29,7 @@ from simulations.study.engines import choose, processes_here
 from simulations.study.participation import read_participation
 from simulations.study.population import Population, read_seconds
 from simulations.study.run_settings import as_toml, read_run_settings
-from simulations.study.scoring import mean_of_sites, score
+from simulations.study.scoring import check_names, mean_of_sites, score
 from simulations.study.simulation import Simulation, Spent
 from simulations.study.site_models import SiteModels, check_personal, read_personal
 from simulations.study.site_privacy import SitePrivacy
@@ -368,5 +368,6 @@ def _examined(task: Task, name: str) -> Example:
         if _PASSED.get(kind) == looks:
             return Example.of(task)
         example = check_task(task, name)
+        check_names(task, name, make_model(task, 0), example)
     _PASSED[kind] = looks
     return example

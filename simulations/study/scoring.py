@@ -12,6 +12,8 @@ from client.task.probe import one_a_record
 from client.task.scoring import prediction_of
 from client.task.user_code import foreign
 from client.work.scored import Scores
+from privacy.errors import TaskError
+from simulations.study.columns import NOT_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.data.site_records import Records
+    from client.task.probe import Example
     from client.task.task import Task
 
 _AT_ONCE = 1024
@@ -50,6 +53,19 @@ def score(task: Task, name: str, module: nn.Module, records: Records) -> dict[st
         return means
     *_, (_, targets) = (batch for _, batch in records.in_order(_AT_ONCE))
     return means | scores.numbers(prediction_of(task, outputs, targets)) | means
+
+
+def check_names(task: Task, name: str, module: nn.Module, example: Example) -> None:
+    """Check, on the records that a task makes up, that no metric has the name of another column of rounds.
+
+    Raises:
+        TaskError: if one has, or the metrics fail.
+    """
+    with torch.no_grad(), foreign(name, "metrics()"):
+        metrics = task.metrics(call(module.eval(), example.inputs), example.targets)
+    if taken := sorted(NOT_METRICS & {*metrics, *task.named_metrics}):
+        msg = f"{name}: its metric {taken[0]!r} has the name of another column of a simulation's rounds; rename it"
+        raise TaskError(msg)
 
 
 def _of_batch(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from client.data.fitness import Fitness
 from client.task.probe import make_model
 from privacy.errors import ConfigError
-from simulations.partitions import FeatureShift, divide, read_partition
+from simulations.partitions import FeatureShift, Iid, divide, read_partition, usual_sites
 from simulations.pools import Division, Pool, read_pool
 from simulations.study.run_settings import checked_names, named_sites
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
     from simulations.partitions import Partition
 
-_USUAL = 10  # sites
+_WANTED = "give (inputs, targets) to have them divided"
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ def deal(
     if isinstance(test, int | float) and not 0 < test < 1:
         msg = f"test = {test:g} must be between 0 and 1: the fraction of records on which models are measured"
         raise ConfigError(msg)
+    chosen = read_partition(partition)
     if isinstance(records, Mapping):
-        if sites not in {None, len(records)}:
-            msg = f"the records name {len(records)} sites; leave sites = {sites} out"
+        given = "partition" if chosen != Iid() else "" if sites in {None, len(records)} else f"sites = {sites}"
+        if given:
+            msg = f"the records are a mapping, of {len(records)} sites by name; leave {given} out, or {_WANTED}"
             raise ConfigError(msg)
         everything = reader.named(records, "the records of")
     else:
-        count = sites or len(known) or _USUAL
-        names = known if len(known) == count else named_sites(count)
-        everything = _divided(reader.read(records), names, partition, seed)
+        everything = _divided(reader.read(records), sites or len(known), known, chosen, seed)
     if isinstance(test, int | float):
         training, held_out = everything.split(test, seed)
         if not any(held_out.sizes.values()):
@@ -88,11 +88,13 @@ def deal(
     return Dealt(everything, held_out.whole, held_out)
 
 
-def _divided(pool: Pool, names: Sequence[str], partition: str | Partition, seed: int) -> Division:
-    chosen = read_partition(partition)
-    parts = divide(chosen, pool.described, len(names), seed)
-    if isinstance(chosen, FeatureShift):
-        pool = pool.shifted(parts, chosen.sigma, seed)
+def _divided(pool: Pool, sites: int, known: Sequence[str], partition: Partition, seed: int) -> Division:
+    described = pool.described
+    count = sites or usual_sites(partition, described)
+    names = known if len(known) == count else named_sites(count)
+    parts = divide(partition, described, count, seed)
+    if isinstance(partition, FeatureShift):
+        pool = pool.shifted(parts, partition.sigma, seed)
     return Division(pool, dict(zip(names, parts, strict=True)))
 
 

@@ -124,7 +124,7 @@ def test_a_cluster_is_for_the_engine_that_needs_one_and_must_answer(folder: Path
     for options, message in (
         ((*records, *cluster), "--engine flower"),
         ((*records, "--cpus-per-site", "2"), "--engine flower"),
-        ((*cluster, "--engine", "flower"), "needs --records"),
+        ((*cluster, "--engine", "flower"), "take no --engine, --ray-address; add --records"),
         ((*records, *cluster, "--engine", "flower"), "no Ray cluster answers at 127.0.0.1"),
     ):
         done = cloister("simulate", "study.toml", *options, cwd=folder)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -78,6 +79,13 @@ class Labels(Sign):
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return {"accuracy": (outputs.argmax(1) == targets).float()}
+
+
+class Misnamed(Labels):
+    """The same with a metric whose name a round has for something else."""
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"bytes": (outputs.argmax(1) == targets).float()}
 
 
 def _frame() -> pd.DataFrame:
@@ -161,7 +169,8 @@ def test_a_task_that_names_persons_is_told_what_to_do_instead() -> None:
     "partition", ["iid", "dirichlet:0.3", "shards:2", "quantity_skew:0.5", "feature_shift:0.5", "by_column:ward"]
 )
 def test_records_are_divided_in_any_way(partition: str) -> None:
-    result = simulate(Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=partition, engine="vectorised")
+    sites = None if "by_column" in partition else 4
+    result = simulate(Sign, _frame(), PLAIN | {"rounds": 1}, sites=sites, partition=partition, engine="vectorised")
     assert result.rows[-1]["sites"] == 4
 
 
@@ -209,6 +218,9 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
     assert len(again.rows) == 2
     assert again.rows[0]["sites"] == 6
     assert "accuracy" in repr(result)
+    for taken, message in ((folder, "is not empty; name an empty or a new folder"), (folder / "plot.svg", "is a file")):
+        with pytest.raises(CloisterError, match=message):  # of an earlier simulation, or anything else
+            simulate(Sign, (INPUTS, TARGETS), PLAIN, sites=3, engine="inline", folder=taken)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +268,16 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"records": (INPUTS[:, :3], TARGETS)}, "its example has"),
         ({"records": ([["a"]], [1])}, "numbers"),
         ({"records": INPUTS}, "one array; give two"),
+        ({"records": (np.ma.masked_greater(INPUTS, 1), TARGETS)}, "masked array, in which values are missing"),
+        ({"records": (csr_array(INPUTS), TARGETS)}, "the inputs are a sparse matrix; give a dense one"),
+        ({"records": dict(enumerate([(INPUTS, TARGETS)] * 4))}, "0 is no name of a site"),
+        ({"records": {"data": INPUTS, "target": TARGETS}}, "are a mapping, of 2 sites by name; leave sites = 4 out"),
+        ({"records": {"a": (INPUTS, TARGETS)}, "partition": "shards:2"}, "leave partition out"),
+        (
+            {"records": _frame().assign(a=None)},
+            "^the data frame, as a CSV file:2: `a` is missing",
+        ),
+        ({"records": _frame().assign(ward=None), "partition": "by_column:ward"}, "300 records have no value there"),
         ({"records": (INPUTS, TARGETS, TARGETS)}, "3 things; give two"),
         ({"records": (INPUTS, np.where(TARGETS, "yes", "no"))}, "numbers labels from 0"),
         ({"records": (INPUTS, np.where(np.arange(300) == 7, np.nan, TARGETS))}, "target 1 of record 8"),
@@ -277,11 +299,13 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
             "target of record 9, .*: its label is [67], but the model has 2 outputs, for 0 to 1; correct the record",
         ),
         ({"partition": None}, "partition is a NoneType"),
+        ({"log": "rounds.csv"}, "log = 'rounds.csv'; write for example"),
         ({"seed": -1}, "seed = -1; write for example seed=1"),
         ({"callbacks": [3]}, "a list of functions"),
         ({"run": {"epsilon": 1.0}}, r"it belongs in \[privacy\]"),
         ({"run": {"training": {"batch_size": 8}}}, "keys are sample_rate, learning_rate"),
         ({"task": nn.Linear}, "is not a task"),
+        ({"task": Misnamed}, "its metric 'bytes' has the name of another column"),
         ({"task": "nothing:There"}, "cannot be imported"),
     ],
 )
@@ -309,10 +333,10 @@ def test_flower_s_partitioners_divide_records() -> None:
         flower.ContinuousPartitioner(4, "a", strictness=0.5),
     ]
     for way in ways:
-        result = simulate(
-            Sign, _frame(), PLAIN | {"rounds": 1}, sites=4, partition=FlowerPartition(way), engine="vectorised"
-        )
+        result = simulate(Sign, _frame(), PLAIN | {"rounds": 1}, partition=FlowerPartition(way), engine="vectorised")
         assert result.rows[0]["sites"] == 4, type(way).__name__
+    with pytest.raises(CloisterError, match="divides columns, and sites have whole records"):
+        simulate(Sign, _frame(), PLAIN, partition=FlowerPartition(flower.VerticalEvenPartitioner(4)))
 
 
 @pytest.mark.parametrize(
