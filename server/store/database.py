@@ -7,6 +7,7 @@ connection is lost, it runs again as a whole, so a function must tell whether it
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from contextlib import closing, suppress
@@ -51,8 +52,22 @@ _SQLITE = {
     sqlite3.SQLITE_IOERR: "its disk fails; check the disk, and the room on it",
     sqlite3.SQLITE_BUSY: "another process uses it for too long; end that process",
 }
-_LOST = ("08", "57P", "53300", "40001", "40P01", "23505")
-"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, and conflicts with others."""
+_LOST = ("08", "57P", "53300", "40001", "40P01", "23505", "25006")
+"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, conflicts with others, and a
+standby that is not promoted yet."""
+
+_MENDED = {
+    "password|authentication (failed|method)": (
+        f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
+    ),
+    'database ".*" does not exist': "create this database, or correct its name in [store] url",
+    'role ".*" (does not exist|is not permitted)': "let [store] url's user log in, or name another",
+    "permission denied|no schema has been selected": "let [store] url's user own this database, or a schema of it",
+    "pg_hba|rejects connection": "let this machine and user in, in PostgreSQL's pg_hba.conf",
+    "does not support SSL|sslmode|certificate|private key": "correct sslmode and the certificates in [store] url",
+}
+"""What somebody has to mend, by what PostgreSQL says: before it lets a client in, it gives no SQLSTATE. One that speaks
+another language is taken to be away."""
 
 
 class Database:
@@ -141,9 +156,7 @@ class Database:
             msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
         elif self.is_postgres:
             said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
-            advice = "check that PostgreSQL runs and has room, and the network"
-            if _unknown(cause):
-                advice = f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
+            advice = _to_mend(cause) or "check that PostgreSQL runs and has room, and the network"
             msg = f"{self.place}: PostgreSQL cannot be used ({said}); {advice}"
         else:
             msg = f"{self.place}: {type(cause).__name__}; check the file and its disk"
@@ -151,15 +164,14 @@ class Database:
 
 
 def is_away(error: StorageError) -> bool:
-    """Whether a PostgreSQL could not be reached, and may be there later; not if it refused the password."""
+    """Whether a PostgreSQL cannot be used now, and may be later by itself; not if somebody has to mend what it says."""
     cause = error.__cause__
-    return isinstance(cause, DBAPIError) and _may_pass(cause) and not _unknown(cause.orig)
+    return isinstance(cause, DBAPIError) and _may_pass(cause) and not _to_mend(cause.orig)
 
 
-def _unknown(cause: BaseException | None) -> bool:
-    """Whether a PostgreSQL does not let this server in."""
-    said = str(cause)
-    return "password" in said or "authentication" in said
+def _to_mend(cause: BaseException | None) -> str:
+    """Return what somebody has to mend before a PostgreSQL can be used; nothing if it may pass."""
+    return next((advice for said, advice in _MENDED.items() if re.search(said, str(cause))), "")
 
 
 def _may_pass(error: DBAPIError) -> bool:

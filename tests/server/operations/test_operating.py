@@ -66,6 +66,16 @@ def test_a_server_that_waits_to_lead_is_alive_but_not_ready(operated: Operated) 
         assert operated.metrics()["cloister_server_leading", ""] == 0
 
 
+def test_a_server_that_cannot_reach_its_store_does_not_blame_another_process(operated: Operated) -> None:
+    away = f"postgresql+psycopg://owner@127.0.0.1:{unused_port()}/postgres"
+    operated.settings(f"[operations]\nlisten = '127.0.0.1:{operated.port}'\n[store]\nurl = '{away}'")
+    with operating(read_consortium(operated.federation.server)):
+        answer = operated.ask("/readyz")
+        assert answer.status_code == 503
+        assert answer.text.startswith(f"{away}: PostgreSQL cannot be used (")
+        assert "another process" not in answer.text
+
+
 def test_a_store_that_is_damaged_or_full_makes_a_server_unready(
     operated: Operated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
