@@ -49,6 +49,7 @@ _SQLITE = {
     sqlite3.SQLITE_READONLY: "it cannot be written; let this account write it and its folder",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; let this account read and write it and its folder",
     sqlite3.SQLITE_PERM: "it cannot be opened; let this account read and write it and its folder",
+    sqlite3.SQLITE_IOERR_SHORT_READ: _DAMAGED,  # a part of a file is gone
     sqlite3.SQLITE_IOERR: "its disk fails; check the disk, and the room on it",
     sqlite3.SQLITE_BUSY: "another process uses it for too long; end that process",
 }
@@ -152,8 +153,9 @@ class Database:
         if isinstance(error, PoolTimeout):
             msg = f"{self.place}: too many requests use this database at once; try again"
         elif isinstance(cause, sqlite3.Error):
-            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-            msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
+            code = getattr(cause, "sqlite_errorcode", 0)
+            known = _SQLITE.get(code) or _SQLITE.get(code & 0xFF)
+            msg = f"{self.place}: {known or f'SQLite fails ({cause}); check the file and its disk'}"
         elif self.is_postgres:
             said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
             advice = _to_mend(cause) or "check that PostgreSQL runs and has room, and the network"

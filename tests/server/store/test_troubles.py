@@ -96,6 +96,14 @@ def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path: Path, damage: str)
     assert file.read_bytes() == bytes(data)
 
 
+def test_a_log_that_lost_its_end_is_named(tmp_path: Path) -> None:
+    with Store.open(place_in(tmp_path)) as store:
+        store.submit(run_named())
+        os.truncate(tmp_path / "store.sqlite-wal", 0)
+        with pytest.raises(StorageError, match="this database is damaged; restore it from the server's"):
+            Store.open(place_in(tmp_path))
+
+
 def test_what_a_disk_altered_without_a_database_noticing_is_not_taken_for_what_was_written(place: ServerFolder) -> None:
     with Store.open(place) as store:
         digest = store.submit(run_named()).digest
