@@ -86,9 +86,10 @@ class Database:
         """
         parsed = _parsed(url)
         self.file: Path | None = None
+        self.was_there = False  # then a missing file is not made anew
         if parsed.get_backend_name() == "sqlite":
             self.file = folder / (parsed.database or "")
-            self.place, self.engine = str(self.file), _sqlite(self.file)
+            self.place, self.engine = str(self.file), _sqlite(self.file, lambda: not self.was_there)
         else:
             self.place, self.engine = parsed.render_as_string(), _postgres(parsed)
         self.patience = 0.0  # seconds for which a lost connection is made again
@@ -97,7 +98,7 @@ class Database:
 
     def be_patient(self) -> None:
         """From now on, make a lost connection again: the database was there."""
-        self.patience = _PATIENCE
+        self.patience, self.was_there = _PATIENCE, True
 
     @property
     def is_postgres(self) -> bool:
@@ -208,11 +209,11 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-def _sqlite(file: Path) -> Engine:
+def _sqlite(file: Path, may_make: Callable[[], bool]) -> Engine:
     def connect() -> sqlite3.Connection:
         try:
             make_folder(file.parent)
-            _check_whole(file)
+            _check_whole(file, may_be_new=may_make())
             if not file.exists():
                 _create(file)
         except OSError as error:
@@ -266,7 +267,7 @@ def _create(file: Path) -> None:
     sync_folder(file.parent)
 
 
-def _check_whole(file: Path) -> None:
+def _check_whole(file: Path, *, may_be_new: bool) -> None:
     """Check that a file that had runs is there: SQLite would take none, or an empty one, for new, and delete its log.
 
     Raises:
@@ -277,7 +278,7 @@ def _check_whole(file: Path) -> None:
     if file.exists():
         lost = "is empty" if file.stat().st_size < _HEAD else ""
     else:
-        lost = f"is missing, though its log {log.name} is there" if log.exists() else ""
+        lost = f"is missing, though its log {log.name} is there" if log.exists() else "" if may_be_new else "is missing"
     if lost:
         msg = f"{file} {lost}; restore it from the server's backup, or, if it had no runs, remove {file.name}*"
         raise StorageError(msg)

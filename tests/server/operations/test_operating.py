@@ -6,6 +6,7 @@ from threading import Event
 import httpx
 import pytest
 
+from privacy.errors import StorageError
 from server.operations.operating import operating
 from server.process import open_service
 from server.settings import read_consortium
@@ -92,6 +93,21 @@ def test_a_store_that_is_damaged_or_full_makes_a_server_unready(
         file.write_bytes(b"no database" * 1000)
     assert "this database is damaged" in watch.look().trouble
     watch.close()
+
+
+def test_a_store_that_is_removed_meanwhile_is_not_made_anew(operated: Operated) -> None:
+    folder = Path(operated.federation.server)
+    with Store.open(operated.place) as store:
+        store.runs()
+        for file in folder.glob("store.sqlite*"):
+            file.unlink()
+        watch = StoreWatch(operated.place)
+        assert "store.sqlite is missing; restore it from the server's backup" in watch.look().trouble
+        watch.close()
+        store.database.close()
+        with pytest.raises(StorageError, match="is missing; restore it"):
+            store.runs()
+    assert not list(folder.glob("store.sqlite*"))
 
 
 def test_looking_often_asks_the_store_now_and_then(operated: Operated) -> None:
