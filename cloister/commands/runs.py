@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,7 +113,7 @@ def runs(
         if run is not None:
             one = client.run(run)
             with _of_this_version(client):
-                shown = report(one, client.events(one.digest))
+                shown = report(one, client.events(one.digest), _paused(client, one))
             _say(shown, "\n".join([_row(one), *page(shown)]), as_json=as_json)
             return
         found = [each for each, _ in zip(client.runs(status), range(most), strict=False)]
@@ -176,8 +176,7 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
             if run.status == "waiting":
                 table.status("waiting for its turn")
                 table.note(f"waits for its turn{f': {run.reason}' if run.reason else _behind(client, run)}")
-            again = "the connection to the server was lost; it is made again, for five minutes"
-            for event in client.follow(run.digest, on_lost=lambda: table.note(again)):
+            for event in client.follow(run.digest, on_lost=lambda: table.note(_lost(client, run))):
                 with _of_this_version(client):
                     table.show(event)
         ended = client.run(run.digest)
@@ -192,6 +191,22 @@ def _follow(client: Client, run: RunStatus, folder: Path, *, as_json: bool) -> N
         typer.echo(f"{mark} {ended.name} {ended.digest[:8]} {_has(ended)}{why}")
     if ended.status in ENDED - {"finished"}:
         raise typer.Exit(1)
+
+
+def _lost(client: Client, run: RunStatus) -> str:
+    """Return why no events come: the server may be there, and its store not."""
+    from privacy.errors import CloisterError  # noqa: PLC0415
+
+    with suppress(CloisterError):
+        if why := _paused(client, run):
+            return f"the run cannot go on at the moment: {why}"
+    return "the connection to the server was lost; it is made again, for five minutes"
+
+
+def _paused(client: Client, run: RunStatus) -> str:
+    """Return why a run cannot go on at the moment; nothing if it can."""
+    paused = client.status().get("paused")
+    return str(paused.get(run.digest, "")) if isinstance(paused, dict) else ""
 
 
 @contextmanager

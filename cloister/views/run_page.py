@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 _WAITS = {"waiting", "away"}
 
 
-def report(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def report(run: RunStatus, events: Iterable[Mapping[str, Any]], paused: str = "") -> dict[str, Any]:
     """Return what a run has come to.
+
+    Args:
+        run: how it stands.
+        events: all of its events.
+        paused: why it cannot go on at the moment, if it cannot.
 
     Returns:
         The run's fields, and `model` (the last one's digest; null before a round released one), `sites` (in how many
         released rounds each took part), `minimum`, `noise_multiplier` (null before the run began), `epsilon` (by site,
         as it last reported it), `round_seconds` (the median), `bytes_up`, `waits_for` (empty if it waits for nobody),
-        and `problems` (by site, those of the last round).
+        `paused`, and `problems` (by site, those of the last round).
     """
     sites, epsilon, seconds = Counter[str](), dict[str, float](), list[float]()
     begun, problems, model = dict[str, Any](), dict[str, str](), None
@@ -54,6 +59,7 @@ def report(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> dict[str, Any
         "round_seconds": round(median(seconds), 3) if seconds else None,
         "bytes_up": sent,
         "waits_for": waits if run.status == "running" else "",
+        "paused": paused,
         "problems": problems,
     }
 
@@ -76,6 +82,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
         told = f"ε spent over all runs, as reported: {reported}" if reported else "no site reports its ε"
         lines.append(("noise", f"multiplier {found['noise_multiplier']:g}; {told}"))
     lines += [("waits", found["waits_for"])] if found["waits_for"] else []
+    lines += [("paused", found["paused"])] if found["paused"] else []
     if found["behind"] and ended:
         lines.append(("behind", f"{', '.join(found['behind'])}: the last model follows once the agent is online"))
     lines += [("problem", f"{site}: {why}") for site, why in sorted(found["problems"].items())]

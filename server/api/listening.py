@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import threading
+from asyncio import sslproto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ AT_ONCE = 512
 """Connections, in TLS or not yet."""
 
 LARGEST_HEAD = 16 << 10  # bytes
+_READ = 16 << 10  # bytes that a connection of TLS keeps room for: a record
 _THREADS = 16  # that wait for the store
 _STOP_SECONDS = 3  # for requests under way when the server stops
 _WAITING = 64  # connections that the system holds for us
@@ -122,6 +124,7 @@ class _Loop(asyncio.SelectorEventLoop):
     @override
     async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:
         """Listen; TLS has to be there soon, and gone soon, which uvicorn leaves at a minute and half of one."""
+        sslproto.SSLProtocol.max_size = _READ  # 256 KiB otherwise, for whoever connects, and until they are collected
         options |= {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": GOODBYE_SECONDS}
         server: asyncio.Server = await super().create_server(*arguments, **options)
         return server

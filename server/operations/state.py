@@ -22,5 +22,7 @@ class ServerState:
 
     @property
     def unready(self) -> tuple[str, ...]:
-        """Why it is not ready; nothing if it is."""
-        return self.troubles if self.leading else ("another process leads; this one waits to take over", *self.troubles)
+        """Why it is not ready; nothing if it is. Whose store has trouble cannot know whether another process leads."""
+        if self.leading or self.troubles:
+            return self.troubles
+        return ("another process leads; this one waits to take over",)

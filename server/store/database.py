@@ -7,6 +7,7 @@ connection is lost, it runs again as a whole, so a function must tell whether it
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from contextlib import closing, suppress
@@ -48,11 +49,26 @@ _SQLITE = {
     sqlite3.SQLITE_READONLY: "it cannot be written; let this account write it and its folder",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; let this account read and write it and its folder",
     sqlite3.SQLITE_PERM: "it cannot be opened; let this account read and write it and its folder",
+    sqlite3.SQLITE_IOERR_SHORT_READ: _DAMAGED,  # a part of a file is gone
     sqlite3.SQLITE_IOERR: "its disk fails; check the disk, and the room on it",
     sqlite3.SQLITE_BUSY: "another process uses it for too long; end that process",
 }
-_LOST = ("08", "57P", "53300", "40001", "40P01", "23505")
-"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, and conflicts with others."""
+_LOST = ("08", "57P", "53300", "40001", "40P01", "23505", "25006")
+"""SQLSTATEs, or how they start, after which another try may succeed: lost connections, conflicts with others, and a
+standby that is not promoted yet."""
+
+_MENDED = {
+    "password|authentication (failed|method)": (
+        f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
+    ),
+    'database ".*" does not exist': "create this database, or correct its name in [store] url",
+    'role ".*" (does not exist|is not permitted)': "let [store] url's user log in, or name another",
+    "permission denied|no schema has been selected": "let [store] url's user own this database, or a schema of it",
+    "pg_hba|rejects connection": "let this machine and user in, in PostgreSQL's pg_hba.conf",
+    "does not support SSL|sslmode|certificate|private key": "correct sslmode and the certificates in [store] url",
+}
+"""What somebody has to mend, by what PostgreSQL says: before it lets a client in, it gives no SQLSTATE. One that speaks
+another language is taken to be away."""
 
 
 class Database:
@@ -70,9 +86,10 @@ class Database:
         """
         parsed = _parsed(url)
         self.file: Path | None = None
+        self.was_there = False  # then a missing file is not made anew
         if parsed.get_backend_name() == "sqlite":
             self.file = folder / (parsed.database or "")
-            self.place, self.engine = str(self.file), _sqlite(self.file)
+            self.place, self.engine = str(self.file), _sqlite(self.file, lambda: not self.was_there)
         else:
             self.place, self.engine = parsed.render_as_string(), _postgres(parsed)
         self.patience = 0.0  # seconds for which a lost connection is made again
@@ -81,7 +98,7 @@ class Database:
 
     def be_patient(self) -> None:
         """From now on, make a lost connection again: the database was there."""
-        self.patience = _PATIENCE
+        self.patience, self.was_there = _PATIENCE, True
 
     @property
     def is_postgres(self) -> bool:
@@ -137,13 +154,12 @@ class Database:
         if isinstance(error, PoolTimeout):
             msg = f"{self.place}: too many requests use this database at once; try again"
         elif isinstance(cause, sqlite3.Error):
-            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-            msg = f"{self.place}: {_SQLITE.get(code) or f'SQLite fails ({cause}); check the file and its disk'}"
+            code = getattr(cause, "sqlite_errorcode", 0)
+            known = _SQLITE.get(code) or _SQLITE.get(code & 0xFF)
+            msg = f"{self.place}: {known or f'SQLite fails ({cause}); check the file and its disk'}"
         elif self.is_postgres:
             said = plain((str(cause).strip() or type(cause).__name__).splitlines()[0], 300)
-            advice = "check that PostgreSQL runs and has room, and the network"
-            if _unknown(cause):
-                advice = f"set the environment variable {PASSWORD_VARIABLE} to the password of [store] url's user"
+            advice = _to_mend(cause) or "check that PostgreSQL runs and has room, and the network"
             msg = f"{self.place}: PostgreSQL cannot be used ({said}); {advice}"
         else:
             msg = f"{self.place}: {type(cause).__name__}; check the file and its disk"
@@ -151,15 +167,14 @@ class Database:
 
 
 def is_away(error: StorageError) -> bool:
-    """Whether a PostgreSQL could not be reached, and may be there later; not if it refused the password."""
+    """Whether a PostgreSQL cannot be used now, and may be later by itself; not if somebody has to mend what it says."""
     cause = error.__cause__
-    return isinstance(cause, DBAPIError) and _may_pass(cause) and not _unknown(cause.orig)
+    return isinstance(cause, DBAPIError) and _may_pass(cause) and not _to_mend(cause.orig)
 
 
-def _unknown(cause: BaseException | None) -> bool:
-    """Whether a PostgreSQL does not let this server in."""
-    said = str(cause)
-    return "password" in said or "authentication" in said
+def _to_mend(cause: BaseException | None) -> str:
+    """Return what somebody has to mend before a PostgreSQL can be used; nothing if it may pass."""
+    return next((advice for said, advice in _MENDED.items() if re.search(said, str(cause))), "")
 
 
 def _may_pass(error: DBAPIError) -> bool:
@@ -194,11 +209,11 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-def _sqlite(file: Path) -> Engine:
+def _sqlite(file: Path, may_make: Callable[[], bool]) -> Engine:
     def connect() -> sqlite3.Connection:
         try:
             make_folder(file.parent)
-            _check_whole(file)
+            _check_whole(file, may_be_new=may_make())
             if not file.exists():
                 _create(file)
         except OSError as error:
@@ -252,7 +267,7 @@ def _create(file: Path) -> None:
     sync_folder(file.parent)
 
 
-def _check_whole(file: Path) -> None:
+def _check_whole(file: Path, *, may_be_new: bool) -> None:
     """Check that a file that had runs is there: SQLite would take none, or an empty one, for new, and delete its log.
 
     Raises:
@@ -263,7 +278,7 @@ def _check_whole(file: Path) -> None:
     if file.exists():
         lost = "is empty" if file.stat().st_size < _HEAD else ""
     else:
-        lost = f"is missing, though its log {log.name} is there" if log.exists() else ""
+        lost = f"is missing, though its log {log.name} is there" if log.exists() else "" if may_be_new else "is missing"
     if lost:
         msg = f"{file} {lost}; restore it from the server's backup, or, if it had no runs, remove {file.name}*"
         raise StorageError(msg)

@@ -35,6 +35,7 @@ class StoreWatch:
 
     def __init__(self, place: ServerFolder) -> None:
         self._database = Database(place.settings.store.url, place.folder)
+        self._database.was_there = True  # whoever only looks makes none
         self._lock, self._looked, self._seen = Lock(), float("-inf"), StoreLook()
 
     def close(self) -> None:

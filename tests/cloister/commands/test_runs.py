@@ -137,7 +137,7 @@ def test_a_failed_run_goes_on_when_an_operator_says_so(server: Server, cloister:
     assert "next: cloister sign RUN.toml, which makes a new run" in again.stdout
 
 
-def test_one_run_is_shown_in_full(server: Server, cloister: Run) -> None:
+def test_one_run_is_shown_in_full(server: Server, cloister: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = server.queue.submit(server.consortium.sign("shown"), "rosa").digest
     rosa = "--as", server.consortium.path("rosa"), "--api", server.address
     (row, times, rounds) = cloister("runs", "shown", *rosa).stdout.splitlines()
@@ -157,6 +157,9 @@ def test_one_run_is_shown_in_full(server: Server, cloister: Run) -> None:
         f"  waits     {line_of(away)}",
         "  problem   south: it is not online",
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr(server.queue, "status", lambda: Status(paused={digest: "the disk is full; make room on it"}))
+        assert "  paused    the disk is full; make room on it" in cloister("runs", "shown", *rosa).stdout.splitlines()
     server.store.mark(digest, "stopped", "stopped by otto")
     shown = json.loads(cloister("runs", "shown", *rosa, "--json").stdout)
     assert (shown["sites"], shown["epsilon"], shown["waits_for"]) == ({"north": 1, "south": 1}, {"north": 0.5}, "")
@@ -319,6 +322,27 @@ def test_a_session_that_was_ended_elsewhere_is_begun_anew(server: Server, rosa: 
     with server.http(rosa.token) as http:
         assert http.delete("/v1/sessions/current").is_success
     assert rosa.status()["consortium"] == "demo"
+
+
+def test_whoever_watches_a_run_that_pauses_sees_why_no_events_come(
+    server: Server, cloister: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = server.queue.submit(server.consortium.sign("paused"), "rosa").digest
+
+    def cut_off(*_: object, on_lost: Callable[[], object], **__: object) -> Iterator[dict[str, Any]]:
+        on_lost()
+        yield STARTED
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client_module.Client, "follow", cut_off)
+    why = "store.sqlite: the disk is full; make room on it"
+    for paused, said in (
+        ({digest: why}, f"cannot go on at the moment: {why}"),
+        ({}, "the connection to the server was"),
+    ):
+        monkeypatch.setattr(server.queue, "status", lambda paused=paused: Status(paused=paused))
+        watched = cloister("watch", digest, "--as", server.consortium.path("rosa"), "--api", server.address)
+        assert said in watched.stdout
 
 
 def test_a_lost_connection_is_made_again_without_losing_an_event(

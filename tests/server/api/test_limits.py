@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+import tracemalloc
 from contextlib import ExitStack
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tests.server.api.consortia import Consortium, Server
 
 SHORT, LONG = 0.3, 20.0
+CONNECTIONS = 20
 
 
 @pytest.fixture
@@ -234,3 +236,16 @@ def test_every_answer_has_the_headers_that_browsers_heed_and_none_that_lets_othe
             assert "server" not in answer.headers
         asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
         assert http.options("/v1/sessions", headers=asked).status_code == 405
+
+
+def test_whoever_connects_takes_little_memory(shared_server: Server) -> None:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        with ExitStack() as stack:
+            for _ in range(CONNECTIONS):
+                stack.enter_context(secured(shared_server))
+            after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < CONNECTIONS * (100 << 10)

@@ -170,8 +170,10 @@ def test_a_session_ends_when_its_person_signs_out_and_after_an_hour(
     ends = who(server, second)["ends"]
     (kept,) = server.store.sessions.of("rosa")
     assert ends == kept.ends == kept.made + SESSION_SECONDS
-    monkeypatch.setattr(server.port._following._people, "_now", lambda: ends + 1.0)
-    assert who(server, second) == 401
+    people = server.port._following._people
+    for now, holds in ((kept.made - 60.0, True), (kept.made - 7200.0, False), (ends - 1.0, True), (ends + 1.0, False)):
+        monkeypatch.setattr(people, "_now", lambda now=now: now)
+        assert (who(server, second) != 401) is holds
 
 
 def test_a_session_goes_on_when_the_server_is_started_again(server: Server) -> None:

@@ -6,6 +6,7 @@ from threading import Event
 import httpx
 import pytest
 
+from privacy.errors import StorageError
 from server.operations.operating import operating
 from server.process import open_service
 from server.settings import read_consortium
@@ -66,6 +67,16 @@ def test_a_server_that_waits_to_lead_is_alive_but_not_ready(operated: Operated) 
         assert operated.metrics()["cloister_server_leading", ""] == 0
 
 
+def test_a_server_that_cannot_reach_its_store_does_not_blame_another_process(operated: Operated) -> None:
+    away = f"postgresql+psycopg://owner@127.0.0.1:{unused_port()}/postgres"
+    operated.settings(f"[operations]\nlisten = '127.0.0.1:{operated.port}'\n[store]\nurl = '{away}'")
+    with operating(read_consortium(operated.federation.server)):
+        answer = operated.ask("/readyz")
+        assert answer.status_code == 503
+        assert answer.text.startswith(f"{away}: PostgreSQL cannot be used (")
+        assert "another process" not in answer.text
+
+
 def test_a_store_that_is_damaged_or_full_makes_a_server_unready(
     operated: Operated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +93,21 @@ def test_a_store_that_is_damaged_or_full_makes_a_server_unready(
         file.write_bytes(b"no database" * 1000)
     assert "this database is damaged" in watch.look().trouble
     watch.close()
+
+
+def test_a_store_that_is_removed_meanwhile_is_not_made_anew(operated: Operated) -> None:
+    folder = Path(operated.federation.server)
+    with Store.open(operated.place) as store:
+        store.runs()
+        for file in folder.glob("store.sqlite*"):
+            file.unlink()
+        watch = StoreWatch(operated.place)
+        assert "store.sqlite is missing; restore it from the server's backup" in watch.look().trouble
+        watch.close()
+        store.database.close()
+        with pytest.raises(StorageError, match="is missing; restore it"):
+            store.runs()
+    assert not list(folder.glob("store.sqlite*"))
 
 
 def test_looking_often_asks_the_store_now_and_then(operated: Operated) -> None:

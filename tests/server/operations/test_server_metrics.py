@@ -73,9 +73,7 @@ def test_a_server_is_ready_when_it_leads_and_nothing_is_wrong(server: Server) ->
     assert server.ask("/readyz").text == "ok\n"
     server.state = replace(server.state, leading=False, troubles=("the store cannot be written: disk full",))
     answer = server.ask("/readyz")
-    assert (answer.status_code, answer.text.count("\n")) == (503, 2)
-    assert "another process leads" in answer.text
-    assert "disk full" in answer.text
+    assert (answer.status_code, answer.text) == (503, "the store cannot be written: disk full\n")
     assert server.ask("/livez").status_code == 200
     assert server.metrics()["cloister_server_ready", ""] == server.metrics()["cloister_server_leading", ""] == 0
 

@@ -32,17 +32,14 @@ def connected(url: str) -> psycopg.Connection:
 
 @contextmanager
 def away(url: str) -> Iterator[None]:
-    """Have a PostgreSQL end all connections, and take none, while this context lasts."""
-    with connected(url) as connection:
-        connection.execute("DROP ROLE IF EXISTS spare")
-        connection.execute(f"CREATE ROLE spare SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
-        connection.execute("ALTER ROLE owner NOLOGIN")
-    with connected(url.replace("owner@", "spare@")) as spare:
-        spare.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'owner'")
+    """Have a PostgreSQL end all connections to its database, and take none, while this context lasts."""
+    with connected(f"{url.rpartition('/')[0]}/template1") as aside:
+        aside.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false")
+        aside.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres'")
         try:
             yield
         finally:
-            spare.execute("ALTER ROLE owner LOGIN")
+            aside.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true")
 
 
 def run_named(name: str = "lungs", signer: str = "ada") -> SignedRun:

@@ -18,6 +18,7 @@ from server.store.database import PASSWORD_VARIABLE, is_away
 from server.store.records import CHUNK
 from server.store.store import Store
 from server.store.tables import CHUNKS, EVENTS
+from tests.client.data.sources.databases import PASSWORD
 from tests.ports import unused_port
 from tests.server.store.stores import away, connected, place_in, run_named
 
@@ -93,6 +94,14 @@ def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path: Path, damage: str)
     ):
         store.runs()
     assert file.read_bytes() == bytes(data)
+
+
+def test_a_log_that_lost_its_end_is_named(tmp_path: Path) -> None:
+    with Store.open(place_in(tmp_path)) as store:
+        store.submit(run_named())
+        os.truncate(tmp_path / "store.sqlite-wal", 0)
+        with pytest.raises(StorageError, match="this database is damaged; restore it from the server's"):
+            Store.open(place_in(tmp_path))
 
 
 def test_what_a_disk_altered_without_a_database_noticing_is_not_taken_for_what_was_written(place: ServerFolder) -> None:
@@ -190,6 +199,45 @@ def test_a_server_that_is_away_or_refuses_the_password_is_named(
         assert not is_away(raised.value)
 
 
+def test_what_somebody_has_to_mend_in_a_postgresql_is_told_from_what_passes(tmp_path: Path, database: str) -> None:
+    server = database.rpartition("/")[0]
+    with connected(database) as connection:
+        connection.execute(f"CREATE ROLE narrow LOGIN PASSWORD '{PASSWORD}'")
+        connection.execute("CREATE DATABASE narrow")
+        connection.execute("REVOKE CONNECT ON DATABASE narrow FROM public")
+
+    def refused(url: str) -> StorageError:
+        with pytest.raises(StorageError) as raised:
+            Store.open(place_in(tmp_path, url))
+        return raised.value
+
+    theirs = database.replace("owner@", "narrow@")
+    try:
+        for url, advice in (
+            (f"{server}/nowhere", "create this database, or correct its name in [store] url"),
+            (theirs, "let [store] url's user own this database, or a schema of it"),
+            (f"{theirs.rpartition('/')[0]}/narrow", "let [store] url's user own this database, or a schema of it"),
+            (f"{database}?sslmode=require", "correct sslmode and the certificates in [store] url"),
+        ):
+            error = refused(url)
+            assert str(error).endswith(f"; {advice}")
+            assert not is_away(error)
+        with connected(database) as connection:
+            connection.execute("ALTER ROLE narrow NOLOGIN")
+        assert str(error := refused(theirs)).endswith("; let [store] url's user log in, or name another")
+        assert not is_away(error)
+        with connected(database) as connection:
+            connection.execute("ALTER ROLE narrow LOGIN CONNECTION LIMIT 0")
+        assert is_away(refused(theirs))
+        with connected(database) as connection:
+            connection.execute("ALTER DATABASE narrow SET default_transaction_read_only = on")
+        assert is_away(refused(f"{server}/narrow"))
+    finally:
+        with connected(database) as connection:
+            connection.execute("DROP DATABASE narrow")
+            connection.execute("DROP ROLE narrow")
+
+
 def end_connections(url: str) -> int:
     """End every connection to the database but this one."""
     with connected(url) as connection:
@@ -236,7 +284,7 @@ def test_a_database_that_stays_away_ends_in_a_sentence(tmp_path: Path, database:
         store.database.patience = 0.1
         with (
             away(database),
-            pytest.raises(StorageError, match=r"PostgreSQL cannot be used .*not permitted to log in") as raised,
+            pytest.raises(StorageError, match=r"PostgreSQL cannot be used .*not currently accepting") as raised,
         ):
             store.record(digest).append({"event": "lost"})
         assert is_away(raised.value)
