@@ -148,6 +148,23 @@ class Population:
             in_time = self.seconds.draw(len(trained), draw) <= self.deadline
         return Turnout(trained[in_time], trained[~in_time], len(begun) - len(trained))
 
+    def check_enough(self, minimum: int, rounds: int) -> None:
+        """Check that a round releases a model, before any is charged.
+
+        Raises:
+            ConfigError: if fewer than the cohort's minimum deliver in each.
+        """
+        most = 0
+        for number in range(1, rounds + 1):
+            most = max(most, len(self.turnout(number).delivered))
+            if most >= minimum:
+                return
+        msg = (
+            f"at most {most} of {self.sites} sites would deliver an update in any of the {rounds} rounds, and a sum "
+            f"takes {minimum}; raise participation or deadline, lower dropout, or play more sites"
+        )
+        raise ConfigError(msg)
+
     def __str__(self) -> str:
         text = f"{self.participation}, dropout {self.dropout:g}, seconds {self.seconds}, deadline {self.deadline:g}"
         return re.sub(r" at 0x[0-9a-f]+", "", text)  # where a function lies in memory

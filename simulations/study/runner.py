@@ -207,6 +207,8 @@ def prepare(
     population = Population(
         len(divided), read_participation(participation), seed, dropout, read_seconds(site_seconds), seconds
     )
+    if site_privacy is None:
+        population.check_enough(settings.cohort.minimum, settings.rounds)
     noise = site_privacy.planned(len(divided), settings.rounds, population.participation) if site_privacy else None
     simulation = Simulation(
         own,

@@ -75,8 +75,9 @@ def test_every_engine_plays_the_same_population() -> None:
 def test_sites_that_are_late_have_spent_their_privacy() -> None:
     run = {"rounds": 4}
     late = simulate(
-        Sign, (INPUTS, TARGETS), run, sites=8, engine="vectorised", site_seconds="uniform:10:20", deadline=5.0
+        Sign, (INPUTS, TARGETS), run, sites=8, engine="vectorised", site_seconds="uniform:10:20", deadline=11.5
     )
-    assert [row["released"] for row in late.rows] == [False] * 4
-    assert "fewer than the minimum" in late.rows[0]["problems"]
+    unreleased = [row["problems"] for row in late.rows if not row["released"]]
+    assert 0 < len(unreleased) < 4
+    assert all("fewer than the minimum" in problems for problems in unreleased)
     assert late.epsilon == pytest.approx(3.0, rel=0.02)

@@ -260,6 +260,8 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"participation": "some:0.2"}, "says no participation; write all"),
         ({"participation": "poisson"}, "says no participation"),
         ({"participation": "poisson:"}, "says no participation"),
+        ({"participation": 0.2}, "at most 1 of 4 sites would deliver .* and a sum takes 2; raise participation"),
+        ({"site_seconds": "uniform:10:20", "deadline": 5.0}, "at most 0 of 4 sites would deliver"),
         ({"run": {"rouns": 3}}, "did you mean `rounds`"),
         ({"run": {"rounds": 3, "privacy": {"epsilon": -1.0, "max_grad_norm": 1.0}}}, "greater than 0"),
         ({"run": PLAIN | {"strategy": "fedprocks"}}, "fedprocks"),
