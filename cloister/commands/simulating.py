@@ -39,7 +39,10 @@ def simulate(
             "[data] names it."
         ),
     ] = None,
-    sites: Annotated[int | None, typer.Option(help="How many sites share the records; by default, 10.", min=1)] = None,
+    sites: Annotated[
+        int | None,
+        typer.Option(help="How many sites share the records; by default, what run or partition say, or 10.", min=1),
+    ] = None,
     partition: Annotated[
         str,
         typer.Option(help="iid, dirichlet:0.3, shards:2, by_column:ward, quantity_skew:0.5 or feature_shift:0.1."),

@@ -35,7 +35,10 @@ def tune(
         bool, typer.Option("--minimise", help="The smallest metric is the best, as for a loss.")
     ] = False,
     pruner: Annotated[str, typer.Option(help="Ends poor trials early: median, hyperband or none.")] = "median",
-    sites: Annotated[int | None, typer.Option(help="How many sites share the records; by default, 10.", min=1)] = None,
+    sites: Annotated[
+        int | None,
+        typer.Option(help="How many sites share the records; by default, what run or partition say, or 10.", min=1),
+    ] = None,
     partition: Annotated[str, typer.Option(help="As for simulate: iid, dirichlet:0.3, shards:2, …")] = "iid",
     participation: Annotated[str, typer.Option(help="As for simulate: all, 0.1, poisson:0.1 or available.")] = "all",
     engine: Annotated[str, typer.Option(help="As for simulate: auto, inline, processes or vectorised.")] = "auto",

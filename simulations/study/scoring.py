@@ -63,7 +63,7 @@ def check_names(task: Task, name: str, module: nn.Module, example: Example) -> N
     """
     with torch.no_grad(), foreign(name, "metrics()"):
         metrics = task.metrics(call(module.eval(), example.inputs), example.targets)
-    if taken := sorted(NOT_METRICS & {*metrics, *task.named_metrics}):
+    if taken := sorted({"loss", *NOT_METRICS} & {*metrics, *task.named_metrics}):
         msg = f"{name}: its metric {taken[0]!r} has the name of another column of a simulation's rounds; rename it"
         raise TaskError(msg)
 

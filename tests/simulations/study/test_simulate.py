@@ -85,7 +85,7 @@ class Misnamed(Labels):
     """The same with a metric whose name a round has for something else."""
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"bytes": (outputs.argmax(1) == targets).float()}
+        return {"loss": (outputs.argmax(1) == targets).float()}
 
 
 def _frame() -> pd.DataFrame:
@@ -307,7 +307,7 @@ def test_a_result_can_be_looked_at_saved_and_reported(tmp_path: Path) -> None:
         ({"run": {"epsilon": 1.0}}, r"it belongs in \[privacy\]"),
         ({"run": {"training": {"batch_size": 8}}}, "keys are sample_rate, learning_rate"),
         ({"task": nn.Linear}, "is not a task"),
-        ({"task": Misnamed}, "its metric 'bytes' has the name of another column"),
+        ({"task": Misnamed}, "its metric 'loss' has the name of another column"),
         ({"task": "nothing:There"}, "cannot be imported"),
     ],
 )
