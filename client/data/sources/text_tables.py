@@ -1,8 +1,8 @@
 """Tables in text files: CSV in the dialects that spreadsheets write.
 
-The dialect is RFC 4180 without line breaks inside quotes, so that an unclosed quote spoils one line, not the file.
-PyArrow splits blocks of whole lines; a block with anything odd in it is split again line by line, which is slow, and
-finds the lines that cannot be used.
+The dialect is RFC 4180. Lines are joined where a cell in quotes goes over several, if they make a row; so an unclosed
+quote spoils one line, not the file. PyArrow splits blocks of whole rows; a block with anything odd in it is split again
+row by row, which is slow, and finds the rows that cannot be used.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from privacy.failures import reason
 from privacy.storage import open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from client.data.sources.options import Csv, ListedOptions
 
 _BLOCK = 1 << 20  # bytes at a time
-_LONGEST = 1 << 20  # characters of a line
+_LONGEST = 1 << 20  # characters of a row
+_MOST_LINES = 1000  # of a row
 _OTHER_KINDS = {
     b"PK\3\4": ("a spreadsheet, or another zip archive", "save its table as CSV"),
     b"\xd0\xcf\x11\xe0": ("a spreadsheet or document", "save its table as CSV"),
@@ -63,10 +64,55 @@ class TextTable(Table):
         if len(names) == 1 and (used := next((mark for mark in ";,\t|" if mark in names[0]), None)):
             self.fail("its first line names one column", f"set separator = {_toml(used)} in [data.source]")
         places = self.places(wanted, names)
-        for number, lines in chain([first], blocks):
-            numbers = [at for at, line in enumerate(lines, number) if line.strip()]
+        for rows in self._rows(chain([first], blocks), len(names)):
+            numbers = [number for number, row in rows if row.strip()]
             if numbers:
-                yield self._chunk(numbers, [lines[at - number] for at in numbers], places, len(names))
+                yield self._chunk(numbers, [row for _, row in rows if row.strip()], places, len(names))
+
+    def _rows(self, blocks: Iterable[tuple[int, list[str]]], count: int) -> Iterator[list[tuple[int, str]]]:
+        """Join the lines of rows of `count` cells; yield rows, each with the number of its first line."""
+        held = list[tuple[int, str]]()
+        for number, lines in blocks:
+            held += enumerate(lines, number)
+            rows, held = self._joined(held, count, more=True)
+            yield rows
+        yield self._joined(held, count, more=False)[0]
+
+    def _joined(
+        self, lines: list[tuple[int, str]], count: int, *, more: bool
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """Return the rows of some lines, and the last lines if it depends on `more` of them what row they are."""
+        if not any(_opens(line) for _, line in lines):
+            return lines, []
+        rows, at = list[tuple[int, str]](), 0
+        while at < len(lines):
+            number, line = lines[at]
+            if _opens(line):
+                row = self._over_several(lines[at : at + _MOST_LINES], count)
+                if row is None and more and len(lines) - at < _MOST_LINES:
+                    return rows, lines[at:]
+                line = row or line
+            rows.append((number, line))
+            at += 1 + line.count("\n")
+        return rows, []
+
+    def _over_several(self, lines: list[tuple[int, str]], count: int) -> str | None:
+        """Join lines, of which the first opens a quote, up to that which closes it.
+
+        Returns:
+            The row, or the first line alone if they make none of `count` cells; None if no line closes the quote.
+        """
+        row = lines[0][1]
+        for _, line in lines[1:]:
+            row = f"{row}\n{line}"
+            if len(row) > _LONGEST:
+                break
+            if _opens(line):  # closes
+                fields = self._fields(row)
+                return row if fields is not None and len(fields) == count else lines[0][1]
+        else:
+            return None
+        return lines[0][1]
 
     def _chunk(self, numbers: list[int], lines: list[str], places: Mapping[str, int], count: int) -> Chunk:
         table = self._plain(lines, count)
@@ -77,7 +123,7 @@ class TextTable(Table):
             fields = self._fields(line)
             if fields is None:
                 advice = 'put the whole cell in quotes, and write "" for a quote inside it'
-                text = "a quote is inside a cell, or is not closed on its line"
+                text = "a quote is inside a cell, or is not closed"
                 problems.append(Problem(number, None, f"{text}; {advice}"))
             elif len(fields) != count:
                 text = f"{len(fields)} cells where the first line names {count} columns"
@@ -178,6 +224,11 @@ class TextTable(Table):
         if encoding == "utf-8":
             advice = 'save it as UTF-8, or set encoding = "windows-1252" (or "latin-1", "utf-16") in [data.source]'
         self.fail(f"line {line} is not {encoding} text", advice)
+
+
+def _opens(line: str) -> bool:
+    """Whether a line opens a quote without closing it, or the reverse."""
+    return '"' in line and line.count('"') % 2 == 1
 
 
 def _encoding(start: bytes, declared: str) -> str:

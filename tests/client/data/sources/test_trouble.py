@@ -47,6 +47,7 @@ TAKEN: dict[str, tuple[bytes, dict[str, Any]]] = {
     "letters of any script": (WHOLE.replace("oncology", "🏥 病院").encode(), {}),
     "a null character": (WHOLE.replace("oncology", "onco\0logy").encode(), {}),
     "a separator in quotes": (WHOLE.replace("oncology", '"oncology, ""B"""').encode(), {}),
+    "line breaks in quotes": (WHOLE.replace("oncology", '"on\n\nco ""\r\n""logy"').encode(), {}),
     "a time of day": (WHOLE.replace("2020-01-01", "2020-01-01T23:59:59-11:00").encode(), {}),
 }  # fmt: skip
 REFUSED: dict[str, tuple[bytes, str]] = {
@@ -74,9 +75,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         WHOLE.replace("2020-01-01", "43831").encode(),
         "line 2, column `admitted`: not a date written as 2024-12-31; correct it, or set dates in [data.source]",
     ),
-    "a line break in quotes": (
-        WHOLE.replace("oncology", '"oncology\nB"').encode(),
-        "line 4: a quote is inside a cell, or is not closed on its line; put the whole cell in quotes",
+    "a quote that is never closed": (
+        WHOLE.replace("oncology", '"oncology').encode(),
+        "line 4: a quote is inside a cell, or is not closed; put the whole cell in quotes",
     ),
     "columns of one name": (
         WHOLE.replace("smoker", "age").encode(),
