@@ -172,6 +172,7 @@ class ListedTable(TextTable):
         self._files: list[tuple[int, str]] = []  # a path takes ten times the memory of its text
         self._folders, self._folder = folders, path.parent.resolve()
         self._paths = dict[int, str]()
+        self._first: dict[str, int] | None = None  # the row that lists a file, if no other row may
         self._alike = dict[Path, dict[str, str]]()  # names in a folder, for messages
 
     def file_of(self, index: int) -> tuple[int, Path]:
@@ -187,7 +188,9 @@ class ListedTable(TextTable):
         Raises:
             DataError: if the table cannot be read.
         """
+        self._first = None if declared.person else {}
         records = read_tensors(self, declared, findings, progress)
+        self._first = None
         self._files = [(row, self._paths[row]) for row in records.rows]
         self._paths.clear()
         self._alike.clear()
@@ -203,13 +206,24 @@ class ListedTable(TextTable):
             problems, usable = list(chunk.problems), list[bool]()
             for row, name in zip(chunk.rows, chunk.columns[FILE].to_pylist(), strict=True):
                 try:
-                    self._paths[row] = str(self._find(name.strip()))
+                    self._paths[row] = self._only(row, str(self._find(name.strip())))
                 except UnusableError as error:
                     problems.append(Problem(row, self.named(FILE), str(error)))
                 usable.append(row in self._paths)
             columns = {name: chunk.columns[name].filter(usable) for name in wanted}
             rows = [row for row in chunk.rows if row in self._paths]
             yield Chunk(columns, rows, problems)
+
+    def _only(self, row: int, file: str) -> str:
+        """Return a row's file.
+
+        Raises:
+            UnusableError: if another row lists it, and nothing says whom rows are about: one person would count twice.
+        """
+        if self._first is not None and (first := self._first.setdefault(file, row)) != row:
+            msg = f"the file of {self.row} {first} again; leave one out, or have the task name a column for persons"
+            raise UnusableError(msg)
+        return file
 
     def _names(self, folder: Path) -> dict[str, str]:
         """Return the names in a folder, by what those alike have in common; none if it leads out of the table's own."""

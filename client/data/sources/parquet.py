@@ -55,6 +55,9 @@ class ParquetTable(Table):
         if not self.path.is_dir():
             return [self.path]
         paths = sorted(self.path.glob("*.parquet"))
+        if deeper := next(self.path.glob("*/**/*.parquet"), None):
+            folder = deeper.relative_to(self.path).parent
+            self.fail(f"its folder {folder} has files *.parquet, too", "put all of them into this folder")
         if not paths:
             self.fail("this folder has no file *.parquet", "name another, or one file")
         return paths

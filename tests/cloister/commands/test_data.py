@@ -161,8 +161,9 @@ def test_records_left_out_because_a_person_has_more_are_counted(site: Callable[.
 def test_a_record_of_a_table_whose_loss_cannot_be_computed_has_line_and_column(site: Callable[..., Path]) -> None:
     output = check(site("age,cost\n\n20,1\n30,0\n", task=task_name(Costs)), code=1)
     assert f"patients.csv, line 4, column `cost`: {task_name(Costs)} cannot use it: the loss is not finite" in output
-    folder = site("file,size\n\na.png,1\na.png,0\n", task=task_name(Sizes), source='source = "images"')
-    Image.new("L", (6, 4), 30).save(folder / "a.png")
+    folder = site("file,size\n\na.png,1\nb.png,0\n", task=task_name(Sizes), source='source = "images"')
+    for name in ("a.png", "b.png"):
+        Image.new("L", (6, 4), 30).save(folder / name)
     assert "patients.csv, line 4, column `size`: " in check(folder, code=1)
 
 

@@ -112,7 +112,7 @@ def test_records_of_ones_own_are_divided_among_any_number_of_sites(folder: Path,
     late = "--site-seconds", "lognormal:500:0.1", "--deadline", "1"
     untrained = cloister("simulate", "elsewhere/study.toml", *command[2:], *late, cwd=folder)  # its task is here
     assert untrained.returncode == 1
-    assert "✗ none of 2 rounds released a model: it is untrained; in the last one, " in untrained.stderr
+    assert "✗ at most 0 of 20 sites would deliver an update in any of the 2 rounds, and " in untrained.stderr
     assert "✓" not in untrained.stdout
     wrong = cloister("simulate", "--records", "patients.csv", cwd=folder)
     assert (wrong.returncode, "which names the task" in wrong.stderr) == (1, True)

@@ -98,6 +98,7 @@ class Consortium:
             yield
         finally:
             hold.unlink(missing_ok=True)
+            hold.with_suffix(MET).unlink(missing_ok=True)  # nobody may have waited for it
 
     def await_training(self, site: str) -> None:
         met = (self.federation.paths[site] / HOLD).with_suffix(MET)

@@ -305,8 +305,9 @@ def test_folders_may_be_named_as_windows_names_them(tmp_path: Path) -> None:
 
 
 def test_labels_are_checked_as_any_column_is(tmp_path: Path) -> None:
-    save(tmp_path, "a.png")
-    message = complaint(labels(tmp_path, "a.png,benign", "a.png,doubtful", "a.png,", "a.png"), Images(), Picture())
+    for name in "abcd":
+        save(tmp_path, f"{name}.png")
+    message = complaint(labels(tmp_path, "a.png,benign", "b.png,doubtful", "c.png,", "d.png"), Images(), Picture())
     assert message == (
         "labels.csv, line 3, column `label`: none of the task's 2 values (benign, malignant); correct it (2 more; "
         "`cloister data check` lists them)"
@@ -316,6 +317,21 @@ def test_labels_are_checked_as_any_column_is(tmp_path: Path) -> None:
     own = Images(separator=";", columns={"file": "name", "label": "finding"})
     assert len(read(path, own, Picture())[0]) == 1
     assert "there is no column `file`" in complaint(path, Images(separator=";"), Picture())
+
+
+def test_a_file_is_listed_once_unless_persons_are_named(tmp_path: Path) -> None:
+    class OfPatients(Picture):
+        person = "patient"
+
+    save(tmp_path, "a.png")
+    save(tmp_path, "b.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    again = "the file of line 2 again; leave one out, or have the task name a column for persons"
+    for name in ("a.png", "./a.png", "link.png"):
+        path = labels(tmp_path, "a.png,benign", "b.png,benign", f"{name},malignant")
+        assert complaint(path, Images(), Picture()) == f"labels.csv, line 4, column `file`: {again}"
+    path.write_text("file,label,patient\na.png,benign,1\na.png,malignant,1\n")
+    assert len(read(path, Images(), OfPatients())[0]) == 2
 
 
 def test_a_source_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ def test_a_folder_of_files_is_one_table_in_the_order_of_their_names(tmp_path: Pa
     assert len(inputs) == len(targets) == 6
     assert inputs[[0, 4], 0].tolist() == [-1, 1]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "year=2020" / "month=1").mkdir(parents=True)
+    (tmp_path / "a.parquet").rename(tmp_path / "year=2020" / "month=1" / "a.parquet")
+    assert "its folder year=2020/month=1 has files *.parquet, too; put all of" in complaint(tmp_path, Parquet())
     assert (
         complaint(tmp_path / "empty", Parquet())
         == "empty: this folder has no file *.parquet; name another, or one file"
