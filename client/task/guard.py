@@ -172,7 +172,7 @@ def _make_and_check(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
             if turn != "again":
                 Probe(task, module).outputs(_turned(inputs, 2))
             if not as_made or not same(outputs, Probe(task, module).outputs(copied(inputs))):
-                raise TaskError(_ANOTHER if turn == "again" else REMEMBERS)
+                raise TaskError(_ANOTHER if turn == "again" and not as_made else REMEMBERS)
     return module, marks
 
 
@@ -183,7 +183,16 @@ def _check_form(module: nn.Module) -> None:
             msg = f"its model's parameter `{name}` has no size yet; use layers of fixed size, not nn.Lazy…"
             raise TaskError(msg)
         if tensor.requires_grad and tensor.dtype != torch.float32:
-            msg = "its model trains parameters that are not float32; make all of them float32, or freeze them"
+            advice = "make all of them float32, or freeze them"
+            if tensor.is_complex():
+                advice = "make it float32, with a last dimension of 2, and write torch.view_as_complex in forward"
+            msg = f"its model trains parameters that are not float32, such as `{name}`, of {tensor.dtype}; {advice}"
+            raise TaskError(msg)
+        if tensor.device.type != "cpu":
+            msg = f"its model's `{name}` is on {tensor.device}; make the model on the CPU, and leave devices to Cloister"
+            raise TaskError(msg)
+        if tensor.layout != torch.strided:
+            msg = f"its model's `{name}` is sparse, which its file cannot hold; keep it dense, by .to_dense()"
             raise TaskError(msg)
         if tensor.dtype not in DTYPES:
             msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
