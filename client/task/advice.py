@@ -7,6 +7,7 @@ which the model or the loss works is the advice. If none does, a layer that gets
 from __future__ import annotations
 
 from contextlib import suppress
+from inspect import signature
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from client.task.task import Task
 
+DERIVATIVE = "torch.func.vmap(torch.func.grad(…)) in place of torch.autograd.grad"
+"""How a model may differentiate its own outputs with respect to each record's inputs."""
+
 _MOST = 4  # inputs of a model, of which all changes are tried
 _Change = tuple["Callable[[Tensor], Tensor]", str]  # and how it is written
 
@@ -30,7 +34,11 @@ _LONG: _Change = (lambda part: part.long(), ".long()")
 _COLUMN: _Change = (lambda part: part.unsqueeze(1), ".unsqueeze(1)")
 _ROW: _Change = (lambda part: part.squeeze(1), ".squeeze(1)")
 _FLAT: _Change = (lambda part: part.flatten(1), ".flatten(1)")
+_CHANNELS: _Change = (lambda part: part.movedim(-1, 1), ".movedim(-1, 1)")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OTHER_FLOATS = {torch.float64, torch.float16, torch.bfloat16}
+_OF_NUMBERS = (nn.Linear, *_CONVOLUTIONS, nn.RNNBase, nn.LayerNorm, nn.GroupNorm)
+_OF_WORDS = (nn.Embedding, nn.EmbeddingBag)
 _FORMS = {
     1: ("n", "channels", "length"),
     2: ("n", "channels", "height", "width"),
@@ -38,19 +46,33 @@ _FORMS = {
 }
 
 
-def advice_on_model(module: nn.Module, inputs: Inputs) -> str | None:
-    """Return what is wrong with a model that fails on made-up inputs, and what to write; None if that is not known."""
+def advice_on_model(module: nn.Module, inputs: Inputs, failure: BaseException | None) -> str | None:
+    """Return what is wrong with a model that fails on made-up inputs, and what to write; None if that is not known.
+
+    Args:
+        module: the model; torch computes gradients, or not, as it did when the model failed.
+        inputs: `(n, ...)`.
+        failure: what it raised.
+    """
+    if "Inference tensors" in str(failure):
+        return (
+            "its model computes under torch.inference_mode(), whose results cannot be in a gradient; write "
+            "torch.no_grad() there instead"
+        )
+    if "does not require grad" in str(failure):
+        return (
+            "its model computes gradients in forward, which fails where torch records none, as in an evaluation; "
+            f"write {DERIVATIVE}"
+        )
+    if (wrong := _on_call(module, inputs)) is not None:
+        return wrong
     parts = tensors(inputs)
     names = (
         ["inputs"] if isinstance(inputs, Tensor)
         else [f"inputs[{name!r}]" for name in (inputs if isinstance(inputs, dict) else range(len(inputs)))]
     )  # fmt: skip
-    options = [[_KEPT, *_types_of(part)] for part in parts]
-    tries = sorted(product(*options), key=lambda changes: sum(each is not _KEPT for each in changes))[1:]
-    if len(parts) == 1:
-        tries += [(each,) for each in (_COLUMN, _FLAT)]
-    for changes in tries if len(parts) <= _MOST else ():
-        with suppress(Exception), torch.no_grad():
+    for changes in _changes(parts):
+        with suppress(Exception):
             changed = [change(part) for (change, _), part in zip(changes, parts, strict=True)]
             if _has_rows(call(module, _like(inputs, changed)), count(inputs)):
                 codes = [f"{name}{code}" for name, (_, code) in zip(names, changes, strict=True) if code]
@@ -72,7 +94,11 @@ def advice_on_loss(task: Task, outputs: Tensor, targets: Tensor, failure: BaseEx
     """
     if isinstance(failure, IndexError):
         return _on_classes(outputs, targets)
-    shapes = [_KEPT, *([_COLUMN] if targets.dim() == 1 else [_ROW] if targets.dim() == 2 else [])]  # noqa: PLR2004
+    shapes = [_KEPT]
+    if targets.dim() == 1 or targets.dim() < outputs.dim():
+        shapes.append(_COLUMN)
+    elif targets.shape[1] == 1:
+        shapes.append(_ROW)
     both = f"outputs {form_of(outputs)} and targets {form_of(targets)}"
     for shape, kind in product(shapes, [_KEPT, *_types_of(targets)]):
         if _works(task, outputs, kind[0](shape[0](targets))):
@@ -80,6 +106,11 @@ def advice_on_loss(task: Task, outputs: Tensor, targets: Tensor, failure: BaseEx
                 f"its loss() cannot compute with {both}, as its model and its example() make them; return "
                 f"targets{kind[1]}{shape[1]} from example() and load() instead"
             )
+    if outputs.dim() > 2 and _works(task, outputs.movedim(-1, 1), targets):  # noqa: PLR2004 - each with classes
+        return (
+            f"its loss() cannot compute with {both}; return outputs.movedim(-1, 1), with the classes in dimension 1, "
+            "from the model instead"
+        )
     column = targets.float().reshape(len(targets), -1)
     if _works(task, outputs.sigmoid(), targets) or _works(task, outputs.sigmoid(), column):
         return (
@@ -89,6 +120,16 @@ def advice_on_loss(task: Task, outputs: Tensor, targets: Tensor, failure: BaseEx
     if outputs.dim() == targets.dim() == 2 and outputs.shape[1] != targets.shape[1]:  # noqa: PLR2004 - rows
         return f"its loss() cannot compute with {both}; give the model {targets.shape[1]} outputs in model()"
     return None
+
+
+def advice_on_value(loss: object, outputs: Tensor, targets: Tensor) -> str:
+    """Return what a loss should return instead of what it does, and how to write that."""
+    if isinstance(loss, Tensor) and loss.dim() == 0 and targets.dtype == torch.float64:
+        return "return targets.float() from example() and load()"
+    advice = "return a float32 scalar: the mean of one term per record"
+    if isinstance(loss, Tensor) and loss.shape == (len(outputs),):
+        return f"{advice}, such as loss.mean()"
+    return f"{advice}, such as loss.float()" if isinstance(loss, Tensor) and loss.dim() == 0 else advice
 
 
 def advice_on_outputs(outputs: object, rows: int) -> str:
@@ -111,6 +152,21 @@ def advice_on_outputs(outputs: object, rows: int) -> str:
 def _types_of(part: Tensor) -> list[_Change]:
     """Return the changes to the other types that layers and losses take."""
     return [change for change, dtype in ((_FLOAT, torch.float32), (_LONG, torch.int64)) if part.dtype != dtype]
+
+
+def _changes(parts: list[Tensor]) -> list[tuple[_Change, ...]]:
+    """Return the changes of inputs to try, one for each of them; few changes first."""
+    if len(parts) > _MOST:
+        return [tuple(_FLOAT if part.dtype in _OTHER_FLOATS else _KEPT for part in parts)]
+    options = [[_KEPT, *_types_of(part)] for part in parts]
+    changes = sorted(product(*options), key=lambda each: sum(change is not _KEPT for change in each))[1:]
+    if len(parts) == 1:
+        changes += [(_both(*each),) for each in product(options[0], (_COLUMN, _FLAT, _CHANNELS))]
+    return changes
+
+
+def _both(one: _Change, other: _Change) -> _Change:
+    return (lambda part: other[0](one[0](part))), one[1] + other[1]
 
 
 def _like(inputs: Inputs, parts: list[Tensor]) -> Inputs:
@@ -138,10 +194,16 @@ def _on_classes(outputs: Tensor, targets: Tensor) -> str | None:
     """Return what is wrong if there are more classes than outputs."""
     if outputs.dim() != 2 or targets.is_floating_point() or targets.numel() != len(outputs):  # noqa: PLR2004 - logits
         return None
-    most, has = int(targets.max()), outputs.shape[1]
-    if most < has or int(targets.min()) < 0:
+    least, most, has = int(targets.min()), int(targets.max()), outputs.shape[1]
+    if most < has and least >= 0:
         return None
+    if least < 0:
+        return (
+            f"its loss() fails: its example() has classes from {least} on; number them from 0 in example() and load()"
+        )
     advice = f"give the model {most + 1} outputs in model()"
+    if least:
+        advice += ", or number the classes from 0 in example() and load()"
     if has == 1:
         advice += (
             ", or write functional.binary_cross_entropy_with_logits(outputs, targets.float().view_as(outputs)) in "
@@ -153,8 +215,26 @@ def _on_classes(outputs: Tensor, targets: Tensor) -> str | None:
     )
 
 
+def _on_call(module: nn.Module, inputs: Inputs) -> str | None:
+    """Return what is wrong if `forward` does not take as many inputs, or not by these names."""
+    named = inputs if isinstance(inputs, dict) else {}
+    placed = [] if named else tensors(inputs)
+    try:
+        signature(module.forward).bind(*placed, **named)
+    except TypeError:
+        places = ", ".join(named) or (
+            "inputs" if len(placed) == 1 else ", ".join(f"input_{n + 1}" for n in range(len(placed)))
+        )
+        called = ", ".join(f"{name}=…" for name in named) or ", ".join("…" for _ in placed)
+        return (
+            f"its model is called as forward({called}), with the inputs that its example() returns; write "
+            f"forward(self, {places}), or return other inputs from example() and load()"
+        )
+    return None
+
+
 def _on_layer(module: nn.Module, inputs: Inputs) -> str | None:
-    """Return which layer gets another size than it takes, and what to write."""
+    """Return which layer gets another type or size than it takes, and what to write."""
     entered = list[tuple[nn.Module, Tensor | None]]()
 
     def enter(layer: nn.Module, args: tuple[object, ...]) -> None:
@@ -186,8 +266,13 @@ def _on_layer(module: nn.Module, inputs: Inputs) -> str | None:
     return None
 
 
-def _sizes(layer: nn.Module, given: Tensor) -> Iterator[tuple[str, int, int, str]]:
-    """Yield of a layer what it counts, how many it takes, how many it gets, and what to do about it."""
+def _sizes(layer: nn.Module, given: Tensor) -> Iterator[tuple[str, object, object, str]]:
+    """Yield of a layer what it counts, how many it takes, how many it gets, and what to do; first their type."""
+    dtype = str(given.dtype).removeprefix("torch.")
+    if isinstance(layer, _OF_NUMBERS):
+        yield "numbers", "float32", dtype, "write .float() before it"
+    elif isinstance(layer, _OF_WORDS) and given.dtype not in {torch.int32, torch.int64}:
+        yield "numbers", "int64", dtype, "write .long() before it"
     last, second = given.shape[-1] if given.dim() else 0, given.shape[1] if given.dim() > 1 else 0
     kind = type(layer).__name__
     if isinstance(layer, nn.Linear):

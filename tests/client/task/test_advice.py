@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from tests.probes import Toy, complaint
+from tests.probes import Through, Toy, complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,12 +47,72 @@ class Words(nn.Module):
         return outputs
 
 
+class Many(nn.Module):
+    """Takes five tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 2)
+
+    @override
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(torch.cat(inputs, 1))
+        return outputs
+
+
+class Scaled(nn.Module):
+    """Multiplies by a constant of another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(inputs * torch.ones(4, dtype=torch.float64))
+        return outputs
+
+
+@torch.inference_mode()
+def inferred(inputs: Tensor) -> Tensor:
+    return inputs * 2
+
+
+def slopes(inputs: Tensor) -> Tensor:
+    held = inputs.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(held.square().sum(), held, create_graph=True)
+    return slope
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, Loss, str]] = {
     "doubles": (network(nn.Linear(4, 2)), vectors(4).double(), classes(2), ENTROPY, "return inputs.float() from"),
     "whole numbers": (network(nn.Linear(4, 2)), NUMBERS, classes(2), ENTROPY,
                       "inputs int64 (n, 4), as its example() makes them up"),
     "numbers of words": (network(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2)), 8 * vectors(4), classes(2),
                          ENTROPY, "return inputs.long() from example() and load() instead"),
+    "unsigned images without channels": (
+        network(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), NUMBERS.reshape(8, 2, 2).byte().repeat(1, 2, 2),
+        classes(2), ENTROPY, "return inputs.float().unsqueeze(1) from example() and load() instead"),
+    "channels last": (network(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 2)), vectors(4, 4, 3), classes(2), ENTROPY,
+                      "return inputs.movedim(-1, 1) from example() and load() instead"),
+    "doubles of many": (Many, [*[vectors(1)] * 4, vectors(1).double()], classes(2), ENTROPY,
+                        "return inputs[4].float() from example() and load() instead"),
+    "a constant of doubles": (Scaled, vectors(4), classes(2), ENTROPY,
+                              "`head` (Linear) takes float32 numbers, but gets float64, in float64 (n, 4); write .float("),
+    "words as numbers": (lambda: Through(lambda x: x + 0.0, nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2)), NUMBERS,
+                         classes(2), ENTROPY, "int64 numbers, but gets float32, in float32 (n, 4); write .long() before"),
+    "several for one": (network(nn.Linear(4, 2)), (vectors(2), vectors(2)), classes(2), ENTROPY,
+                        "is called as forward(…, …), with the inputs that its example() returns; write forward(self, "),
+    "another name": (network(nn.Linear(4, 2)), {"image": vectors(4)}, classes(2), ENTROPY,
+                     "is called as forward(image=…), with the inputs that its example() returns; write forward(self"),
+    "inference": (lambda: Through(inferred, nn.Linear(4, 2)), vectors(4), classes(2), ENTROPY,
+                  "write torch.no_grad() there instead"),
+    "derivatives": (lambda: Through(slopes, nn.Linear(4, 2)), vectors(4), classes(2), ENTROPY,
+                    "write torch.func.vmap(torch.func.grad(…)) in place of torch.autograd.grad"),
+    "derivatives of copies": (lambda: Through(torch.enable_grad()(slopes), nn.Linear(4, 2)), vectors(4), classes(2),
+                              ENTROPY, "write torch.func.vmap(torch.func.grad(…)) in place of torch.autograd.grad"),
+    "half outputs": (lambda: Through(lambda x: x, nn.Linear(4, 2), Through(Tensor.half)), vectors(4), classes(2),
+                     ENTROPY, "returns float16 (n, 2); return float32, for example outputs.float()"),
     "by name": (Words, {"ids": classes(5).float(), "values": vectors(4).double()}, classes(2), ENTROPY,
                 "return inputs['ids'].long() and inputs['values'].float() from"),
     "no channel": (network(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), vectors(4, 4), classes(2), ENTROPY,
@@ -87,6 +147,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, Loss, str]] = {
                       "give the model 4 outputs in model()"),
     "not averaged": (network(nn.Linear(4, 2)), vectors(4), classes(2),
                      lambda outputs, targets: ENTROPY(outputs, targets, reduction="none"), "such as loss.mean()"),
+    "targets in doubles": (network(nn.Linear(4, 2)), vectors(4), vectors(2).double(), functional.mse_loss,
+                           "its loss returns float64 (); return targets.float() from example() and load()"),
+    "weights in doubles": (network(nn.Linear(4, 2)), vectors(4), vectors(2),
+                           lambda one, other: ((one - other) ** 2 * torch.ones(2).double()).mean(),
+                           "return a float32 scalar: the mean of one term per record, such as loss.float()"),
+    "masks with a channel": (network(nn.Conv2d(1, 3, 1)), vectors(1, 2, 2), vectors(1, 2, 2).round(), ENTROPY,
+                             "return targets.long().squeeze(1) from example() and load() instead"),
+    "masks without a channel": (network(nn.Conv2d(1, 1, 1)), vectors(1, 2, 2), vectors(2, 2).round(), LOGITS,
+                                "return targets.unsqueeze(1) from example() and load() instead"),
+    "words first": (network(nn.Embedding(9, 9)), NUMBERS, NUMBERS, ENTROPY,
+                    "return outputs.movedim(-1, 1), with the classes in dimension 1, from the model instead"),
+    "minus one": (network(nn.Linear(4, 2)), vectors(4), classes(2) * 2 - 1, ENTROPY,
+                  "classes from -1 on; number them from 0 in example() and load()"),
+    "from one": (network(nn.Linear(4, 2)), vectors(4), classes(2) + 1, ENTROPY,
+                 "give the model 3 outputs in model(), or number the classes from 0 in example() and load()"),
+    "no targets": (network(nn.Linear(4, 2)), vectors(4), torch.zeros(8), lambda one, _: one.square().mean(),
+                   "if loss() needs no targets, return torch.arange(n)"),
     "a tuple": (network(nn.GRU(4, 2, batch_first=True)), vectors(5, 4), classes(2), ENTROPY,
                 "returns a builtins.tuple; return one tensor with one row per record, for example output"),
 }  # fmt: skip

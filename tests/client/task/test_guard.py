@@ -92,7 +92,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         Toy(lambda: head().double()), "its model trains parameters that are not float32, such as `weight`, of"),
     "complex numbers": (
         Toy(lambda: head().to(torch.complex64)),
-        "its model trains parameters that are not float32, such as `weight`, of torch.complex64; make it float32, with"),
+        "its model trains parameters that are not float32, such as `weight`, of torch.complex64; make it float32,"),
     "another device": (Toy(lambda: head().to("meta")), "its model's `weight` is on meta; make it on the CPU"),
     "a sparse buffer": (Toy(lambda: Constant(torch.eye(3).to_sparse())), "its model's `shift` is sparse, which its"),
     "sparse rows": (Toy(lambda: Constant(torch.eye(3).to_sparse_csr())), "its model's `shift` is sparse, which its"),
