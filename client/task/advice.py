@@ -6,6 +6,7 @@ which the model or the loss works is the advice. If none does, a layer that gets
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from inspect import signature
 from itertools import product
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from client.data.inputs import Inputs, call, count, tensors
-from client.task.forms import form_of
+from client.data.inputs import Inputs, call, count, rows, tensors
+from client.task.forms import form_of, one_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DERIVATIVE = "torch.func.vmap(torch.func.grad(…)) in place of torch.autograd.grad"
 """How a model may differentiate its own outputs with respect to each record's inputs."""
 
+_BATCHES, _SECONDS = range(2, 65), 1.0  # sizes tried, and for how long
 _MOST = 4  # inputs of a model, of which all changes are tried
 _Change = tuple["Callable[[Tensor], Tensor]", str]  # and how it is written
 
@@ -35,9 +37,9 @@ _COLUMN: _Change = (lambda part: part.unsqueeze(1), ".unsqueeze(1)")
 _ROW: _Change = (lambda part: part.squeeze(1), ".squeeze(1)")
 _FLAT: _Change = (lambda part: part.flatten(1), ".flatten(1)")
 _CHANNELS: _Change = (lambda part: part.movedim(-1, 1), ".movedim(-1, 1)")
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _OTHER_FLOATS = {torch.float64, torch.float16, torch.bfloat16}
-_OF_NUMBERS = (nn.Linear, *_CONVOLUTIONS, nn.RNNBase, nn.LayerNorm, nn.GroupNorm)
+_OF_NUMBERS = (nn.Linear, *_CONVOLUTIONS, nn.RNNBase, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
 _OF_WORDS = (nn.Embedding, nn.EmbeddingBag)
 _FORMS = {
     1: ("n", "channels", "length"),
@@ -54,33 +56,14 @@ def advice_on_model(module: nn.Module, inputs: Inputs, failure: BaseException | 
         inputs: `(n, ...)`.
         failure: what it raised.
     """
-    if "Inference tensors" in str(failure):
-        return (
-            "its model computes under torch.inference_mode(), whose results cannot be in a gradient; write "
-            "torch.no_grad() there instead"
-        )
-    if "does not require grad" in str(failure):
-        return (
-            "its model computes gradients in forward, which fails where torch records none, as in an evaluation; "
-            f"write {DERIVATIVE}"
-        )
-    if (wrong := _on_call(module, inputs)) is not None:
-        return wrong
-    parts = tensors(inputs)
-    names = (
-        ["inputs"] if isinstance(inputs, Tensor)
-        else [f"inputs[{name!r}]" for name in (inputs if isinstance(inputs, dict) else range(len(inputs)))]
-    )  # fmt: skip
-    for changes in _changes(parts):
-        with suppress(Exception):
-            changed = [change(part) for (change, _), part in zip(changes, parts, strict=True)]
-            if _has_rows(call(module, _like(inputs, changed)), count(inputs)):
-                codes = [f"{name}{code}" for name, (_, code) in zip(names, changes, strict=True) if code]
-                return (
-                    f"its model cannot compute with inputs {form_of(inputs)}, as its example() makes them up; return "
-                    f"{' and '.join(codes)} from example() and load() instead"
-                )
-    return _on_layer(module, inputs)
+    return (
+        _on_failure(failure)
+        or _on_call(module, inputs)
+        or (_on_layer(module, inputs) if isinstance(failure, IndexError) else None)
+        or _on_size(module, inputs)
+        or _on_form(module, inputs)
+        or _on_layer(module, inputs)
+    )
 
 
 def advice_on_loss(task: Task, outputs: Tensor, targets: Tensor, failure: BaseException | None) -> str | None:
@@ -92,7 +75,7 @@ def advice_on_loss(task: Task, outputs: Tensor, targets: Tensor, failure: BaseEx
         targets: `(n, ...)`.
         failure: what it raised.
     """
-    if isinstance(failure, IndexError):
+    if isinstance(failure, IndexError) and outputs.dim() > 1:
         return _on_classes(outputs, targets)
     shapes = [_KEPT]
     if targets.dim() == 1 or targets.dim() < outputs.dim():
@@ -154,6 +137,58 @@ def _types_of(part: Tensor) -> list[_Change]:
     return [change for change, dtype in ((_FLOAT, torch.float32), (_LONG, torch.int64)) if part.dtype != dtype]
 
 
+def _on_failure(failure: BaseException | None) -> str | None:
+    """Return what is wrong if torch's message says it."""
+    if "Inference tensors" in str(failure):
+        return (
+            "its model computes under torch.inference_mode(), whose results cannot be in a gradient; write "
+            "torch.no_grad() there instead"
+        )
+    if "does not require grad" in str(failure):
+        return (
+            "its model computes gradients in forward, which fails where torch records none, as in an evaluation; "
+            f"write {DERIVATIVE}"
+        )
+    return None
+
+
+def _on_size(module: nn.Module, inputs: Inputs) -> str | None:
+    """Return what is wrong if a model takes batches of another size."""
+    until = time.monotonic() + _SECONDS
+    for size in (count(inputs), *_BATCHES):
+        with suppress(Exception, SystemExit):
+            copies = rows(inputs, torch.zeros(size, dtype=torch.int64))
+            if _has_rows(call(module, copies), size):
+                if size == count(inputs):
+                    return None  # other records fail, not their number
+                return (
+                    f"its model takes batches of {size} only; let it take any number of records, by len(inputs) in "
+                    "place of a constant, and flatten from dimension 1 on"
+                )
+        if time.monotonic() > until:
+            break
+    return None
+
+
+def _on_form(module: nn.Module, inputs: Inputs) -> str | None:
+    """Return what to change of the inputs' types or shapes, if the model then computes."""
+    parts = tensors(inputs)
+    names = (
+        ["inputs"] if isinstance(inputs, Tensor)
+        else [f"inputs[{name!r}]" for name in (inputs if isinstance(inputs, dict) else range(len(inputs)))]
+    )  # fmt: skip
+    for changes in _changes(parts):
+        with suppress(Exception, SystemExit):
+            changed = [change(part) for (change, _), part in zip(changes, parts, strict=True)]
+            if _has_rows(call(module, _like(inputs, changed)), count(inputs)):
+                codes = [f"{name}{code}" for name, (_, code) in zip(names, changes, strict=True) if code]
+                return (
+                    f"its model cannot compute with inputs {form_of(inputs)}, as its example() makes them up; return "
+                    f"{' and '.join(codes)} from example() and load() instead"
+                )
+    return None
+
+
 def _changes(parts: list[Tensor]) -> list[tuple[_Change, ...]]:
     """Return the changes of inputs to try, one for each of them; few changes first."""
     if len(parts) > _MOST:
@@ -181,7 +216,7 @@ def _has_rows(outputs: object, rows: int) -> bool:
 
 def _works(task: Task, outputs: Tensor, targets: Tensor) -> bool:
     """Return whether a loss, and its gradient, can be computed."""
-    with suppress(Exception), torch.enable_grad():
+    with suppress(Exception, SystemExit), torch.enable_grad():
         variable = outputs.detach().clone().requires_grad_()
         loss: object = task.loss(variable, targets)
         if isinstance(loss, Tensor) and loss.dim() == 0 and bool(loss.isfinite()):
@@ -192,7 +227,7 @@ def _works(task: Task, outputs: Tensor, targets: Tensor) -> bool:
 
 def _on_classes(outputs: Tensor, targets: Tensor) -> str | None:
     """Return what is wrong if there are more classes than outputs."""
-    if outputs.dim() != 2 or targets.is_floating_point() or targets.numel() != len(outputs):  # noqa: PLR2004 - logits
+    if targets.is_floating_point() or targets.numel() * outputs.shape[1] != outputs.numel():
         return None
     least, most, has = int(targets.min()), int(targets.max()), outputs.shape[1]
     if most < has and least >= 0:
@@ -211,7 +246,7 @@ def _on_classes(outputs: Tensor, targets: Tensor) -> str | None:
         )
     return (
         f"its loss() fails: its example() has classes up to {most}, but its model returns {has} "
-        f"number{'s' * (has > 1)} for a record; {advice}"
+        f"number{'s' * (has > 1)} for {'a record' if targets.dim() == 1 else 'each'}; {advice}"
     )
 
 
@@ -235,10 +270,10 @@ def _on_call(module: nn.Module, inputs: Inputs) -> str | None:
 
 def _on_layer(module: nn.Module, inputs: Inputs) -> str | None:
     """Return which layer gets another type or size than it takes, and what to write."""
-    entered = list[tuple[nn.Module, Tensor | None]]()
+    entered = list[tuple[nn.Module, object]]()
 
     def enter(layer: nn.Module, args: tuple[object, ...]) -> None:
-        entered.append((layer, args[0] if args and isinstance(args[0], Tensor) else None))
+        entered.append((layer, args[0] if args else None))
 
     def leave(*_: object) -> None:
         entered.pop()
@@ -246,33 +281,47 @@ def _on_layer(module: nn.Module, inputs: Inputs) -> str | None:
     hooks = [hook for layer in module.modules() for hook in (
         layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave))]  # fmt: skip
     try:
-        with suppress(Exception), torch.no_grad():
+        with suppress(Exception, SystemExit), torch.no_grad():
             call(module, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    if not entered or entered[-1][1] is None:
+    if not entered:
         return None
     layer, given = entered[-1]
-    assert given is not None  # noqa: S101 - as was just checked
     name = next((name for name, each in module.named_modules() if each is layer), "")
     kind, place = type(layer).__name__, f"layer `{name}`" if name else "only layer"
-    for what, wanted, has, code in _sizes(layer, given):
+    if isinstance(given, tuple):
+        return f"its model's {place} ({kind}) gets a tuple; give it one tensor, such as the first that nn.GRU returns"
+    for what, wanted, has, code in _taken(layer, given) if isinstance(given, Tensor) else ():
         if wanted != has:
             return (
-                f"its model's {place} ({kind}) takes {wanted} {what}, but gets {has}, in {form_of(given)}; {code}, or "
+                f"its model's {place} ({kind}) takes {wanted} {what}, but gets {has}, in {one_form(given)}; {code}, or "
                 f"let example() and load() return other inputs than {form_of(inputs)}"
             )
     return None
 
 
+def _taken(layer: nn.Module, given: Tensor) -> Iterator[tuple[str, object, object, str]]:
+    """Yield of a layer what it takes, which or how many, which or how many it gets, and what to do about it."""
+    kind, dtype = type(layer).__name__, str(given.dtype).removeprefix("torch.")
+    if isinstance(layer, _OF_WORDS):
+        if given.dtype not in {torch.int32, torch.int64}:
+            yield "numbers", "int64", dtype, "write .long() before it"
+        elif given.numel():
+            yield "as the smallest number", 0, min(0, int(given.min())), "number words from 0"
+            most = max(layer.num_embeddings, int(given.max()) + 1)
+            code = f"write nn.{kind}({most}, {layer.embedding_dim})"
+            yield "different numbers", layer.num_embeddings, most, code
+    elif isinstance(layer, _OF_NUMBERS):
+        own = next((weight.dtype for weight in layer.parameters(recurse=False)), torch.float32)
+        change = ".float() before it" if own == torch.float32 else f".to({own}) before it, and .float() after it"
+        yield "numbers", str(own).removeprefix("torch."), dtype, f"write {change}"
+        yield from _sizes(layer, given)
+
+
 def _sizes(layer: nn.Module, given: Tensor) -> Iterator[tuple[str, object, object, str]]:
-    """Yield of a layer what it counts, how many it takes, how many it gets, and what to do; first their type."""
-    dtype = str(given.dtype).removeprefix("torch.")
-    if isinstance(layer, _OF_NUMBERS):
-        yield "numbers", "float32", dtype, "write .float() before it"
-    elif isinstance(layer, _OF_WORDS) and given.dtype not in {torch.int32, torch.int64}:
-        yield "numbers", "int64", dtype, "write .long() before it"
+    """Yield of a layer what it counts, how many it takes, how many it gets, and what to do about it."""
     last, second = given.shape[-1] if given.dim() else 0, given.shape[1] if given.dim() > 1 else 0
     kind = type(layer).__name__
     if isinstance(layer, nn.Linear):
@@ -287,7 +336,5 @@ def _sizes(layer: nn.Module, given: Tensor) -> Iterator[tuple[str, object, objec
         yield "numbers", layer.normalized_shape[-1], last, f"write nn.LayerNorm({last})"
     elif isinstance(layer, nn.GroupNorm):
         yield "channels", layer.num_channels, second, f"write nn.GroupNorm({layer.num_groups}, {second})"
-    elif isinstance(layer, nn.Embedding) and not given.is_floating_point() and given.numel():
-        most = int(given.max()) + 1
-        if most > layer.num_embeddings:
-            yield "different numbers", layer.num_embeddings, most, f"write nn.Embedding({most}, {layer.embedding_dim})"
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield "numbers", layer.embed_dim, last, f"make it {last} wide"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,6 +79,10 @@ def inferred(inputs: Tensor) -> Tensor:
     return inputs * 2
 
 
+def exiting(_: Tensor) -> Tensor:
+    sys.exit(3)
+
+
 def slopes(inputs: Tensor) -> Tensor:
     held = inputs.detach().requires_grad_()
     (slope,) = torch.autograd.grad(held.square().sum(), held, create_graph=True)
@@ -111,6 +116,28 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, Loss, str]] = {
                     "write torch.func.vmap(torch.func.grad(…)) in place of torch.autograd.grad"),
     "derivatives of copies": (lambda: Through(torch.enable_grad()(slopes), nn.Linear(4, 2)), vectors(4), classes(2),
                               ENTROPY, "write torch.func.vmap(torch.func.grad(…)) in place of torch.autograd.grad"),
+    "a batch of eight": (lambda: Through(lambda x: x.reshape(8, 4), nn.Linear(4, 2)), vectors(4), classes(2), ENTROPY,
+                         "takes batches of 8 only; let it take any number of records"),
+    "all at once": (network(nn.Flatten(0), nn.Linear(32, 16), nn.Unflatten(0, (8, 2))), vectors(4), classes(2), ENTROPY,
+                    "takes batches of 8 only; let it take any number of records"),
+    "a word that another record has": (network(nn.EmbeddingBag(5, 2)), NUMBERS, classes(2), ENTROPY,
+                                       "write nn.EmbeddingBag(7, 2), or"),
+    "positions": (lambda: Through(lambda x: torch.arange(x.shape[1]).repeat(len(x), 1), nn.Embedding(3, 2)), NUMBERS,
+                  classes(2), ENTROPY, "(Embedding) takes 3 different numbers, but gets 4,"),
+    "negative words": (network(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2)), NUMBERS - 1, classes(2), ENTROPY,
+                       "takes 0 as the smallest number, but gets -1, in int64 (n, 4); number words from 0, or let"),
+    "a bag of words": (network(nn.EmbeddingBag(3, 2)), NUMBERS, classes(2), ENTROPY, "write nn.EmbeddingBag(7, 2), or"),
+    "transposed": (network(nn.ConvTranspose2d(3, 2, 3)), vectors(1, 4, 4), classes(2), ENTROPY,
+                   "write nn.ConvTranspose2d(1, 2, …), or"),
+    "attention": (network(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)), vectors(5, 6), classes(2), ENTROPY,
+                  "(MultiheadAttention) takes 4 numbers, but gets 6, in float32 (n, 5, 6); make it 6 wide, or let"),
+    "all that a layer returns": (network(nn.GRU(4, 2, batch_first=True), nn.Linear(2, 2)), vectors(5, 4), classes(2),
+                                 ENTROPY, "layer `1` (Linear) gets a tuple; give it one tensor, such as the first"),
+    "a frozen layer in 16 bits": (
+        network(nn.Linear(4, 4).half().requires_grad_(requires_grad=False), nn.Linear(4, 2)), vectors(4), classes(2),
+        ENTROPY, "takes float16 numbers, but gets float32, in float32 (n, 4); write .to(torch.float16) before it, and"),
+    "an exit": (lambda: Through(exiting, nn.Linear(4, 2)), vectors(4), classes(2), ENTROPY,
+                "its model fails on 5 made-up records (SystemExit: 3); correct it"),
     "half outputs": (lambda: Through(lambda x: x, nn.Linear(4, 2), Through(Tensor.half)), vectors(4), classes(2),
                      ENTROPY, "returns float16 (n, 2); return float32, for example outputs.float()"),
     "by name": (Words, {"ids": classes(5).float(), "values": vectors(4).double()}, classes(2), ENTROPY,
@@ -158,6 +185,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, Loss, str]] = {
                                 "return targets.unsqueeze(1) from example() and load() instead"),
     "words first": (network(nn.Embedding(9, 9)), NUMBERS, NUMBERS, ENTROPY,
                     "return outputs.movedim(-1, 1), with the classes in dimension 1, from the model instead"),
+    "too few channels": (network(nn.Conv2d(1, 2, 1)), vectors(1, 2, 2), NUMBERS.reshape(8, 2, 2), ENTROPY,
+                         "classes up to 6, but its model returns 2 numbers for each; give the model 7 outputs"),
     "minus one": (network(nn.Linear(4, 2)), vectors(4), classes(2) * 2 - 1, ENTROPY,
                   "classes from -1 on; number them from 0 in example() and load()"),
     "from one": (network(nn.Linear(4, 2)), vectors(4), classes(2) + 1, ENTROPY,
