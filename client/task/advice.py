@@ -162,8 +162,8 @@ def _on_size(module: nn.Module, inputs: Inputs) -> str | None:
                 if size == count(inputs):
                     return None  # other records fail, not their number
                 return (
-                    f"its model takes batches of {size} only; let it take any number of records, by len(inputs) in "
-                    "place of a constant, and flatten from dimension 1 on"
+                    f"its model takes batches of {size}, but not of {count(inputs)}; let it take any number of "
+                    "records, by len(inputs) in place of a constant, and flatten from dimension 1 on"
                 )
         if time.monotonic() > until:
             break
@@ -325,7 +325,9 @@ def _sizes(layer: nn.Module, given: Tensor) -> Iterator[tuple[str, object, objec
     last, second = given.shape[-1] if given.dim() else 0, given.shape[1] if given.dim() > 1 else 0
     kind = type(layer).__name__
     if isinstance(layer, nn.Linear):
-        yield "numbers", layer.in_features, last, f"write nn.Linear({last}, {layer.out_features})"
+        flat = "keep the records in dimension 0, by flattening from dimension 1 on"
+        code = flat if given.dim() == 1 else f"write nn.Linear({last}, {layer.out_features})"
+        yield "numbers", layer.in_features, last, code
     elif isinstance(layer, _CONVOLUTIONS):
         sizes = _FORMS[len(layer.kernel_size)]
         yield "dimensions", len(sizes), given.dim(), f"let it get ({', '.join(sizes)})"
