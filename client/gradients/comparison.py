@@ -71,10 +71,11 @@ class Expected:
         chosen = torch.arange(_RECORDS, device=device_of(records[0])) % len(records[1])
         records, model = (rows(records[0], chosen), records[1][chosen]), cls.copy(model)
         before = _state(device_of(records[0]))
-        first = _norm(next(_one_by_one(model, loss, records)))
+        with quiet():
+            first = _norm(next(_one_by_one(model, loss, records)))
         draws = not torch.equal(_state(device_of(records[0])), before)
         bound, sums = (first / 2 if 0 < first < float("inf") else 1.0), []
-        with _held_still(draws=draws):
+        with quiet(), _held_still(draws=draws):
             for batch in _orders(device_of(records[0])):
                 sums.append(_by_autograd(model, loss, records, batch, bound, draws=draws))
                 with torch.no_grad():

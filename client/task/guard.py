@@ -172,22 +172,15 @@ def _make_and_check(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
             if turn != "again":
                 Probe(task, module).outputs(_turned(inputs, 2))
             if not as_made or not same(outputs, Probe(task, module).outputs(copied(inputs))):
-                raise TaskError(_ANOTHER if turn == "again" else REMEMBERS)
+                raise TaskError(_ANOTHER if turn == "again" and not as_made else REMEMBERS)
     return module, marks
 
 
 def _check_form(module: nn.Module) -> None:
     """Refuse parameters in a form that cannot be shared."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
-            msg = f"its model's parameter `{name}` has no size yet; use layers of fixed size, not nn.Lazy…"
-            raise TaskError(msg)
-        if tensor.requires_grad and tensor.dtype != torch.float32:
-            msg = "its model trains parameters that are not float32; make all of them float32, or freeze them"
-            raise TaskError(msg)
-        if tensor.dtype not in DTYPES:
-            msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
-            raise TaskError(msg)
+        if (wrong := _wrong_form(name, tensor)) is not None:
+            raise TaskError(wrong)
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             msg = "its model is compiled by torch.jit, which hides its layers; return the module itself"
@@ -202,6 +195,24 @@ def _check_form(module: nn.Module) -> None:
             "be trained"
         )
         raise TaskError(msg)
+
+
+def _wrong_form(name: str, tensor: Tensor) -> str | None:
+    """Return what is wrong with the form of a parameter or buffer; None if nothing is."""
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+        return f"its model's parameter `{name}` has no size yet; use layers of fixed size, not nn.Lazy…"
+    if tensor.requires_grad and tensor.dtype != torch.float32:
+        advice = "make all of them float32, or freeze them"
+        if tensor.is_complex():
+            advice = "make it float32, with a last dimension of 2, and write torch.view_as_complex in forward"
+        return f"its model trains parameters that are not float32, such as `{name}`, of {tensor.dtype}; {advice}"
+    if tensor.dtype not in DTYPES:
+        return f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
+    if tensor.device.type != "cpu":
+        return f"its model's `{name}` is on {tensor.device}; make it on the CPU, and leave devices to Cloister"
+    if tensor.layout != torch.strided:
+        return f"its model's `{name}` is sparse, which its file cannot hold; keep it dense, by .to_dense()"
+    return None
 
 
 def _check_local(module: nn.Module, task: Task) -> None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from client.task.probe import Probe
 
 REMEMBERS = (
-    "its model remembers earlier batches; let its outputs depend only on its inputs and parameters, and change neither"
+    "its model remembers earlier batches, or draws from another generator than torch's default; let its outputs depend "
+    "only on its inputs, its parameters and that generator, and change neither inputs nor parameters"
 )
 _SEEDS = 40  # for a random model: records that interact in one batch of ten escape one guard in sixty
 _ROUNDING = 1e-6  # relative to the largest output

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from client.data.inputs import Inputs, as_inputs, call, count, mapped, named, rows, tensors
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES
-from client.task.advice import advice_on_loss, advice_on_model, advice_on_outputs
+from client.task.advice import advice_on_loss, advice_on_model, advice_on_outputs, advice_on_value
 from client.task.conversions import converted
 from client.task.forms import form_of, one_form
 from privacy.errors import DataError, TaskError
@@ -69,6 +69,8 @@ class Example:
         for name, parts in (("inputs", tensors(inputs)), ("targets", [targets])):
             if all((part == part[:1]).all() for part in parts):
                 msg = f"its example has the same {name} in every record; make up different records, of every class"
+                if name == "targets":
+                    msg += "; if loss() needs no targets, return torch.arange(n)"
                 raise TaskError(msg)
         return cls(inputs, targets)
 
@@ -134,7 +136,10 @@ class Probe:
         """
         seed_cpu(seed)
         given = inputs if self.number is torch.float32 else mapped(_doubled, inputs)
-        with self._advising(lambda _: advice_on_model(self.module, given)), self.naming("model", count(inputs)):
+        with (
+            self._advising(lambda failure: advice_on_model(self.module, given, failure)),
+            self.naming("model", count(inputs)),
+        ):
             outputs: object = call(self.module, given)
         _check_seed(seed, "model")
         if not isinstance(outputs, Tensor):
@@ -143,7 +148,13 @@ class Probe:
             raise TaskError(msg)
         if outputs.dtype != self.number:
             doubles = any(part.dtype == torch.float64 for part in tensors(inputs))
-            instead = "inputs.float() from example() and load()" if doubles else "for example scores instead of classes"
+            instead = (
+                "inputs.float() from example() and load()"
+                if doubles
+                else (
+                    f"for example {'outputs.float()' if outputs.is_floating_point() else 'scores instead of classes'}"
+                )
+            )
             msg = f"its model returns {one_form(outputs)}; return {'' if doubles else 'float32, '}{instead}"
             raise TaskError(msg)
         if outputs.dim() == 0 or len(outputs) != count(inputs):
@@ -165,8 +176,7 @@ class Probe:
             loss: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
         if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.dtype != self.number:
-            mean = ", such as loss.mean()" if isinstance(loss, Tensor) and loss.shape == (len(outputs),) else ""
-            msg = f"its loss returns {one_form(loss)}; return a float32 scalar: the mean of one term per record{mean}"
+            msg = f"its loss returns {one_form(loss)}; {advice_on_value(loss, outputs, targets)}"
             raise TaskError(msg)
         return loss
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from client.data.inputs import copied
+from client.task.advice import DERIVATIVE
 from client.task.forms import form_of
 from client.task.probe import same
 from privacy.errors import TaskError
@@ -120,7 +121,14 @@ def check_leaves(probe: Probe, outputs: Tensor, loss: Tensor) -> None:
     own = {id(parameter) for parameter in probe.module.parameters()}
     for leaf in _leaves(outputs, loss):
         if id(leaf) not in own:
-            name = _name(leaf, probe) or f"one of shape {tuple(leaf.shape)}"
+            name = _name(leaf, probe)
+            if name is None and leaf.dim() and len(leaf) == len(outputs):
+                msg = (
+                    "its model computes gradients with respect to copies of its inputs, which cannot be told from "
+                    f"parameters outside it; write {DERIVATIVE}"
+                )
+                raise TaskError(msg)
+            name = name or f"one of shape {tuple(leaf.shape)}"
             msg = (
                 f"its outputs or loss depend on a parameter outside the model, {name}, which would be neither "
                 "clipped nor shared; make it part of the model (with nn.ModuleList instead of a list), or detach it"

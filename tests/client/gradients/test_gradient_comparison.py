@@ -54,6 +54,16 @@ def test_a_model_that_draws_at_random_is_compared_and_the_generator_is_as_before
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_loss_that_torch_maps_slowly_is_taken_without_a_warning() -> None:
+    class Divergence(Scores):
+        @override
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            labels = functional.one_hot(targets, 2).float()
+            return functional.kl_div(outputs.log_softmax(1), labels, reduction="batchmean")
+
+    assert choose(Divergence(), *make_specimen("mlp"), computing("auto")).gradients == "bookkeeping"
+
+
 def test_dropout_is_the_same_in_a_model_and_in_the_loss_that_is_computed_record_by_record() -> None:
     class Branching(Scores):
         @override

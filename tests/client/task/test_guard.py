@@ -89,13 +89,22 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         Toy(lambda: nn.Linear(9, 3)), "its model's only layer (Linear) takes 9 numbers, but gets 4, in float32"),
     "a layer without a size": (Toy(lambda: nn.LazyLinear(3)), "its model's parameter `weight` has no size yet; use"),
     "doubles": (
-        Toy(lambda: head().double()), "its model trains parameters that are not float32; make all of them float32"),
+        Toy(lambda: head().double()), "its model trains parameters that are not float32, such as `weight`, of"),
+    "complex numbers": (
+        Toy(lambda: head().to(torch.complex64)),
+        "its model trains parameters that are not float32, such as `weight`, of torch.complex64; make it float32,"),
+    "another device": (Toy(lambda: head().to("meta")), "its model's `weight` is on meta; make it on the CPU"),
+    "a sparse buffer": (Toy(lambda: Constant(torch.eye(3).to_sparse())), "its model's `shift` is sparse, which its"),
+    "sparse rows": (Toy(lambda: Constant(torch.eye(3).to_sparse_csr())), "its model's `shift` is sparse, which its"),
     "no parameters": (Toy(nn.Identity), "its model has nothing to train"),
     "the same model": (Toy(lambda: ONE), "its model() returns the same parameters twice; make a new model every time"),
     "numpy's luck": (
         Toy(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes a different"),
     "python's luck": (
         Toy(lambda: drawn_by(random.random)), "its model() makes a different model each time; draw the initial"),
+    "numpy's luck in forward": (
+        Toy(lambda: Through(lambda x: x * np.random.default_rng().random(), head())),
+        "its model remembers earlier batches, or draws from another generator than torch's default; let"),
     "two outputs": (
         Toy(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
     "outputs by name": (

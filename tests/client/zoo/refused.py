@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -101,6 +102,18 @@ def _over_words(embedding: nn.Module) -> nn.Module:
     return nn.Sequential(embedding, nn.Flatten(), nn.Linear(5 * LENGTH, CLASSES))
 
 
+def _sparse() -> nn.Module:
+    layer = head()
+    layer.register_buffer("edges", torch.eye(WIDTH).to_sparse())
+    return layer
+
+
+@torch.enable_grad()
+def _slopes(inputs: Tensor) -> Tensor:
+    held = inputs.detach().requires_grad_()
+    return torch.autograd.grad(held.square().sum(), held, create_graph=True)[0]
+
+
 def _of_the_batch(outputs: Tensor, targets: Tensor) -> Tensor:
     del targets
     return functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
@@ -140,5 +153,11 @@ REFUSED: dict[str, tuple[Task, str]] = {
         "a record's gradient"),
     "`checkpoint(…, use_reentrant=True)`": (Toy(Again), "use_reentrant"),
     "trained parameters in float64 or 16 bits": (Toy(lambda: head().double()), "make all of them float32"),
+    "trained parameters that are complex": (Toy(lambda: head().to(torch.complex64)), "torch.view_as_complex in"),
+    "sparse parameters and buffers": (Toy(_sparse), "keep it dense, by .to_dense()"),
+    "draws from generators of Python or NumPy": (
+        Toy(lambda: Through(lambda x: x * random.random(), head())),  # noqa: S311 - that is what is refused
+        "draws from another generator than torch's default"),
+    "`torch.autograd.grad` in `forward`": (Toy(lambda: Through(_slopes, head())), "write torch.func.vmap(torch.func."),
     "layers in a list": (Toy(Listed), "nn.ModuleList instead of a list"),
 }  # fmt: skip
