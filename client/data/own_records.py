@@ -84,11 +84,13 @@ def check_loaded(loaded: Any, name: str, example: Example, path: Path, data: Dat
     notices: tuple[str, ...] = ()
     parts = list[Any](loaded) if isinstance(loaded, tuple | list) else [loaded]
     if parts and isinstance(parts[0], Dataset) and len(parts) <= 2:  # noqa: PLR2004 - a data set and persons
-        records: Records = _stored(parts[0], name, example, path, data)
-        persons = parts[1:]
+        stored = _stored(parts[0], name, example, path, data)
+        records: Records = stored
+        persons, notices = parts[1:], _converted(stored.feed.reader.changes())
     elif len(parts) in {2, 3}:
         in_memory = _in_memory(parts[0], parts[1], example, path)
-        records, persons, notices = in_memory, parts[2:], _changed(parts[0], parts[1], in_memory)
+        said = changes((parts[0], parts[1]), (in_memory.inputs, in_memory.targets))
+        records, persons, notices = in_memory, parts[2:], _converted(said)
     else:
         kind = f"{len(parts)} things" if isinstance(loaded, tuple | list) else f"a {type(loaded).__name__}"
         msg = f"{path}: the load() of {name} returns {kind}; {_WANTED}"
@@ -149,9 +151,8 @@ def _counts(part: Any) -> list[int]:  # noqa: ANN401 - whatever a task returns
     return sorted(counts)
 
 
-def _changed(inputs: object, targets: object, taken: InMemory) -> tuple[str, ...]:
+def _converted(said: list[str]) -> tuple[str, ...]:
     """Return a sentence if numbers were converted."""
-    said = changes((inputs, targets), (taken.inputs, taken.targets))
     return (f"load() returns other types of numbers than example(); converted: {', '.join(said)}",) if said else ()
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from typing_extensions import override
 
 from client.data.inputs import Inputs, as_inputs, joined, move, named, rows, tensors
 from client.data.site_records import Records
-from client.task.conversions import converted
+from client.task.conversions import changes, converted
 from client.task.forms import form_of
 from client.task.user_code import is_memory
 from privacy.errors import CloisterError, DataError
@@ -72,6 +74,18 @@ class Reader(Dataset[Any]):
         if not targets:
             return rows(self.example.inputs, slice(0)), self.example.targets[:0]
         return joined(inputs), torch.cat(targets)
+
+    def changes(self) -> list[str]:
+        """Say which types of numbers are changed in the first record; nothing if it cannot be read: a check says that.
+
+        A copy of the data set is read, so that a file that it opens does not keep it from being pickled.
+        """
+        made_up = self.example.inputs, self.example.targets
+        with suppress(Exception, SystemExit), torch.random.fork_rng(devices=[]):
+            item: Any = copy(self.dataset)[0]
+            own = [_alone(*pair) for pair in zip(item, made_up, strict=True)]
+            return changes((own[0], own[1]), self._taken(item))
+        return []
 
     def _one(self, index: int) -> Batch | Unreadable:
         """Return one record, as a batch of one."""
@@ -137,6 +151,8 @@ def _alone(value: Any, like: Inputs) -> Any:  # noqa: ANN401 - whatever a data s
         return {name: _alone(part, like[name]) if name in like else part for name, part in value.items()}
     if isinstance(like, tuple) and isinstance(value, tuple | list) and len(value) == len(like):
         return tuple(_alone(*pair) for pair in zip(value, like, strict=True))
+    if isinstance(value, np.number | np.bool):
+        return np.array([value])
     if isinstance(value, Tensor | np.ndarray):
         return value[None]
     return value if value is None or isinstance(value, str | bytes | Mapping) else [value]

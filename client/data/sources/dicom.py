@@ -88,9 +88,12 @@ class DicomReader(ImageReader):
             msg = "colours by a palette, or of another kind; convert the image to grey or RGB"
             raise UnusableError(msg)
         self.check_channels(channels)
-        slope = data.get("RescaleSlope")
-        if slope is not None and not 0 < abs(float(slope)) < inf:
-            msg = "a rescale slope that is zero or no number; correct it, or leave the record out"
+        slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+        if (slope is None) != (intercept is None):  # pydicom would ignore the other
+            msg = "a rescale slope without an intercept, or the reverse; correct it, or leave the record out"
+            raise UnusableError(msg)
+        if slope is not None and not (0 < abs(float(slope)) < inf and abs(float(intercept)) < inf):
+            msg = "a rescale slope that is zero, or a scale that is no number; correct it, or leave the record out"
             raise UnusableError(msg)
         pixels = np.asarray(apply_modality_lut(_pixels(data), data), np.float32)
         frames = torch.from_numpy(pixels).reshape(count, int(data.Rows), int(data.Columns), channels)

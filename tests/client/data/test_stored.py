@@ -237,16 +237,27 @@ def test_a_record_that_cannot_be_used_is_named_before_anything_is_charged(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "target"),
+    ("inputs", "target", "said"),
     [
-        (torch.ones(2).double(), 1),
-        (np.ones(2), np.float64(1)),
-        ([1, 1], [1.0]),
-        (np.ones(2, np.uint16), True),
-        (torch.ones(2).int(), torch.tensor(1)),
+        (torch.ones(2).double(), 1, "inputs from float64 to float32"),
+        (np.ones(2), np.float64(1), "inputs from float64 to float32, targets from float64 to float32"),
+        ([1, 1], [1.0], ""),
+        (np.ones(2, np.uint16), True, "inputs from uint16 to float32"),
+        (torch.ones(2).int(), torch.tensor(1), "inputs from int32 to float32, targets from int64 to float32"),
     ],
 )
-def test_numbers_of_any_type_become_those_of_the_example(inputs: object, target: object) -> None:
+def test_numbers_of_any_type_become_those_of_the_example_with_a_notice(
+    inputs: object, target: object, said: str
+) -> None:
+    class Alike(Dataset[Any]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> object:
+            return inputs, target
+
+    (notice,) = check_loaded(Alike(), "package:Class", Example.of(Tiny()), Path("records")).notices or ("",)
+    assert notice.rpartition("converted: ")[2] == said
     (read, aims) = stored(Spoilt(lambda: (inputs, target)), Tiny()).whole()
     assert torch.equal(whole(read)[ODD], torch.ones(2))
     assert aims[ODD].tolist() == [1.0]

@@ -148,6 +148,9 @@ def test_a_file_of_another_kind_or_modality_is_refused(tmp_path: Path) -> None:
     )
     assert problem_of(save(tmp_path, dicom(SharedFunctionalGroupsSequence=[]))).startswith("an enhanced DICOM file")
     assert problem_of(save(tmp_path, dicom(RescaleSlope=0))).startswith("a rescale slope that is zero")
+    assert problem_of(save(tmp_path, dicom(RescaleIntercept="1e999"))).startswith("a rescale slope that is zero, or")
+    for half in (dicom(RescaleSlope=None), dicom(RescaleIntercept=None)):
+        assert problem_of(save(tmp_path, half)).startswith("a rescale slope without an intercept, or the reverse;")
     (tmp_path / "a.dcm").write_bytes(b"Mrs Smith" * 100)
     assert problem_of(labels(tmp_path, "a.dcm,benign")) == "not a DICOM file; name another, or leave the record out"
     (tmp_path / "a.dcm").write_bytes(b"")
