@@ -151,7 +151,7 @@ def _alone(value: Any, like: Inputs) -> Any:  # noqa: ANN401 - whatever a data s
         return {name: _alone(part, like[name]) if name in like else part for name, part in value.items()}
     if isinstance(like, tuple) and isinstance(value, tuple | list) and len(value) == len(like):
         return tuple(_alone(*pair) for pair in zip(value, like, strict=True))
-    if isinstance(value, np.number | np.bool):
+    if isinstance(value, np.number | np.bool_):
         return np.array([value])
     if isinstance(value, Tensor | np.ndarray):
         return value[None]

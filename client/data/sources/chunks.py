@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -60,10 +61,11 @@ def array_of(values: Sequence[Any]) -> Any:  # noqa: ANN401 - of PyArrow, which 
 
     A text means the same as the value itself: what other rows have must not change what a row becomes.
     """
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, ValueError, TypeError):
-        return pa.array([_text(value) for value in values], pa.string())
+    with suppress(pa.ArrowException, OverflowError, ValueError, TypeError):
+        array = pa.array(values)
+        if not (pa.types.is_binary(array.type) and any(isinstance(value, str) for value in values)):
+            return array
+    return pa.array([_text(value) for value in values], pa.string())
 
 
 def _text(value: object) -> str | None:
@@ -73,8 +75,8 @@ def _text(value: object) -> str | None:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    # A structure where a table has a value becomes a text that no column takes.
-    return "?" if isinstance(value, dict | list) else str(value)
+    # A structure, or bytes, where a table has a value becomes a text that no column takes.
+    return "?" if isinstance(value, dict | list | bytes) else str(value)
 
 
 class Table(ABC):

@@ -7,6 +7,7 @@ depends on their places.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from contextlib import closing, contextmanager
 from itertools import pairwise
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _ROWS = 10_000  # at a time
 _PATIENCE = 10  # seconds to connect
 _MOST = 1 << 20  # bytes of the query
+_END = re.compile(r"\s*;(;|\s|--[^\n]*(\n|\Z))*\Z")  # of a statement: nothing but comments follows
 
 
 class SqlTable(Table):
@@ -76,7 +78,7 @@ class SqlTable(Table):
             self.fail(reason(error), "name a text file with one SELECT")
         except UnicodeDecodeError:
             self.fail("not UTF-8 text", "name a text file with one SELECT")
-        query = query.strip().rstrip(";")
+        query = _END.sub("", query).strip()
         if not query:
             self.fail("the file is empty", "write one SELECT in it")
         order = engine.dialect.identifier_preparer.quote(self.options.order_by)

@@ -234,10 +234,11 @@ def test_truth_values_decimals_and_nan_are_read_and_other_types_refused(
     assert complaint(path, options, Diabetes()).startswith("cohort.sql: the database refuses the query (")
 
 
-def test_values_of_mixed_types_which_sqlite_allows_are_read_as_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [f"'{SECRET}'", "X'313940'"])
+def test_values_of_mixed_types_which_sqlite_allows_are_read_as_texts(tmp_path: Path, other: str) -> None:
     fill(f"sqlite:///{tmp_path}/omop.db")
-    mixed = f"CASE p.person_id WHEN 1 THEN '1940' WHEN 2 THEN '{SECRET}' ELSE 1960 END AS year_of_birth,"
-    (tmp_path / "cohort.sql").write_text(QUERY.replace("p.year_of_birth,", mixed))
+    mixed = f"CASE p.person_id WHEN 1 THEN '1940' WHEN 2 THEN {other} ELSE 1960 END AS year_of_birth,"
+    (tmp_path / "cohort.sql").write_text(QUERY.replace("p.year_of_birth,", mixed) + "; -- of 2024\n-- end")
     listed = problems(tmp_path / "cohort.sql", Sql(url="sqlite:///omop.db", order_by="person_id"), Diabetes())
     assert [problem.partition(";")[0] for problem in listed] == [
         "cohort.sql, row 2, column `year_of_birth`: not a number"
