@@ -328,8 +328,9 @@ def test_a_file_is_listed_once_unless_persons_are_named(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("a.png")
     again = "the file of line 2 again; leave one out, or have the task name a column for persons"
     for name in ("a.png", "./a.png", "link.png"):
-        path = labels(tmp_path, "a.png,benign", "b.png,benign", f"{name},malignant")
-        assert complaint(path, Images(), Picture()) == f"labels.csv, line 4, column `file`: {again}"
+        table = labels(tmp_path, "a.png,benign", "b.png,benign", f"{name},malignant")
+        assert complaint(table, Images(), Picture()) == f"labels.csv, line 4, column `file`: {again}"
+    path = labels(tmp_path)
     path.write_text("file,label,patient\na.png,benign,1\na.png,malignant,1\n")
     assert len(read(path, Images(), OfPatients())[0]) == 2
 
